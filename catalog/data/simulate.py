@@ -21,7 +21,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-__all__ = ["SparseCounts", "pair_truth", "poisson_lognormal", "population_lfc", "scvi_counts", "sparse_counts"]
+__all__ = [
+    "SparseCounts",
+    "pair_truth",
+    "poisson_lognormal",
+    "population_lfc",
+    "scvi_counts",
+    "sparse_counts",
+]
 
 BLOCK = 4_096  # cells drawn at a time by SparseCounts; part of its definition: every block has its own stream
 
@@ -137,7 +144,13 @@ def scvi_counts(
     data.obsm["z"] = z
     data.layers["rho"] = rho
     data.var["theta"], data.var["zero_logit"] = theta, zero_logit
-    data.uns["simulation"] = {"name": "scvi_counts", "seed": seed, "centres": centres, "z_sd": z_sd, "decoder": decoder}
+    data.uns["simulation"] = {
+        "name": "scvi_counts",
+        "seed": seed,
+        "centres": centres,
+        "z_sd": z_sd,
+        "decoder": decoder,
+    }
     return data
 
 
@@ -205,7 +218,9 @@ def poisson_lognormal(
     return data
 
 
-def population_lfc(data: anndata.AnnData, group: str, reference: str, *, proportions: bool = False) -> np.ndarray:
+def population_lfc(
+    data: anndata.AnnData, group: str, reference: str, *, proportions: bool = False
+) -> np.ndarray:
     """Log2 fold change between the populations of two types of `poisson_lognormal`.
 
     All types share one covariance, so the ratio of mean rates equals the ratio of median rates. A gene is truly
@@ -233,7 +248,13 @@ def population_lfc(data: anndata.AnnData, group: str, reference: str, *, proport
 
 
 def pair_truth(
-    data: anndata.AnnData, group: str, reference: str, *, threshold: float = 0.5, n_pairs: int = 10_000, seed: int = 0
+    data: anndata.AnnData,
+    group: str,
+    reference: str,
+    *,
+    threshold: float = 0.5,
+    n_pairs: int = 10_000,
+    seed: int = 0,
 ) -> np.ndarray:
     """Genes that differ between at least half of random pairs of cells: the paper's own definition of the truth.
 
@@ -347,7 +368,9 @@ class SparseCounts:
             yield sp.csr_matrix(counts[keep], dtype=np.float32), types[keep], batches[keep]
 
 
-def sparse_counts(n_cells: int = 10_000, n_genes: int = 2_000, *, seed: int = 0, **options) -> anndata.AnnData:
+def sparse_counts(
+    n_cells: int = 10_000, n_genes: int = 2_000, *, seed: int = 0, **options
+) -> anndata.AnnData:
     """Draw a whole `SparseCounts` data set into memory.
 
     Parameters

@@ -2,9 +2,9 @@
 
 The three rooms are imported on first use, so that ``import fieldguide`` itself stays light:
 
-* :mod:`fieldguide.catalog`: the models, each a Pyro model/guide pair, and the embedded data;
-* :mod:`fieldguide.inference`: objectives, the fitting loop, posteriors;
-* :mod:`fieldguide.decisions`: differential expression and other calls made from a posterior.
+* ``fieldguide.catalog``: the models, each a Pyro model/guide pair, and the embedded data;
+* ``fieldguide.inference``: objectives, the fitting loop, posteriors;
+* ``fieldguide.decisions``: differential expression and other calls made from a posterior.
 """
 
 import importlib

@@ -1,0 +1,24 @@
+"""What every test shares: checked annotations, repeatable random examples, one thread, and the embedded data."""
+
+import os
+
+import hypothesis
+import jaxtyping
+import pytest
+import torch
+
+# Before anything imports the package: annotated calls in it are checked while the tests run. An int passes for a float.
+jaxtyping.install_import_hook("fieldguide", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("fieldguide", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("fieldguide")
+
+
+@pytest.fixture
+def pbmc():
+    """The 700 embedded blood cells, read anew for each test, so that a test may change them."""
+    from fieldguide.catalog.data import pbmc68k_700
+
+    return pbmc68k_700()

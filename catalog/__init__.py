@@ -1,6 +1,12 @@
-"""TODO"""
+"""The catalog: published models as Pyro model/guide pairs, one file each, with what they read and whom to cite."""
 
 if not __name__.startswith("fieldguide."):
     raise ImportError(
-        "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
+        "import fieldguide.catalog, not catalog: install the project first "
+        "(python -m pip install -c constraints.txt .)"
     )
+
+from fieldguide.catalog import ppca, scvi
+from fieldguide.catalog.entry import Entry, citation, entries, entry, get
+
+__all__ = ["Entry", "citation", "entries", "entry", "get", "ppca", "scvi"]

@@ -1,6 +1,57 @@
-"""TODO"""
+"""How programs are fitted, whatever they are: objectives, one training loop, posteriors."""
 
 if not __name__.startswith("fieldguide."):
     raise ImportError(
-        "import fieldguide.inference, not inference: install the project first (python -m pip install -c constraints.txt .)"
+        "import fieldguide.inference, not inference: install the project first "
+        "(python -m pip install -c constraints.txt .)"
     )
+
+from fieldguide.inference.checkpoint import load
+from fieldguide.inference.data import Dataset, Loader
+from fieldguide.inference.fit import fit
+from fieldguide.inference.fitted import Fit
+from fieldguide.inference.objectives import ELBO, IWAE, Objective, resolve
+from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.schema import (
+    Categories,
+    Category,
+    Continuous,
+    Counts,
+    Field,
+    FittedSchema,
+    Matrix,
+    Positive,
+    Schema,
+    SchemaError,
+)
+from fieldguide.inference.step import Step
+from fieldguide.inference.weights import Weights, weigh
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "Batch",
+    "Categories",
+    "Category",
+    "Continuous",
+    "Counts",
+    "Dataset",
+    "Field",
+    "Fit",
+    "FittedSchema",
+    "Loader",
+    "Matrix",
+    "Objective",
+    "Positive",
+    "Posterior",
+    "Program",
+    "Schema",
+    "SchemaError",
+    "Step",
+    "Weights",
+    "fit",
+    "load",
+    "resolve",
+    "weigh",
+]

@@ -1,0 +1,189 @@
+"""scVI: deep generative modelling of single-cell counts (Lopez et al., Nature Methods 2018)."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from fieldguide.catalog.entry import entry
+from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from fieldguide.catalog.nets import GaussianEncoder, Layers, one_hot
+from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
+from fieldguide.inference.program import Batch
+
+LIKELIHOODS = ("nb", "zinb", "poisson")
+DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
+
+
+@entry(
+    "scvi",
+    title="Single-cell variational inference: a negative binomial VAE of counts, corrected for batch and depth",
+    schema=Schema(
+        counts=Counts("X"),
+        batch=Category("batch", optional=True),
+        labels=Category("", optional=True),
+        categorical=Categories("", optional=True),
+        continuous=Continuous("", optional=True),
+        size_factor=Positive("", optional=True),
+    ),
+    objective=ELBO(kl="analytic"),
+    cite="""
+@article{lopez2018deep,
+  title = {Deep generative modeling for single-cell transcriptomics},
+  author = {Lopez, Romain and Regier, Jeffrey and Cole, Michael B. and Jordan, Michael I. and Yosef, Nir},
+  journal = {Nature Methods},
+  volume = {15},
+  pages = {1053--1058},
+  year = {2018},
+  doi = {10.1038/s41592-018-0229-2}
+}""",
+)
+class SCVI(Program):
+    r"""scVI.
+
+    For each cell with counts x [G], batch s, and latent z [D]::
+
+        z ~ Normal(0, I)
+        log l ~ Normal(m_s, v_s)          library="latent"; otherwise l is the total count (or a size factor)
+        rho = softmax(decoder(z, s))
+        x_g ~ NegativeBinomial(mean l * rho_g, inverse dispersion theta_g)    or zero-inflated, or Poisson
+
+    The guide is Normal(encoder(log(1 + x))) for z, and likewise for log l.
+
+    Sites: ``z`` [D], ``log_library`` (when latent), ``rho`` [G] (proportions; outside training), ``counts`` [G].
+
+    Parameters
+    ----------
+    n_genes, n_batch, n_labels, n_categorical, n_continuous
+        What the data implies; filled in by ``fit``.
+    n_latent, n_hidden, n_layers : int
+        Latent dimension and size of both networks (published: 10, 128, 1).
+    dropout : float
+        Dropout of the encoder.
+    likelihood : {"nb", "zinb", "poisson"}
+        The negative binomial by default: for UMI counts most zeros need no inflation (the paper's own conclusion).
+    dispersion : {"gene", "gene-batch", "gene-label", "gene-cell"}
+        What the inverse dispersion theta depends on.
+    library : {"observed", "latent"}
+        Whether the library size is the total count of the cell, or a latent with the empirical mean and variance
+        of its batch as a prior (the paper's).
+    encode_covariates : bool
+        Whether the encoder sees batch and covariates (the paper's notation; its code does not).
+    """
+
+    latent = "z"
+    warmup = ("z",)
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_batch: int = 1,
+        n_labels: int = 1,
+        n_categorical: tuple[int, ...] = (),
+        n_continuous: int = 0,
+        n_latent: int = 10,
+        n_hidden: int = 128,
+        n_layers: int = 1,
+        dropout: float = 0.1,
+        likelihood: Literal["nb", "zinb", "poisson"] = "nb",
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        library: Literal["observed", "latent"] = "observed",
+        encode_covariates: bool = False,
+    ) -> None:
+        super().__init__()
+        _one_of("likelihood", likelihood, LIKELIHOODS)
+        _one_of("dispersion", dispersion, DISPERSIONS)
+        _one_of("library", library, ("observed", "latent"))
+        self.n_batch, self.n_categorical = n_batch, tuple(n_categorical)
+        self.likelihood, self.dispersion, self.library = likelihood, dispersion, library
+        self.encode_covariates = encode_covariates
+        n_covariates = (n_batch if n_batch > 1 else 0) + sum(self.n_categorical) + n_continuous
+        seen = {"n_covariates": n_covariates if encode_covariates else 0, "dropout": dropout}
+        self.encoder_z = GaussianEncoder(n_genes, n_latent, n_hidden, n_layers=n_layers, **seen)
+        if library == "latent":
+            self.encoder_library = GaussianEncoder(n_genes, 1, n_hidden, **seen)
+        self.register_buffer("library_prior", torch.tensor([[0.0, 1.0]]).repeat(n_batch, 1))
+        self.decoder = Layers(n_latent, n_hidden, n_layers, n_covariates)
+        self.head_rho = nn.Linear(n_hidden, n_genes)
+        if likelihood == "zinb":
+            self.head_gate = nn.Linear(n_hidden, n_genes)
+        if dispersion == "gene-cell":
+            self.head_dispersion = nn.Linear(n_hidden, n_genes)
+        elif likelihood != "poisson":
+            rows = {"gene": (), "gene-batch": (n_batch,), "gene-label": (n_labels,)}[dispersion]
+            self.log_dispersion = nn.Parameter(torch.randn(*rows, n_genes))
+        self.register_buffer("prior_loc", torch.zeros(n_latent))
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Set the prior of a latent library: mean and variance of the log totals of each batch's training cells."""
+        if self.library == "observed":
+            return
+        seen = [(self.codes(b), b["counts"].sum(-1).log()) for b in batches]
+        codes, totals = torch.cat([c for c, _ in seen]), torch.cat([t for _, t in seen])
+        for code in codes.unique():
+            inside = totals[codes == code]
+            variance = inside.var() if len(inside) > 1 else totals.var()
+            self.library_prior[code] = torch.stack((inside.mean(), variance.sqrt().clamp(min=0.01)))
+
+    def model(self, batch: Batch) -> None:
+        covariates = self.covariates(batch)
+        with self.cells(batch):
+            z = pyro.sample("z", dist.Normal(self.prior_loc, 1.0).to_event(1))
+            hidden = self.decoder(z, covariates)
+            log_rho = torch.log_softmax(self.head_rho(hidden), -1)
+            if not self.training:
+                pyro.deterministic("rho", log_rho.exp(), event_dim=1)
+            log_mean = log_rho + self.log_library(batch)
+            pyro.sample("counts", self.observation(log_mean, hidden, batch), obs=batch["counts"])
+
+    def guide(self, batch: Batch) -> None:
+        features = batch["counts"].log1p()
+        covariates = self.covariates(batch) if self.encode_covariates else None
+        with self.cells(batch):
+            pyro.sample("z", dist.Normal(*self.encoder_z(features, covariates)).to_event(1))
+            if self.library == "latent":
+                loc, scale = self.encoder_library(features, covariates)
+                pyro.sample("log_library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
+
+    def log_library(self, batch: Batch) -> Tensor:
+        """Natural log of the library size, [..., B, 1]."""
+        if self.library == "latent":
+            loc, scale = self.library_prior[self.codes(batch)].unbind(-1)
+            return pyro.sample("log_library", dist.Normal(loc, scale)).unsqueeze(-1)
+        library = batch["size_factor"] if "size_factor" in batch else batch["counts"].sum(-1)
+        return library.log().unsqueeze(-1)
+
+    def observation(self, log_mean: Tensor, hidden: Tensor, batch: Batch) -> dist.TorchDistribution:
+        """Distribution of the counts given their log means [..., B, G]."""
+        if self.likelihood == "poisson":
+            return Poisson(log_mean)
+        if self.dispersion == "gene-cell":
+            log_dispersion = self.head_dispersion(hidden)
+        elif self.dispersion == "gene":
+            log_dispersion = self.log_dispersion
+        else:
+            log_dispersion = self.log_dispersion[
+                self.codes(batch) if self.dispersion == "gene-batch" else batch["labels"]
+            ]
+        if self.likelihood == "zinb":
+            return ZeroInflatedNegativeBinomial(log_mean, log_dispersion, self.head_gate(hidden))
+        return NegativeBinomial(log_mean, log_dispersion)
+
+    def codes(self, batch: Batch) -> Tensor:
+        """Batch of each cell [B]; zero when there is one batch."""
+        return batch["batch"] if "batch" in batch else torch.zeros_like(batch["index"])
+
+    def covariates(self, batch: Batch) -> Tensor | None:
+        """Batch and further covariates of each cell [B, C], or None when there are none."""
+        parts = [one_hot(batch["batch"], self.n_batch)] if self.n_batch > 1 else []
+        parts += [one_hot(batch["categorical"][:, i], n) for i, n in enumerate(self.n_categorical)]
+        parts += [batch["continuous"]] if "continuous" in batch else []
+        return torch.cat(parts, -1) if parts else None
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -1,0 +1,321 @@
+"""The one training loop: any program, any objective, one loss or one loss for each parameter group."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor
+
+from fieldguide.inference import registry
+from fieldguide.inference.capture import capture
+from fieldguide.inference.data import Dataset, Loader, read
+from fieldguide.inference.diagnose import describe_non_finite
+from fieldguide.inference.fitted import Fit
+from fieldguide.inference.objectives import Objective, resolve
+from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.step import Step
+
+CHECKPOINT_SECONDS = 60
+Callback = Callable[[Program, dict[str, Any]], bool | None]
+
+
+def fit(
+    entry,
+    data,
+    *,
+    fields: Mapping[str, Any] | None = None,
+    objective: str | Objective | None = None,
+    max_epochs: int | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    device: str = "auto",
+    validation: float | np.ndarray = 0.1,
+    early_stopping: int | None = 30,
+    kl_warmup: int | None = None,
+    compile: bool = False,
+    callbacks: Iterable[Callback] = (),
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    **model_arguments,
+) -> Fit:
+    """Fit a catalog entry or a program of your own, and return the :class:`Fit`.
+
+    Parameters
+    ----------
+    entry : str, Entry, Program class or Program
+        What to fit. A name is looked up in the catalog.
+    data : AnnData, DataFrame or dict of arrays
+        Never changed.
+    fields : mapping, optional
+        Where fields live when not at their default place, such as ``{"batch": "sample"}``; see :class:`Schema`.
+    objective : str or callable, optional
+        A short name ("elbo", "iwae"), an objective, or any callable from a Step to a loss or to a dict of one loss
+        for each parameter group. By default the entry's own, or the ELBO.
+    max_epochs : int, optional
+        By default about eight million visits to a cell, at most 400 epochs.
+    batch_size : int
+        Cells in a minibatch (all cells, when there are fewer).
+    learning_rate : float
+        Step size of Adam (eps 0.01, weight decay 1e-6, as published for scVI).
+    seed : int
+        Seeds initial values, shuffling, dropout and draws; the global random state is left as it was.
+    device : str
+        "auto" (an accelerator if there is one), "cpu", "cuda" or "cuda:1".
+    validation : float or array of int
+        Share of the cells, or the row numbers, that are held out of training.
+    early_stopping : int, optional
+        Stop after so many epochs without improvement on the held-out cells, and restore the best parameters.
+        None trains to the end and keeps the last.
+    kl_warmup : int, optional
+        Epochs over which the weight of the Kullback-Leibler term rises linearly from 0 to 1, by default a quarter
+        of ``max_epochs``; held-out values are always at weight 1.
+    compile : bool
+        Capture the training step and compile it; where that is impossible, warn and go on without.
+    callbacks : iterable of callable
+        Called as ``callback(program, row_of_history)`` after each epoch; returning True stops the training.
+    checkpoint : path, optional
+        File to keep up to date while training (once a minute), and when interrupted.
+    progress : bool
+        Whether to show a progress bar.
+    **model_arguments
+        Passed to the constructor of the program.
+
+    Raises
+    ------
+    SchemaError
+        If the data does not fit, naming the cell, gene or column.
+    FloatingPointError
+        If the loss is not finite, naming epoch, minibatch, cell and site.
+    """
+    spec = registry.find(entry) if isinstance(entry, str) else entry
+    schema = getattr(spec, "schema", None)
+    fitted_schema = schema.learn(data, fields) if schema is not None else None
+    if fields and schema is None:
+        raise ValueError("fields=... needs an entry with a schema")
+    dataset = read(data, fitted_schema)
+    defaults = dict(getattr(spec, "defaults", {}))
+    target = resolve(objective or getattr(spec, "objective", None) or "elbo")
+    fabric = _fabric(device)
+    train_rows, held_out = _split(dataset.n_cells, validation, seed)
+    max_epochs = defaults.get("max_epochs") if max_epochs is None else max_epochs
+    max_epochs = min(400, max(1, round(8e6 / dataset.n_cells))) if max_epochs is None else max_epochs
+    kl_warmup = max_epochs // 4 if kl_warmup is None else kl_warmup
+    seeds = [fabric.device] if fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):
+        torch.manual_seed(seed)
+        program, arguments = _build(spec, fitted_schema, model_arguments)
+        loader = Loader(dataset, train_rows, batch_size, True, seed, fabric.global_rank, fabric.world_size)
+        program.prepare(Loader(dataset, train_rows, batch_size))
+        program.to(fabric.device)
+        torch.manual_seed(seed + 7919 * fabric.global_rank)
+        result = Fit(program, spec, fitted_schema, target, arguments, dataset, train_rows, held_out)
+        loader.dataset = dataset = dataset.to(fabric.device) if _fits(dataset, fabric.device) else dataset
+        trainer = _Trainer(result, fabric, loader, Loader(dataset, held_out, batch_size), learning_rate, compile)
+        trainer.run(max_epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
+    return result
+
+
+class _Trainer:
+    """State of one run of the loop."""
+
+    def __init__(self, result: Fit, fabric, loader: Loader, held_out: Loader, learning_rate: float, compile: bool):
+        self.result, self.program, self.fabric = result, result.program, fabric
+        self.loader, self.held_out = loader, held_out
+        self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
+        self.parameters = [p for group in self.groups.values() for p in group]
+        fused = fabric.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=learning_rate, eps=0.01, weight_decay=1e-6, fused=fused
+        )
+        self.total = len(loader.rows)
+        self.kl_weight = torch.ones((), device=fabric.device)
+        self.losses = capture(self.program, result.objective, self.total) if compile else self.eager
+
+    def eager(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | dict[str, Tensor]:
+        return self.result.objective(Step(self.program, batch, self.total, {"kl_weight": kl_weight}))
+
+    def run(self, max_epochs, kl_warmup, patience, callbacks, checkpoint, progress) -> None:
+        best, best_state, since, saved = np.inf, None, 0, time.monotonic()
+        rows: list[dict[str, Any]] = []
+        try:
+            with _progress_bar(progress and self.fabric.is_global_zero, max_epochs) as advance:
+                for epoch in range(max_epochs):
+                    row = self.epoch(epoch, kl_warmup)
+                    rows.append(row)
+                    self.result.history = pd.DataFrame(rows).set_index("epoch")
+                    advance(row)
+                    if patience is not None and "validation" in row and row["kl_weight"] >= 1:
+                        if row["validation"] < best:
+                            best, since = row["validation"], 0
+                            best_state = {k: v.detach().clone() for k, v in self.program.state_dict().items()}
+                        else:
+                            since += 1
+                    stop = [callback(self.program, row) for callback in callbacks]
+                    if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS and self.fabric.is_global_zero:
+                        self.result.save(checkpoint)
+                        saved = time.monotonic()
+                    if any(stop) or (patience is not None and since >= patience):
+                        break
+        except KeyboardInterrupt:
+            self.result.interrupted = True
+            warnings.warn(f"interrupted after {len(rows)} epochs; the fit holds what was learnt so far", stacklevel=3)
+        self.program.eval()
+        if best_state is not None:
+            self.program.load_state_dict(best_state)
+        if checkpoint and self.fabric.is_global_zero:
+            self.result.save(checkpoint)
+
+    def epoch(self, epoch: int, kl_warmup: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        self.loader.epoch = epoch
+        self.program.train()
+        steps = len(self.loader)
+        total, cells, weight = 0.0, 0, 1.0
+        for number, batch in enumerate(self.loader):
+            batch = _move(batch, self.fabric.device)
+            weight = min(1.0, (epoch * steps + number + 1) / (kl_warmup * steps)) if kl_warmup else 1.0
+            losses = self.losses(batch, self.kl_weight.fill_(weight) if weight < 1 else 1.0)
+            self.backward(losses)
+            value = _value(losses)
+            if self.fabric.device.type == "cpu" and not torch.isfinite(value):
+                self.complain(epoch, number, batch)
+            self.optimizer.step()
+            size = len(batch["index"])
+            total, cells = total + value * size, cells + size
+        value = self.fabric.all_reduce(torch.as_tensor(total / cells), reduce_op="mean")
+        row = {"epoch": epoch, "train": float(value)}
+        if not np.isfinite(row["train"]):
+            raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
+        if len(self.held_out.rows):
+            row["validation"] = self.evaluate()
+        return row | {"kl_weight": weight, "seconds": time.perf_counter() - start}
+
+    def backward(self, losses: Tensor | dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(losses, Tensor):
+            losses.backward()
+        else:
+            unknown = sorted(set(losses) - set(self.groups))
+            if unknown:
+                raise KeyError(f"the objective has a loss for '{unknown[0]}'; groups are {', '.join(self.groups)}")
+            for group, loss in losses.items():
+                gradients = torch.autograd.grad(loss, self.groups[group], retain_graph=True, allow_unused=True)
+                for parameter, gradient in zip(self.groups[group], gradients, strict=True):
+                    parameter.grad = gradient
+        if self.fabric.world_size > 1:
+            _average_gradients(self.fabric, self.parameters)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Held-out loss per cell, at full KL weight and with the same random numbers each time."""
+        self.program.eval()
+        total = 0.0
+        with torch.random.fork_rng(devices=[self.fabric.device] if self.fabric.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            for batch in self.held_out:
+                batch = _move(batch, self.fabric.device)
+                total = total + _value(self.eager(batch, 1.0)) * len(batch["index"])
+        return float(total) / len(self.held_out.rows)
+
+    def complain(self, epoch: int, number: int, batch: Batch) -> None:
+        where = describe_non_finite(self.program, batch, self.result.dataset.obs)
+        raise FloatingPointError(f"the loss is not finite in epoch {epoch}, minibatch {number}: {where}")
+
+
+def _value(losses: Tensor | dict[str, Tensor]) -> Tensor:
+    return losses.detach() if isinstance(losses, Tensor) else next(iter(losses.values())).detach()
+
+
+def _average_gradients(fabric, parameters: list[Tensor]) -> None:
+    present = [p for p in parameters if p.grad is not None]
+    flat = fabric.all_reduce(torch.cat([p.grad.flatten() for p in present]), reduce_op="mean")
+    for parameter, gradient in zip(present, flat.split([p.numel() for p in present]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+
+
+def _build(spec, schema, arguments: dict[str, Any]) -> tuple[Program, dict[str, Any]]:
+    if isinstance(spec, Program):
+        if arguments:
+            raise TypeError(f"{type(spec).__name__} is already built: it takes no {', '.join(arguments)}")
+        return spec, {}
+    cls = spec if isinstance(spec, type) else spec.program
+    arguments = (schema.sizes() if schema else {}) | arguments
+    return cls(**arguments), arguments
+
+
+def _split(n_cells: int, validation: float | np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(validation, float | int):
+        if not 0 <= validation < 1:
+            raise ValueError(f"validation must be a share in [0, 1), not {validation}")
+        order = np.random.default_rng(seed).permutation(n_cells)
+        held_out = np.sort(order[: int(validation * n_cells)])
+    else:
+        held_out = np.unique(np.asarray(validation, dtype=np.int64))
+        if held_out.size and (held_out[0] < 0 or held_out[-1] >= n_cells):
+            raise ValueError(f"validation names row {held_out[-1]}, but there are {n_cells} cells")
+    rows = np.setdiff1d(np.arange(n_cells), held_out)
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} cells are left for training; at least 2 are needed")
+    return rows, held_out
+
+
+def _fabric(device: str):
+    from lightning_fabric import Fabric
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else str(device)
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is not known: 'auto', 'cpu', 'cuda' or 'cuda:0'") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} is not available: torch sees no CUDA device")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    devices: Any = processes if processes > 1 or chosen.index is None else [chosen.index]
+    nodes = int(os.environ.get("WORLD_SIZE", 1)) // processes
+    fabric = Fabric(accelerator=chosen.type, devices=devices, num_nodes=nodes)
+    fabric.launch()
+    return fabric
+
+
+def _fits(dataset: Dataset, device: torch.device) -> bool:
+    """Whether the data takes less than half of the accelerator's free memory."""
+    if device.type != "cuda" or dataset.backed:
+        return False
+    return 2 * sum(store.nbytes for store in dataset.stores.values()) < torch.cuda.mem_get_info(device)[0]
+
+
+def _move(batch: Batch, device: torch.device) -> Batch:
+    return batch if device.type == "cpu" else {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+class _progress_bar(AbstractContextManager):
+    """A bar with the current losses; does nothing when switched off."""
+
+    def __init__(self, shown: bool, max_epochs: int) -> None:
+        self.bar: Any = nullcontext()
+        if shown:
+            from rich.progress import MofNCompleteColumn, Progress
+
+            self.bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True)
+            self.task = self.bar.add_task("fitting", total=max_epochs)
+
+    def __enter__(self):
+        self.bar.__enter__()
+        return self.advance
+
+    def __exit__(self, *exception):
+        self.bar.__exit__(*exception)
+
+    def advance(self, row: dict[str, Any]) -> None:
+        if not isinstance(self.bar, nullcontext):
+            shown = f"train {row['train']:.1f}" + (f", held out {row['validation']:.1f}" if "validation" in row else "")
+            self.bar.update(self.task, advance=1, description=shown)

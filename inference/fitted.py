@@ -1,0 +1,156 @@
+"""A fitted program: what it learnt, and what can be asked of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from pyro import poutine
+
+from fieldguide.inference.checkpoint import save
+from fieldguide.inference.data import Dataset, Loader, read
+from fieldguide.inference.objectives import Objective, resolve
+from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.program import Program
+from fieldguide.inference.schema import FittedSchema
+from fieldguide.inference.weights import weigh
+
+
+@dataclass
+class Fit:
+    """A program with the parameters that were learnt, returned by :func:`fieldguide.inference.fit`.
+
+    Attributes
+    ----------
+    program : Program
+        In evaluation mode.
+    entry : Entry, Program class or Program
+        What was fitted.
+    schema : FittedSchema or None
+        What new data has to match.
+    objective : callable
+    arguments : dict
+        Constructor arguments of the program.
+    dataset : Dataset or None
+        The training data; None for a fit that was loaded from a file.
+    train_rows, validation_rows : array of int
+        Which cells were trained on and held out.
+    history : DataFrame
+        One row an epoch: ``train`` and ``validation`` loss per cell, ``kl_weight``, ``seconds``.
+    interrupted : bool
+        Whether training was interrupted from the keyboard.
+    """
+
+    program: Program
+    entry: Any
+    schema: FittedSchema | None
+    objective: Objective
+    arguments: dict[str, Any]
+    dataset: Dataset | None
+    train_rows: np.ndarray
+    validation_rows: np.ndarray
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    interrupted: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the catalog entry, or of the program class."""
+        return getattr(self.entry, "name", type(self.program).__name__)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.program.parameters()).device
+
+    def read(self, data=None) -> Dataset:
+        """Return ``data`` as the program reads it (checked against the training data), or the training data.
+
+        Raises
+        ------
+        SchemaError
+            If new data does not match: a missing gene or column, an unseen category, values that are not counts.
+        """
+        if data is None:
+            if self.dataset is None:
+                raise ValueError("this fit was loaded from a file and holds no data: pass the data")
+            return self.dataset
+        return read(data, self.schema)
+
+    def latent(self, data=None, site: str | None = None, batch_size: int = 1024) -> np.ndarray:
+        """Return the guide's mean of the latent site for each cell, float32 [N, D].
+
+        Parameters
+        ----------
+        data : AnnData, DataFrame or dict of arrays, optional
+            New cells; the training data by default.
+        site : str, optional
+            A latent site; the program's main one by default.
+        """
+        dataset, site = self.read(data), site or self.program.latent
+        parts = []
+        with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(self._forked()):
+            torch.manual_seed(0)
+            for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
+                batch = {k: v.to(self.device) for k, v in batch.items()}
+                trace = poutine.trace(self.program.guide).get_trace(batch)
+                if site not in trace.nodes:
+                    raise KeyError(f"no latent site '{site}'; the guide has {', '.join(trace.stochastic_nodes)}")
+                parts.append(trace.nodes[site]["fn"].mean.cpu())
+        return torch.cat(parts).numpy()
+
+    def bound(
+        self, data=None, objective: str | Objective | None = None, seed: int = 0, batch_size: int = 1024
+    ) -> np.ndarray:
+        """Return the bound on each cell's log evidence under an objective with ``per_cell``, float64 [N], in nats.
+
+        Parameters
+        ----------
+        data : optional
+            New cells; the training data by default (see :attr:`validation_rows` for the cells held out).
+        objective : str or objective, optional
+            Such as ``IWAE(1000)``; the one used for training by default. Minibatches shrink with its particles.
+        """
+        target: Any = resolve(objective) if objective is not None else self.objective
+        dataset = self.read(data)
+        rows = max(1, min(batch_size, int(3e7 / (target.particles * max(dataset.width, 1)))))
+        kind = "analytic" if getattr(target, "kl", "") == "analytic" else "reparam"
+        parts = []
+        with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(self._forked()):
+            torch.manual_seed(seed)
+            for batch in Loader(dataset, np.arange(dataset.n_cells), rows):
+                batch = {k: v.to(self.device) for k, v in batch.items()}
+                parts.append(target.per_cell(weigh(self.program, batch, target.particles, kind)).double().cpu())
+        return torch.cat(parts).numpy()
+
+    def posterior(self, data=None, particles: int = 200, seed: int = 0) -> Posterior:
+        """Return the :class:`Posterior` over the latents of each cell, by importance sampling from the guide.
+
+        Parameters
+        ----------
+        data : optional
+            New cells; the training data by default.
+        particles : int
+            S, draws for each cell.
+        seed : int
+            Equal seeds give equal draws.
+        """
+        return Posterior(self.program, self.read(data), particles, seed, self.schema)
+
+    def save(self, path: str | Path) -> None:
+        """Write parameters, settings and history to one file (safetensors with JSON metadata, no pickle).
+
+        An existing file is replaced only once the new one is complete.
+        """
+        save(self, Path(path))
+
+    def write(self, adata: anndata.AnnData, key: str = "fieldguide") -> None:
+        """Write the latent means into ``adata.obsm[key + "_latent"]`` and the settings into ``adata.uns[key]``."""
+        adata.obsm[f"{key}_latent"] = self.latent(adata)
+        adata.uns[key] = {"entry": self.name, "objective": str(self.objective)}
+
+    def _forked(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []

@@ -1,0 +1,213 @@
+"""Posterior expectations by self-normalised importance sampling, streamed over cells."""
+
+from collections.abc import Callable, Iterator, Mapping
+from math import log
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from fieldguide.inference.data import Dataset
+from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.psis import inference_data, pareto_k
+from fieldguide.inference.schema import FittedSchema
+from fieldguide.inference.weights import Weights, weigh
+
+Values = dict[str, Tensor]
+ELEMENTS = 6_000_000
+"""Size of the largest tensor of one chunk of cells (draws x cells x features): 24 MB in single precision."""
+
+
+class Posterior:
+    """The posterior of every cell's latents: S draws from a proposal, with their importance weights.
+
+    Nothing of size S x N x G is ever held: cells are visited in chunks, and equal seeds give equal draws.
+
+    Parameters
+    ----------
+    program : Program
+    dataset : Dataset
+        N cells.
+    particles : int
+        S, draws for each cell.
+    seed : int
+    schema : FittedSchema, optional
+    """
+
+    def __init__(
+        self, program: Program, dataset: Dataset, particles: int, seed: int = 0, schema: FittedSchema | None = None
+    ) -> None:
+        if particles < 1:
+            raise ValueError(f"particles must be positive, not {particles}")
+        self.program, self.dataset, self.particles, self.seed, self.schema = program, dataset, particles, seed, schema
+        self.n_cells = dataset.n_cells
+        self._log_weights: np.ndarray | None = None
+
+    @property
+    def obs(self) -> pd.DataFrame | None:
+        """Annotation of the cells."""
+        return self.dataset.obs
+
+    @property
+    def var_names(self) -> pd.Index | None:
+        """Names of the genes."""
+        return self.dataset.var_names
+
+    @property
+    def log_weights(self) -> np.ndarray:
+        """Unnormalised log importance weights, float64 [S, N]."""
+        if self._log_weights is None:
+            self._log_weights = np.concatenate([w.log_w.double().cpu().numpy() for _, w, _ in self.chunks()], 1)
+        return self._log_weights
+
+    @property
+    def ess(self) -> np.ndarray:
+        """Effective sample size of each cell, 1 / sum of squared normalised weights, in [1, S]; float64 [N]."""
+        normalised = torch.softmax(torch.from_numpy(self.log_weights), 0)
+        return (1 / (normalised**2).sum(0)).numpy()
+
+    @property
+    def khat(self) -> np.ndarray:
+        """Pareto shape of the weights' tail for each cell (PSIS; Vehtari et al. 2024), float64 [N].
+
+        Below min(1 - 1 / log10 S, 0.7) the estimates of the cell can be used; above, the guide misses too much of
+        the posterior.
+        """
+        return pareto_k(self.log_weights)
+
+    @property
+    def log_evidence(self) -> np.ndarray:
+        """Importance-sampling estimate of log p(x) for each cell, in nats, float64 [N]."""
+        return torch.logsumexp(torch.from_numpy(self.log_weights), 0).numpy() - log(self.particles)
+
+    def chunks(
+        self, cells: np.ndarray | None = None, overrides: Mapping[str, int | float] | None = None
+    ) -> Iterator[tuple[np.ndarray, Weights, Values]]:
+        """Visit cells in chunks: yield (row numbers [b], weights, value of each site [S, b, ...]).
+
+        Parameters
+        ----------
+        cells : array of int, optional
+            Row numbers; all cells by default.
+        overrides : mapping of str to number, optional
+            Decode the same draws with these fields set to a constant, such as ``{"batch": 0}``; the weights remain
+            those of the data as it is.
+        """
+        cells = np.arange(self.n_cells) if cells is None else np.asarray(cells, dtype=np.int64)
+        size = max(1, ELEMENTS // (self.particles * max(self.dataset.width, 1)))
+        device = next(self.program.parameters()).device
+        self.program.eval()
+        for number, start in enumerate(range(0, len(cells), size)):
+            rows = cells[start : start + size]
+            batch = {k: v.to(device) for k, v in self.dataset.batch(rows).items()}
+            forked = [device] if device.type == "cuda" else []
+            with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked):
+                torch.manual_seed(self.seed * 1_000_003 + number)
+                weights = weigh(self.program, batch, self.particles)
+                values = weights.draws
+                if overrides:
+                    values = self._decode(_override(batch, overrides), values)
+            yield rows, weights, values
+
+    def expect(
+        self,
+        function: Callable[[Values], Tensor],
+        estimator: Literal["snis", "plugin"] = "snis",
+        cells: np.ndarray | None = None,
+        overrides: Mapping[str, int | float] | None = None,
+    ) -> np.ndarray:
+        """Return the posterior mean of ``function`` for each cell, [n, ...].
+
+        Parameters
+        ----------
+        function : callable
+            From the values of all sites [S, b, ...] to a tensor [S, b, ...], such as ``lambda v: v["rho"]``.
+        estimator : {"snis", "plugin"}
+            Self-normalised importance sampling, or the plain mean under the guide (biased unless the guide is the
+            posterior; kept for comparison).
+        """
+        if estimator not in ("snis", "plugin"):
+            raise ValueError(f"estimator must be 'snis' or 'plugin', not {estimator!r}")
+        parts = []
+        for _, weights, values in self.chunks(cells, overrides):
+            found = function(values)
+            share = torch.softmax(weights.log_w.double(), 0).to(found.dtype)
+            if estimator == "plugin":
+                share = torch.full_like(share, 1 / self.particles)
+            parts.append(torch.einsum("sb,sb...->b...", share, found).cpu().numpy())
+        return np.concatenate(parts)
+
+    def draw(
+        self, site: str, draws: int | None = None, resample: bool = True, cells: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return draws of a site, [S, n, ...]: from the posterior by importance resampling, or from the guide.
+
+        Parameters
+        ----------
+        site : str
+            A latent or deterministic site.
+        draws : int, optional
+            Number of draws; as many as there are particles by default.
+        resample : bool
+            False returns the first draws from the guide as they are.
+        """
+        draws = draws or self.particles
+        if not resample and draws > self.particles:
+            raise ValueError(f"{draws} draws without resampling, but only {self.particles} particles")
+        parts = []
+        for number, (_, weights, values) in enumerate(self.chunks(cells)):
+            if site not in values:
+                raise KeyError(f"no site '{site}'; there are {', '.join(sorted(values))}")
+            if resample:
+                chosen = values[site].gather(0, _index_like(self.resample(weights, draws, number), values[site]))
+            else:
+                chosen = values[site][:draws]
+            parts.append(chosen.cpu().numpy())
+        return np.concatenate(parts, 1)
+
+    def resample(self, weights: Weights, draws: int, number: int = 0) -> Tensor:
+        """Return indices of particles [draws, b], drawn by importance resampling with the posterior's seed."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 + number)
+        normalised = torch.softmax(weights.log_w.double(), 0).T.cpu()
+        found = torch.multinomial(normalised, draws, replacement=True, generator=generator).T
+        return found.to(weights.log_w.device)
+
+    def to_arviz(self, cells: np.ndarray | None = None) -> Any:
+        """Return an arviz InferenceData: resampled draws of the latents, log likelihood, and weight diagnostics."""
+        latents: dict[str, list[np.ndarray]] = {}
+        likelihood, stats = [], []
+        for number, (_, weights, values) in enumerate(self.chunks(cells)):
+            index = self.resample(weights, self.particles, number)
+            for name in weights.latents:
+                chosen = values[name].gather(0, _index_like(index, values[name]))
+                latents.setdefault(name, []).append(chosen.cpu().numpy())
+            likelihood.append(weights.log_likelihood.gather(0, index).double().cpu().numpy())
+            stats.append(weights.log_w.double().cpu().numpy())
+        return inference_data(
+            {name: np.concatenate(parts, 1) for name, parts in latents.items()},
+            np.concatenate(likelihood, 1),
+            np.concatenate(stats, 1),
+        )
+
+    def _decode(self, batch: Batch, values: Values) -> Values:
+        plate = pyro.plate("particles", self.particles, dim=-(self.program.depth + 1))
+        with plate:
+            model = poutine.condition(self.program.model, data=values)
+            trace = poutine.trace(model).get_trace(batch)
+        return {n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and n in values}
+
+
+def _override(batch: Batch, overrides: Mapping[str, int | float]) -> Batch:
+    unknown = sorted(set(overrides) - set(batch))
+    if unknown:
+        raise KeyError(f"no field '{unknown[0]}' to override; the program reads {', '.join(sorted(batch))}")
+    return batch | {name: torch.full_like(batch[name], value) for name, value in overrides.items()}
+
+
+def _index_like(index: Tensor, values: Tensor) -> Tensor:
+    shape = index.shape + (1,) * (values.dim() - 2)
+    return index.reshape(shape).expand(index.shape + values.shape[2:])

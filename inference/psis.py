@@ -1,0 +1,44 @@
+"""Adapter to arviz: the Pareto diagnostic of importance weights, and InferenceData."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+
+def pareto_k(log_weights: np.ndarray) -> np.ndarray:
+    """Return the Pareto shape k-hat of each column of log weights [S, N].
+
+    With fewer than about 25 draws a tail cannot be fitted, and the result is infinite.
+    """
+    import arviz
+
+    log_weights = np.ascontiguousarray(np.asarray(log_weights, dtype=np.float64).T)
+    bad = np.flatnonzero(~np.isfinite(log_weights).all(1))
+    if bad.size:
+        raise ValueError(f"log weights of cell {bad[0]} are not finite")
+    flat = np.ptp(log_weights, axis=1) < 1e-9
+    khat = np.full(len(log_weights), 0.0)
+    if (~flat).any():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            khat[~flat] = np.atleast_1d(np.asarray(arviz.psislw(log_weights[~flat])[1]))
+    return khat
+
+
+def inference_data(latents: dict[str, np.ndarray], log_likelihood: np.ndarray, log_weights: np.ndarray) -> Any:
+    """Return InferenceData with posterior draws [S, N, ...], log likelihood and weights [S, N] (one chain)."""
+    import arviz
+
+    cells = np.arange(log_likelihood.shape[1])
+    groups = {
+        "posterior": {name: values[None] for name, values in latents.items()},
+        "log_likelihood": {"observed": log_likelihood[None]},
+        "sample_stats": {"log_weight": log_weights[None]},
+    }
+    dims = {"observed": ["cell"], "log_weight": ["cell"]}
+    dims |= {n: ["cell", *(f"{n}_dim{i}" for i in range(v.ndim - 2))] for n, v in latents.items()}
+    try:
+        return arviz.from_dict(**groups, coords={"cell": cells}, dims=dims)
+    except TypeError:
+        return arviz.from_dict(groups, coords={"cell": cells}, dims=dims)

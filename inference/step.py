@@ -1,0 +1,52 @@
+"""What an objective sees: one minibatch of one program, with its weights computed on demand and only once."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.weights import Kind, Weights, weigh
+
+
+class Step:
+    """The context that objectives and constraints are called with.
+
+    Parameters
+    ----------
+    program : Program
+    batch : dict of Tensor
+        One minibatch; its rows are named by ``batch["index"]`` where the loader made it.
+    total : int, optional
+        N, the number of cells in the data set; the minibatch itself by default.
+    scalars : mapping of str to float or Tensor, optional
+        Everything that changes over time: ``kl_weight``, multipliers.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        batch: Batch,
+        total: int | None = None,
+        scalars: Mapping[str, float | Tensor] | None = None,
+    ) -> None:
+        self.program = program
+        self.batch = batch
+        self.total = total
+        self.scalars = dict(scalars or {})
+        self._cache: dict[tuple[int, str], Weights] = {}
+
+    def weights(self, particles: int = 1, kind: Kind = "reparam") -> Weights:
+        """Return the :class:`Weights` of K fresh particles of the given kind; repeated calls return the same."""
+        key = (particles, kind)
+        if key not in self._cache:
+            self._cache[key] = weigh(
+                self.program, self.batch, particles, kind, self.total, self.scalars.get("kl_weight", 1.0)
+            )
+        return self._cache[key]
+
+    def value(self, site: str) -> Tensor:
+        """Return the draws [K, B, ...] of a site from the weights at hand (one particle if there are none)."""
+        weights = next(reversed(self._cache.values())) if self._cache else self.weights()
+        if site not in weights.draws:
+            raise KeyError(f"no site '{site}'; the program has {sorted(weights.draws)}")
+        return weights.draws[site]

@@ -36,15 +36,27 @@ OPTIONS = {
     "particles": 500,  # of the importance-weighted bound
     "rho": False,  # also write posterior mean proportions
     "de": {},  # name -> comparison(...)
-    "backed": False,  # ours only: leave the counts on disk
-    "objective": "elbo",  # ours only
+    "backed": False,  # leave the counts on disk
+    "objective": "elbo",
 }
 
 
-def comparison(group, reference, *, mode="change", delta=0.25, fdr=0.05, batch_correction=False):
+QUERY = {
+    "mode": "change",
+    "delta": 0.25,
+    "fdr": 0.05,
+    "batch_correction": False,
+    "unit": "group",
+    "estimator": "snis",
+}
+
+OURS_ONLY = {"backed", "objective", "unit", "estimator"}
+
+
+def comparison(group, reference, **query):
     """Options of one differential-expression query between two lists of row numbers."""
     rows = {"group": [int(i) for i in group], "reference": [int(i) for i in reference]}
-    return rows | {"mode": mode, "delta": delta, "fdr": fdr, "batch_correction": batch_correction}
+    return rows | QUERY | query
 
 
 @dataclass
@@ -59,9 +71,7 @@ class Run:
 def parser(doc):
     """Command line common to all scripts."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--peer-results", type=Path, help="folder of earlier peer runs: read if there, else run and kept"
-    )
+    p.add_argument("--peer-results", type=Path, help="folder of earlier peer runs: read if there, else run and kept")
     p.add_argument("--our-results", type=Path, help="the same for our runs")
     p.add_argument("--only", choices=["ours", "peer"], help="run one side only")
     return p
@@ -101,13 +111,16 @@ class Bench:
         if unknown := options.keys() - OPTIONS.keys():
             raise ValueError(f"unknown options {sorted(unknown)}")
         options["held_out"] = [int(i) for i in options["held_out"]]
+        if system == "peer":
+            options = {k: v for k, v in options.items() if k not in OURS_ONLY}
+            options["de"] = {
+                name: {k: v for k, v in query.items() if k not in OURS_ONLY} for name, query in options["de"].items()
+            }
         base = self.kept[system] or Path(self.folder.name) / system
         out = Path(base) / f"{self.name}_{name}"
         if fresh or not _same(out / "options.json", options):
             if self.python[system] is None:
-                raise SystemExit(
-                    f"no kept result {out} for these options and FIELDGUIDE_PEER_PYTHON is not set"
-                )
+                raise SystemExit(f"no kept result {out} for these options and FIELDGUIDE_PEER_PYTHON is not set")
             out.mkdir(parents=True, exist_ok=True)
             (out / "options.json").unlink(missing_ok=True)
             run_file = Path(self.folder.name) / "run.json"
@@ -144,11 +157,7 @@ def show(title, rows, note=""):
     """Print a list of dicts as a table, columns in the order they first appear."""
     table = pd.DataFrame(rows)
     print(f"\n## {title}\n")
-    print(
-        table.to_string(
-            index=False, na_rep="-", float_format=lambda v: f"{v:.4g}" if abs(v) < 100 else f"{v:.2f}"
-        )
-    )
+    print(table.to_string(index=False, na_rep="-", float_format=lambda v: f"{v:.4g}" if abs(v) < 100 else f"{v:.2f}"))
     if note:
         print(f"\n{note}")
 

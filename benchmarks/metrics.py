@@ -92,10 +92,10 @@ def power_at(score, truth, fdp):
 
 
 def against_reference(score, fold_change, significant):
-    """Agreement with a reference experiment: |Spearman| with its fold changes, AUROC of |score| for its calls."""
+    """Agreement with a reference experiment: Spearman with its fold changes, AUROC of |score| for its calls."""
     score = np.asarray(score)
     return {
-        "Spearman": abs(float(spearmanr(score, fold_change).statistic)),
+        "Spearman": float(spearmanr(score, fold_change).statistic),
         "AUROC": float(roc_auc_score(significant, np.abs(score))),
     }
 

@@ -1,0 +1,101 @@
+"""Fit fieldguide's scVI as told by a JSON file of options; the twin of `peer_scvi.py`.
+
+    python benchmarks/ours_scvi.py options.json out/
+
+Reads the options of `common.OPTIONS` and writes the files that `peer_scvi.py` describes, and importance-sampling
+diagnostics where a posterior was asked for.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+
+from fieldguide.decisions import differential_expression
+from fieldguide.inference import ELBO, IWAE, fit
+
+OBJECTIVES = {"elbo": ELBO(kl="analytic"), "iwae": IWAE(10, gradient="dreg")}
+
+
+def main(options_file, out):
+    o, out = json.loads(Path(options_file).read_text()), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(o["threads"])
+
+    data = anndata.read_h5ad(o["h5ad"], backed="r" if o["backed"] else None)
+    # The schema finds a batch covariate in obs["batch"]: leave there what the options name, and nothing else.
+    key = o["batch_key"]
+    data.obs = data.obs[[key]].rename(columns={key: "batch"}) if key else data.obs[[]]
+    held = np.asarray(o["held_out"], dtype=int)
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = fit(
+        "scvi",
+        data,
+        objective=OBJECTIVES[o["objective"]],
+        max_epochs=o["epochs"],
+        batch_size=o["batch_size"],
+        learning_rate=o["learning_rate"],
+        seed=o["seed"],
+        device={"gpu": "cuda"}.get(o["device"], o["device"]),
+        validation=held,
+        early_stopping=None,
+        kl_warmup=o["kl_warmup"] or 0,
+        progress=False,
+        n_latent=o["n_latent"],
+        n_hidden=o["n_hidden"],
+        n_layers=o["n_layers"],
+        dropout=o["dropout"],
+        likelihood=o["likelihood"],
+        dispersion=o["dispersion"],
+        library=o["library"],
+    )
+    result = {
+        "system": "fieldguide",
+        "fit_s": time.perf_counter() - wall,
+        "fit_cpu_s": time.process_time() - cpu,
+        "epochs_s": float(found.history["seconds"].sum()),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "cells_trained": (data.n_obs - len(held)) * o["epochs"],
+    }
+    arrays = {"z": found.latent()} if not o["backed"] else {}
+    if len(held):
+        arrays["elbo"] = found.bound(data[held], ELBO(particles=o["elbo_samples"], kl="analytic"))
+        arrays["iwae"] = found.bound(data[held], IWAE(particles=o["particles"]))
+        result |= {"elbo": float(arrays["elbo"].mean()), "iwae": float(arrays["iwae"].mean())}
+    if o["rho"]:
+        arrays["rho"] = found.posterior(particles=25).expect(lambda v: v["rho"], estimator="plugin")
+    np.savez_compressed(out / "arrays.npz", **arrays)
+
+    for name, de in o["de"].items():
+        sides = np.full(data.n_obs, "other", dtype=object)
+        sides[de["group"]], sides[de["reference"]] = "group", "reference"
+        data.obs[name] = pd.Categorical(sides)
+    posterior = found.posterior(data, particles=200, seed=o["seed"]) if o["de"] else None
+    for name, de in o["de"].items():
+        start = time.perf_counter()
+        decision = differential_expression(
+            posterior,
+            name,
+            "group",
+            "reference",
+            mode=de["mode"],
+            delta=de["delta"],
+            fdr=de["fdr"],
+            unit=de["unit"],
+            estimator=de["estimator"],
+            batch_correction=de["batch_correction"],
+            seed=o["seed"],
+        )
+        decision.table.to_csv(out / f"de_{name}.csv")
+        result[f"de_{name}_s"] = time.perf_counter() - start
+    (out / "result.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -9,6 +9,7 @@ import pandas as pd
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from fieldguide.inference.data import Dataset
@@ -109,8 +110,8 @@ class Posterior:
                 torch.manual_seed(self.seed * 1_000_003 + number)
                 weights = weigh(self.program, batch, self.particles)
                 values = weights.draws
-                if overrides:
-                    values = self._decode(_override(batch, overrides), values)
+            if overrides:
+                values = self.decode(rows, {name: values[name] for name in weights.latents}, overrides)
             yield rows, weights, values
 
     def expect(
@@ -193,19 +194,55 @@ class Posterior:
             np.concatenate(stats, 1),
         )
 
-    def _decode(self, batch: Batch, values: Values) -> Values:
-        plate = pyro.plate("particles", self.particles, dim=-(self.program.depth + 1))
-        with plate:
-            model = poutine.condition(self.program.model, data=values)
+    def decode(
+        self,
+        rows: np.ndarray,
+        latents: Mapping[str, Tensor],
+        overrides: Mapping[str, Any] | None = None,
+        replicate: bool = False,
+    ) -> Values:
+        """Run the model at given values of the latents: under other covariates, or with the data drawn anew.
+
+        Parameters
+        ----------
+        rows : array of int
+            The b cells (repeats allowed).
+        latents : mapping of str to Tensor [S, b, ...]
+            A value for every latent site, such as ``{name: values[name] for name in weights.latents}``.
+        overrides : mapping of str to number or array [b], optional
+            Fields of the data to replace.
+        replicate : bool
+            Draw the observed sites too, which gives replicated data; equal calls give equal draws.
+
+        Returns
+        -------
+        dict of str to Tensor [S, b, ...]
+            Latent and deterministic sites, and the replicated data where asked.
+        """
+        device = next(self.program.parameters()).device
+        batch = {k: v.to(device) for k, v in self.dataset.batch(np.asarray(rows, dtype=np.int64)).items()}
+        batch = _override(batch, overrides or {})
+        draws = next(iter(latents.values())).shape[0]
+        model = poutine.uncondition(self.program.model) if replicate else self.program.model
+        model = poutine.condition(model, data=dict(latents))
+        plate = pyro.plate("particles", draws, dim=-(self.program.depth + 1))
+        forked = [device] if device.type == "cuda" else []
+        self.program.eval()
+        with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked), plate:
+            torch.manual_seed(self.seed * 1_000_003 + 700_001 + int(rows[0]))
             trace = poutine.trace(model).get_trace(batch)
-        return {n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and n in values}
+        sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+        return {
+            n: s["value"] for n, s in sites.items() if replicate or n in latents or s["infer"].get("_deterministic")
+        }
 
 
-def _override(batch: Batch, overrides: Mapping[str, int | float]) -> Batch:
+def _override(batch: Batch, overrides: Mapping[str, Any]) -> Batch:
     unknown = sorted(set(overrides) - set(batch))
     if unknown:
         raise KeyError(f"no field '{unknown[0]}' to override; the program reads {', '.join(sorted(batch))}")
-    return batch | {name: torch.full_like(batch[name], value) for name, value in overrides.items()}
+    new = {n: torch.as_tensor(v, dtype=batch[n].dtype, device=batch[n].device) for n, v in overrides.items()}
+    return batch | {n: v.expand_as(batch[n]).contiguous() for n, v in new.items()}
 
 
 def _index_like(index: Tensor, values: Tensor) -> Tensor:

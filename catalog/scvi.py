@@ -1,15 +1,14 @@
 """scVI: deep generative modelling of single-cell counts (Lopez et al., Nature Methods 2018)."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
+from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
-from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from fieldguide.catalog.nets import GaussianEncoder, Layers, one_hot
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
 from fieldguide.inference.program import Batch
@@ -88,9 +87,9 @@ class SCVI(Program):
         n_hidden: int = 128,
         n_layers: int = 1,
         dropout: float = 0.1,
-        likelihood: Literal["nb", "zinb", "poisson"] = "nb",
-        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
-        library: Literal["observed", "latent"] = "observed",
+        likelihood: str = "nb",
+        dispersion: str = "gene",
+        library: str = "observed",
         encode_covariates: bool = False,
     ) -> None:
         super().__init__()

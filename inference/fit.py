@@ -133,9 +133,7 @@ class _Trainer:
         self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
         self.parameters = [p for group in self.groups.values() for p in group]
         fused = fabric.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=learning_rate, eps=0.01, weight_decay=1e-6, fused=fused
-        )
+        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, eps=0.01, weight_decay=1e-6, fused=fused)
         self.total = len(loader.rows)
         self.kl_weight = torch.ones((), device=fabric.device)
         self.losses = capture(self.program, result.objective, self.total) if compile else self.eager

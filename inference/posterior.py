@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from math import log
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -117,7 +117,7 @@ class Posterior:
     def expect(
         self,
         function: Callable[[Values], Tensor],
-        estimator: Literal["snis", "plugin"] = "snis",
+        estimator: str = "snis",
         cells: np.ndarray | None = None,
         overrides: Mapping[str, int | float] | None = None,
     ) -> np.ndarray:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
@@ -37,6 +36,7 @@ class Program(nn.Module):
     Examples
     --------
     >>> import pyro.distributions as dist
+    >>> import torch
     >>> class Mean(Program):
     ...     def __init__(self):
     ...         super().__init__()

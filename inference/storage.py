@@ -137,7 +137,11 @@ class BackedStore(Store):
         if self.indptr is None:
             return self.group[start:stop]
         first, last = self.indptr[start], self.indptr[stop]
-        parts = (self.group["data"][first:last], self.group["indices"][first:last], self.indptr[start : stop + 1] - first)
+        parts = (
+            self.group["data"][first:last],
+            self.group["indices"][first:last],
+            self.indptr[start : stop + 1] - first,
+        )
         return sp.csr_matrix(parts, shape=(stop - start, self.shape[1]))
 
     def blocks(self) -> Iterator[tuple[int, sp.csr_matrix | np.ndarray]]:

@@ -8,6 +8,7 @@ a bound into something else. It multiplies the finished bound, in the objective.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Literal
 
@@ -71,10 +72,10 @@ class Weights:
         """
         for alias in self._aliases:
             shape = coefficient.shape + (1,) * (alias.dim() - coefficient.dim())
-            alias.register_hook(lambda grad, c=coefficient.detach().reshape(shape): grad * c)
+            alias.register_hook(partial(torch.mul, coefficient.detach().reshape(shape)))
 
 
-class _Substitute(Messenger):
+class Substitute(Messenger):
     """Replace the values of latent sites, after they were drawn (so that random streams stay aligned)."""
 
     def __init__(self, values: dict[str, Tensor]) -> None:
@@ -209,7 +210,7 @@ def _frozen_guide_trace(program: Program, batch: Batch, particles: int, values: 
     with (
         _replayed_randomness(batch, state),
         pyro.plate("particles", particles, dim=-(program.depth + 1)),
-        _Substitute(values),
+        Substitute(values),
     ):
         return poutine.trace(functional_call).get_trace(program, constants, ("guide", batch))
 

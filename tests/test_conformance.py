@@ -1,0 +1,171 @@
+"""Every catalog entry passes the conformance checks, and programs with one thing wrong fail the one that names it."""
+
+import copy
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from fieldguide.catalog import entries, get
+from fieldguide.catalog.ppca import PPCA
+from fieldguide.inference import Program
+from fieldguide.inference.conformance import ConformanceError, check
+
+X = {"x": np.random.default_rng(0).normal(size=(40, 3))}
+
+
+@pytest.fixture
+def small_counts(pbmc):
+    cells = pbmc[:60]
+    cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0][:, :100].copy()
+    cells = cells[np.asarray(cells.X.sum(1)).ravel() > 0].copy()
+    cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
+    cells.obs["batch"] = np.where(np.arange(cells.n_obs) % 3, "a", "b")
+    return cells
+
+
+@pytest.mark.parametrize("name", entries().index)
+def test_every_entry_conforms(name, small_counts):
+    data = small_counts if "counts" in get(name).schema.fields else X
+    report = check(name, data)
+    assert report["passed"].dropna().all()
+    assert set(report.index[report["passed"].isna()]) <= {"device"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"likelihood": "zinb", "dispersion": "gene-batch", "library": "latent"},
+        {"likelihood": "poisson", "n_layers": 2, "encode_covariates": True},
+        {"dispersion": "gene-cell"},
+    ],
+    ids=str,
+)
+def test_scvi_conforms_in_its_variants(arguments, small_counts):
+    check("scvi", small_counts, n_hidden=16, n_latent=3, **arguments)
+
+
+class TwoPlates(Program):
+    """Features in an inner plate, as a Pyro user would write them."""
+
+    depth = 2
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+        self.guide_slope, self.guide_log_scale = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(()))
+
+    def model(self, batch):
+        features = pyro.plate("features", 3, dim=-2)
+        with self.cells(batch):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with features:
+                pyro.sample("x", dist.Normal(z * self.weight[:, None], 1.0), obs=batch["x"].T)
+
+    def guide(self, batch):
+        with self.cells(batch):
+            pyro.sample("z", dist.Normal(batch["x"] @ self.guide_slope, self.guide_log_scale.exp()))
+
+
+class GlobalScale(Program):
+    """A latent outside the data plate."""
+
+    latent = "mu"
+
+    def __init__(self):
+        super().__init__()
+        self.guide_loc, self.guide_log_scale = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+    def model(self, batch):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with self.cells(batch):
+            pyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=batch["x"])
+
+    def guide(self, batch):
+        pyro.sample("mu", dist.Normal(self.guide_loc, self.guide_log_scale.exp()).to_event(1))
+
+
+@pytest.mark.parametrize("program", [TwoPlates, GlobalScale])
+def test_programs_of_other_shapes_conform(program):
+    torch.manual_seed(0)
+    check(program(), X)
+
+
+class Coupled(PPCA):
+    """The likelihood of a cell depends on the mean of its minibatch."""
+
+    def model(self, batch):
+        super().model(batch | {"x": batch["x"] - batch["x"].mean(0)})
+
+
+class Idle(PPCA):
+    def __init__(self, n_features):
+        super().__init__(n_features)
+        self.unused = nn.Parameter(torch.zeros(()))
+
+
+class Mixed(PPCA):
+    """The guide uses a parameter of the model."""
+
+    def guide(self, batch):
+        with self.cells(batch):
+            pyro.sample("z", dist.Normal(batch["x"] @ self.loadings + self.guide_loc(batch["x"]), 1.0).to_event(1))
+
+
+class Lost(PPCA):
+    def groups(self):
+        return {"theta": [self.loadings]}
+
+
+class Random(PPCA):
+    """Initial values that do not come from the seed."""
+
+    def __init__(self, n_features):
+        super().__init__(n_features)
+        with torch.no_grad():
+            self.mean.copy_(torch.from_numpy(np.random.default_rng().normal(size=n_features)))
+
+
+class Broken(PPCA):
+    def model(self, batch):
+        super().model(batch | {"x": batch["x"].log()})
+
+
+class Secretive(PPCA):
+    """State that is not in the state_dict."""
+
+    def __init__(self, n_features):
+        super().__init__(n_features)
+        self.register_buffer("offset", torch.zeros(1), persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.mean.data.add_(1))
+
+
+@pytest.mark.parametrize(
+    ("program", "failing"),
+    [
+        (Coupled, "independence"),
+        (Idle, "gradients: AssertionError: parameter 'unused'"),
+        (Mixed, "groups: AssertionError: model parameter 'loadings' acts on the guide"),
+        (Lost, "groups: AssertionError: parameter 'mean' is in no group"),
+        (Random, "seeds: AssertionError: 'mean' differs"),
+        (Broken, "sites: AssertionError: log weights are not finite"),
+        (Secretive, "saving: AssertionError: 'mean' changed"),
+    ],
+)
+def test_a_program_with_one_thing_wrong_fails(program, failing):
+    with pytest.raises(ConformanceError, match=failing):
+        check(program, X, n_features=3)
+
+
+def test_the_program_that_is_checked_is_left_alone():
+    torch.manual_seed(0)
+    program = PPCA(3, 2)
+    before = copy.deepcopy(program.state_dict())
+    check(program, X)
+    for name, value in program.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+    with pytest.raises(ValueError, match="3 cells are too few"):
+        check("ppca", {"x": np.zeros((3, 2))})

@@ -1,11 +1,17 @@
 """Held-out likelihood at 720 genes: scVI above factor analysis of log counts, and growing with the number of cells.
 
-Simulated sparse data (eight types, two batches, four programs; not drawn from scVI's decoder), 2,000 test cells, the
-same number of gradient steps for every N. All figures are nats per cell. Factor analysis is scored with the Jacobian of
-log(1 + x), as published. Targets: at least 10 nats above factor analysis, and growing with N.
+Simulated counts (eight types, two batches, four programs; not drawn from scVI's decoder), the 720 of 2,000 genes with
+the largest variance, 2,000 test cells, the same number of gradient steps for every N. All figures are nats per cell.
+
+Factor analysis of log(1 + x) is scored as published, with the Jacobian of the transform. That compares a density with
+probabilities, and flatters factor analysis where counts are small, because a density may exceed one; so it is also
+scored with uniform noise in [0, 1) added to the counts, which makes it a lower bound on probabilities like ours.
+Targets: at least 10 nats above the former, and growing with N.
 """
 
+import numpy as np
 from common import Bench, parser, show, verdict
+from datasets import genes_with_most
 from metrics import factor_analysis
 
 from fieldguide.catalog.data.simulate import sparse_counts
@@ -22,17 +28,23 @@ def main():
     p = parser(__doc__)
     p.add_argument("--cells", type=int, nargs="+", default=[4_000, 10_000], help="training cells, e.g. 4000 50000")
     p.add_argument("--steps", type=int, default=5_000, help="gradient steps of batch 128")
+    p.add_argument("--likelihoods", nargs="+", default=["nb", "zinb"])
     a = p.parse_args()
     bench, ok = Bench(a, "heldout_order"), True
-    whole = sparse_counts(TEST + max(a.cells), 720, zeros=0.8, seed=0)
-    rows, last = [], {}
+    whole = sparse_counts(TEST + max(a.cells), zeros=0.75, seed=0)
+    mean, square = (np.asarray(m.mean(0)).ravel() for m in (whole.X, whole.X.multiply(whole.X)))
+    whole = genes_with_most(square - mean**2, whole, 720)
+    rows, last, rng = [], {}, np.random.default_rng(0)
     for n in sorted(a.cells):
         data = whole[: TEST + n]
         h5ad, counts = bench.file(data, f"n{n}"), data.X.toarray()
         factor = factor_analysis(counts[TEST:], counts[:TEST]).mean()
+        counts = counts + rng.random(counts.shape)
+        fair = factor_analysis(counts[TEST:], counts[:TEST]).mean()
         rows.append({"cells": n, "method": "factor analysis", "ELBO or density": factor})
+        rows.append({"cells": n, "method": "factor analysis, dequantised", "ELBO or density": fair})
         for system in bench.systems:
-            for likelihood in ("nb", "zinb"):
+            for likelihood in a.likelihoods:
                 run = bench.run(
                     system,
                     f"{likelihood}_{n}",

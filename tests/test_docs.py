@@ -97,3 +97,13 @@ def test_every_public_name_has_its_place_in_the_api_pages(module):
     # A room may pass on the name of a file in it (fieldguide.inference.fit): one place in the pages is enough.
     missing = sorted(name for name in public - known if name.rsplit(".", 1)[-1] not in places)
     assert not missing, f"add to docs/api/*.md: {', '.join(missing)}"
+
+
+def test_docstrings_are_markdown():
+    """The API pages read docstrings as Markdown, where Sphinx roles and ruled tables come out as they are typed."""
+    foreign = re.compile(r":(?:class|func|mod|meth|attr|data|obj):`|^[ ]*=+ +=[= ]*$", re.M)
+    found = []
+    for path in (p for room in ("catalog", "decisions", "inference") for p in sorted((ROOT / room).rglob("*.py"))):
+        text = path.read_text(encoding="utf-8")
+        found += [f"{path.name}:{text.count(chr(10), 0, m.start()) + 1}" for m in foreign.finditer(text)]
+    assert not found, f"write `name` in backticks, and lists or Markdown tables: {', '.join(found)}"

@@ -12,6 +12,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 import fieldguide
@@ -50,6 +51,16 @@ def test_rooms_load_on_first_use(tmp_path):
     assert all(room in done.stdout for room in ROOMS)
     with pytest.raises(AttributeError, match="'cellar'"):
         fieldguide.cellar  # noqa: B018
+
+
+def test_annotations_are_checked_while_testing():
+    """The import hook of conftest.py is at work; users do not pay for it."""
+    from fieldguide.catalog.data.simulate import scvi_counts
+
+    with pytest.raises(jaxtyping.TypeCheckError, match="n_cells"):
+        scvi_counts(n_cells="many")
+    done = python("import sys, fieldguide.catalog; print('beartype' in sys.modules, 'jaxtyping' in sys.modules)")
+    assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 @pytest.mark.parametrize("room", ROOMS)

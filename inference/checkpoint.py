@@ -62,14 +62,15 @@ def save(fit: "Fit", path: Path) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
-def load(path: str | Path, program: type[Program] | None = None) -> "Fit":
+def load(path: str | Path, program: type[Program] | Program | None = None) -> "Fit":
     """Return the fit that :meth:`Fit.save` wrote; it holds no data, so pass data to its methods.
 
     Parameters
     ----------
     path : path
-    program : Program class, optional
-        The class that was fitted, when it is not a catalog entry.
+    program : Program class or Program, optional
+        When it is not a catalog entry: the class that was fitted, or (for a program that was built before it was
+        fitted) one built in the same way, into which the parameters are read.
 
     Raises
     ------
@@ -95,11 +96,11 @@ def load(path: str | Path, program: type[Program] | None = None) -> "Fit":
     entry: Any = registry.find(content["entry"]) if content["entry"] else program
     if entry is None:
         raise ValueError(f"{path} holds a fit of {content['program']}: pass that class as program=")
-    cls = entry if isinstance(entry, type) else entry.program
+    cls = type(entry) if isinstance(entry, Program) else entry if isinstance(entry, type) else entry.program
     if cls.__qualname__ != content["program"]:
         raise ValueError(f"{path} holds a fit of {content['program']}, not of {cls.__qualname__}")
     with torch.random.fork_rng(devices=[]):
-        built = cls(**content["arguments"])
+        built = entry if isinstance(entry, Program) else cls(**content["arguments"])
     try:
         built.load_state_dict(tensors)
     except RuntimeError as error:

@@ -16,7 +16,7 @@ from fieldguide.inference.data import Dataset
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.psis import inference_data, pareto_k
 from fieldguide.inference.schema import FittedSchema
-from fieldguide.inference.weights import Weights, weigh
+from fieldguide.inference.weights import Weights, like_draws, weigh
 
 Values = dict[str, Tensor]
 ELEMENTS = 6_000_000
@@ -109,6 +109,11 @@ class Posterior:
             with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked):
                 torch.manual_seed(self.seed * 1_000_003 + number)
                 weights = weigh(self.program, batch, self.particles)
+                if weights.global_latents:
+                    raise ValueError(
+                        f"site '{weights.global_latents[0]}' is outside the plate '{self.program.plate}': its posterior "
+                        "is not one of each cell"
+                    )
                 values = weights.draws
             if overrides:
                 values = self.decode(rows, {name: values[name] for name in weights.latents}, overrides)
@@ -164,11 +169,11 @@ class Posterior:
             if site not in values:
                 raise KeyError(f"no site '{site}'; there are {', '.join(sorted(values))}")
             if resample:
-                chosen = values[site].gather(0, _index_like(self.resample(weights, draws, number), values[site]))
+                chosen = self.pick(values[site], self.resample(weights, draws, number))
             else:
                 chosen = values[site][:draws]
             parts.append(chosen.cpu().numpy())
-        return np.concatenate(parts, 1)
+        return np.concatenate(parts, self.program.depth)
 
     def resample(self, weights: Weights, draws: int, number: int = 0) -> Tensor:
         """Return indices of particles [draws, b], drawn by importance resampling with the posterior's seed."""
@@ -177,6 +182,11 @@ class Posterior:
         found = torch.multinomial(normalised, draws, replacement=True, generator=generator).T
         return found.to(weights.log_w.device)
 
+    def pick(self, values: Tensor, index: Tensor) -> Tensor:
+        """Return the draws [draws, b, ...] of a site's values [S, b, ...] that ``index`` [draws, b] names."""
+        wide = like_draws(index, values, self.program.depth)
+        return values.gather(0, wide.expand(index.shape[:1] + values.shape[1:]))
+
     def to_arviz(self, cells: np.ndarray | None = None) -> Any:
         """Return an arviz InferenceData: resampled draws of the latents, log likelihood, and weight diagnostics."""
         latents: dict[str, list[np.ndarray]] = {}
@@ -184,12 +194,12 @@ class Posterior:
         for number, (_, weights, values) in enumerate(self.chunks(cells)):
             index = self.resample(weights, self.particles, number)
             for name in weights.latents:
-                chosen = values[name].gather(0, _index_like(index, values[name]))
+                chosen = self.pick(values[name], index)
                 latents.setdefault(name, []).append(chosen.cpu().numpy())
             likelihood.append(weights.log_likelihood.gather(0, index).double().cpu().numpy())
             stats.append(weights.log_w.double().cpu().numpy())
         return inference_data(
-            {name: np.concatenate(parts, 1) for name, parts in latents.items()},
+            {name: np.concatenate(parts, self.program.depth) for name, parts in latents.items()},
             np.concatenate(likelihood, 1),
             np.concatenate(stats, 1),
         )
@@ -243,8 +253,3 @@ def _override(batch: Batch, overrides: Mapping[str, Any]) -> Batch:
         raise KeyError(f"no field '{unknown[0]}' to override; the program reads {', '.join(sorted(batch))}")
     new = {n: torch.as_tensor(v, dtype=batch[n].dtype, device=batch[n].device) for n, v in overrides.items()}
     return batch | {n: v.expand_as(batch[n]).contiguous() for n, v in new.items()}
-
-
-def _index_like(index: Tensor, values: Tensor) -> Tensor:
-    shape = index.shape + (1,) * (values.dim() - 2)
-    return index.reshape(shape).expand(index.shape + values.shape[2:])

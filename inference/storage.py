@@ -136,7 +136,7 @@ class BackedStore(Store):
         """Read the rows from start to stop."""
         if self.indptr is None:
             return self.group[start:stop]
-        first, last = self.indptr[start], self.indptr[stop]
+        first, last = int(self.indptr[start]), int(self.indptr[stop])
         parts = (
             self.group["data"][first:last],
             self.group["indices"][first:last],
@@ -151,7 +151,7 @@ class BackedStore(Store):
 
     def load(self, rows):
         parts = []
-        for block in np.unique(rows // BLOCK):
+        for block in np.unique(rows // BLOCK).tolist():
             inside = rows[rows // BLOCK == block] - block * BLOCK
             parts.append(self.rows(block * BLOCK, min((block + 1) * BLOCK, self.shape[0]))[inside])
         if self.indptr is None:

@@ -42,7 +42,8 @@ class Weights:
     scale : float
         N / B, to be applied once and linearly, to the finished bound.
     draws : dict of Tensor
-        Values of all latent and deterministic sites, particle dimension first.
+        Values of all latent and deterministic sites: [K, B, ...], with the inner plates of a deeper program between
+        particle and cell dimension.
     latents : tuple of str
         Names of the latent sites.
     global_latents : tuple of str
@@ -57,6 +58,7 @@ class Weights:
     draws: dict[str, Tensor]
     latents: tuple[str, ...] = ()
     global_latents: tuple[str, ...] = ()
+    _depth: int = 1
     _aliases: list[Tensor] = field(default_factory=list, repr=False)
 
     @property
@@ -71,8 +73,13 @@ class Weights:
         which see only the path through the draws, receive ``r * coefficient``.
         """
         for alias in self._aliases:
-            shape = coefficient.shape + (1,) * (alias.dim() - coefficient.dim())
-            alias.register_hook(partial(torch.mul, coefficient.detach().reshape(shape)))
+            alias.register_hook(partial(torch.mul, like_draws(coefficient.detach(), alias, self._depth)))
+
+
+def like_draws(values: Tensor, draws: Tensor, depth: int) -> Tensor:
+    """Reshape ``values`` [K, B] to broadcast against draws [K, (inner plates), B, (event)]."""
+    inner, event = depth - 1, draws.dim() - depth - 1
+    return values.reshape(values.shape[:1] + (1,) * inner + values.shape[1:] + (1,) * event)
 
 
 class Substitute(Messenger):
@@ -176,7 +183,7 @@ def weigh(
     draws = {
         name: site["value"]
         for name, site in model.nodes.items()
-        if site["type"] == "sample" and (name in guide.nodes or site["infer"].get("_deterministic"))
+        if name in latents or (site["type"] == "sample" and site["infer"].get("_deterministic"))
     }
     return Weights(
         log_p=sums["prior"] + sums["likelihood"],
@@ -187,6 +194,7 @@ def weigh(
         draws=draws,
         latents=tuple(latents),
         global_latents=tuple(global_latents),
+        _depth=program.depth,
         _aliases=aliases,
     )
 

@@ -64,7 +64,7 @@ def test_fields_arrive_as_they_are_in_the_anndata(sparse):
 def test_reading_changes_nothing_in_the_anndata():
     data = small()
     before = data.copy()
-    fit("scvi", data, max_epochs=2, progress=False, n_hidden=8).write
+    fit("scvi", data, max_epochs=2, progress=False, n_hidden=8)
     assert (data.X != before.X).nnz == 0
     pd.testing.assert_frame_equal(data.obs, before.obs)
     pd.testing.assert_frame_equal(data.var, before.var)

@@ -1,0 +1,238 @@
+"""The loop, the fit and its file: reproducible, restartable, interruptible, and clear about what goes wrong."""
+
+import errno
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fieldguide.catalog import get
+from fieldguide.catalog.ppca import PPCA
+from fieldguide.inference import ELBO, IWAE, SchemaError, fit, load
+
+RNG = np.random.default_rng(0)
+X = {"x": (RNG.normal(size=(300, 2)) @ RNG.normal(size=(2, 5)) + 0.5 * RNG.normal(size=(300, 5)))}
+QUICK = {"max_epochs": 3, "progress": False}
+
+
+def quick(**settings):
+    return fit("ppca", X, n_latent=2, **(QUICK | settings))
+
+
+def test_training_reaches_the_best_possible_likelihood():
+    result = quick(max_epochs=300, learning_rate=3e-2, batch_size=100, validation=0, early_stopping=None)
+    x = torch.tensor(X["x"], dtype=torch.float32)
+    evidence = result.program.exact_log_evidence(x).mean().item()
+    covariance = np.cov(X["x"].T, bias=True)
+    ceiling = -0.5 * (np.linalg.slogdet(2 * np.pi * covariance)[1] + 5)
+    assert ceiling - 0.15 < evidence <= ceiling + 1e-3
+    assert result.bound(objective=IWAE(200)).mean() == pytest.approx(evidence, abs=0.02)
+
+
+def test_the_same_seed_gives_the_same_fit_and_leaves_the_global_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = quick(seed=1)
+    assert torch.rand(1) == expected
+    second, other = quick(seed=1), quick(seed=2)
+    for a, b, c in zip(*(r.program.parameters() for r in (first, second, other)), strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+    pd.testing.assert_frame_equal(first.history.drop(columns="seconds"), second.history.drop(columns="seconds"))
+    np.testing.assert_array_equal(first.posterior(particles=30).log_weights, second.posterior(particles=30).log_weights)
+
+
+def test_history_and_split():
+    result = quick(max_epochs=8, validation=0.2, kl_warmup=4)
+    assert list(result.history.columns) == ["train", "validation", "kl_weight", "seconds"]
+    assert len(result.history) == 8 and result.history["kl_weight"].iloc[3:].eq(1).all()
+    assert result.history["kl_weight"].iloc[:3].is_monotonic_increasing and result.history["kl_weight"].iloc[0] < 1
+    assert len(result.validation_rows) == 60 and len(result.train_rows) == 240
+    assert not set(result.validation_rows) & set(result.train_rows)
+    given = quick(validation=np.arange(10))
+    assert given.validation_rows.tolist() == list(range(10))
+    assert "validation" not in quick(validation=0).history
+
+
+def test_early_stopping_restores_the_best_parameters():
+    settings = {"max_epochs": 60, "learning_rate": 0.5, "kl_warmup": 0, "seed": 3}
+    seen = []
+    result = quick(early_stopping=5, callbacks=[lambda program, row: seen.append(row["validation"])], **settings)
+    best = int(np.argmin(seen))
+    assert len(result.history) == best + 6
+    held_out = {"x": X["x"][result.validation_rows]}
+    restored = -result.bound(held_out, ELBO(200)).mean()
+    last = -quick(early_stopping=None, **(settings | {"max_epochs": len(seen)})).bound(held_out, ELBO(200)).mean()
+    assert restored < last
+
+
+def test_a_callback_can_stop_and_an_interrupt_leaves_a_usable_fit(tmp_path):
+    assert len(quick(callbacks=[lambda program, row: row["epoch"] == 1]).history) == 2
+
+    def interrupt(program, row):
+        if row["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted after 2 epochs"):
+        result = quick(callbacks=[interrupt], checkpoint=tmp_path / "fit.safetensors")
+    assert result.interrupted and result.latent().shape == (300, 2)
+    np.testing.assert_array_equal(load(tmp_path / "fit.safetensors").latent(X), result.latent())
+
+
+def test_saving_and_loading_changes_nothing(tmp_path, pbmc):
+    data = pbmc[:, :80].copy()
+    data = data[np.asarray(data.X.sum(1)).ravel() > 0].copy()
+    data.obs["batch"] = np.where(np.arange(data.n_obs) % 2, "a", "b")
+    arguments = {"n_hidden": 16, "likelihood": "zinb", "library": "latent"}
+    result = fit("scvi", data, objective=IWAE(3), max_epochs=2, progress=False, **arguments)
+    result.save(tmp_path / "fit.safetensors")
+    loaded = load(tmp_path / "fit.safetensors")
+    new = data[:50].copy()
+    np.testing.assert_array_equal(result.latent(new), loaded.latent(new))
+    np.testing.assert_array_equal(result.bound(new), loaded.bound(new))
+    np.testing.assert_array_equal(result.posterior(new, 30).log_weights, loaded.posterior(new, 30).log_weights)
+    pd.testing.assert_frame_equal(result.history, loaded.history)
+    assert loaded.objective == IWAE(3)
+    np.testing.assert_array_equal(loaded.validation_rows, result.validation_rows)
+    with pytest.raises(ValueError, match="holds no data"):
+        loaded.latent()
+    new.obs["batch"] = "c"
+    with pytest.raises(SchemaError, match="category 'c'"):
+        loaded.latent(new)
+    result.write(data, "guide")
+    assert data.obsm["guide_latent"].shape == (data.n_obs, 10) and data.uns["guide"]["entry"] == "scvi"
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    result = quick()
+    path = tmp_path / "fit.safetensors"
+    result.save(path)
+    content = path.read_bytes()
+    (tmp_path / "cut").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load(tmp_path / "cut")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="not one that fieldguide wrote"):
+        load(tmp_path / "foreign")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load(tmp_path / "absent")
+    own = fit(PPCA, X, n_features=5, **QUICK)
+    own.save(path)
+    with pytest.raises(ValueError, match="pass that class as program="):
+        load(path)
+    with pytest.raises(ValueError, match="not of SCVI"):
+        load(path, get("scvi").program)
+    np.testing.assert_array_equal(load(path, PPCA).latent(X), own.latent())
+
+
+def test_a_full_disk_leaves_the_old_file_intact(tmp_path, monkeypatch):
+    path = tmp_path / "fit.safetensors"
+    first = quick(seed=0)
+    first.save(path)
+
+    def full(tensors, name, metadata):
+        open(name, "wb").write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fieldguide.inference.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="an older file there is unchanged.*No space left"):
+        quick(seed=1).save(path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    np.testing.assert_array_equal(load(path).latent(X), first.latent())
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        first.save(tmp_path / "absent" / "fit.safetensors")
+
+
+def test_a_loss_that_is_not_finite_names_cell_and_site():
+    class Bad(PPCA):
+        def model(self, batch):
+            super().model(batch | {"x": torch.where(batch["index"][:, None] == 17, batch["x"] / 0, batch["x"])})
+
+    with pytest.raises(FloatingPointError, match="epoch 0, minibatch .*site 'x' for row 17"):
+        fit(Bad, X, n_features=5, validation=0, **QUICK)
+    with pytest.raises(FloatingPointError, match="the loss is not finite in epoch 0, minibatch 1: .* of site"):
+        quick(learning_rate=1e12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "gpu0"}, "device 'gpu0' is not known"),
+        ({"validation": 1.0}, "validation must be a share"),
+        ({"validation": np.array([300])}, "validation names row 300"),
+        ({"validation": np.arange(299)}, "1 cells are left for training"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"objective": "elob"}, "no objective 'elob'"),
+        ({"fields": {"y": "X"}}, "no field 'y'"),
+    ],
+)
+def test_wrong_arguments_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        quick(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_absent_is_an_error():
+    with pytest.raises(ValueError, match="device 'cuda' is not available"):
+        quick(device="cuda")
+
+
+def test_entries_and_arguments_that_do_not_exist():
+    with pytest.raises(KeyError, match="no catalog entry 'scvj'; there are ppca, scvi"):
+        fit("scvj", X)
+    with pytest.raises(TypeError, match="n_latents"):
+        fit("ppca", X, n_latents=3, **QUICK)
+    with pytest.raises(TypeError, match="already built"):
+        fit(PPCA(5), X, n_latent=3, **QUICK)
+
+
+def test_more_cells_in_a_batch_than_there_are_and_a_batch_with_one_cell(pbmc):
+    data = pbmc[:20]
+    data = data[:, np.asarray(data.X.sum(0)).ravel() > 0].copy()
+    data.obs["batch"] = ["lonely"] + ["crowd"] * 19
+    result = fit("scvi", data, batch_size=512, validation=0, library="latent", n_hidden=8, **QUICK)
+    assert np.isfinite(result.latent()).all() and np.isfinite(result.bound()).all()
+
+
+def test_compiled_training_equals_eager_and_falls_back_with_a_reason():
+    eager = quick(kl_warmup=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        compiled = quick(kl_warmup=0, compile=True)
+    assert compiled.history["train"].iloc[-1] == pytest.approx(eager.history["train"].iloc[-1], rel=0.05)
+
+    class Branching(PPCA):
+        def model(self, batch):
+            if batch["x"].sum() > 1e9:
+                raise RuntimeError
+            super().model(batch)
+
+    with pytest.warns(UserWarning, match="step of Branching cannot be captured"):
+        fit(Branching, X, n_features=5, compile=True, **QUICK)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import numpy as np, os
+            from fieldguide.inference import fit
+            x = np.random.default_rng(0).normal(size=(300, 5)) @ np.diag([3, 1, 1, 1, 1])
+            result = fit("ppca", {{"x": x}}, max_epochs=4, batch_size=32, n_latent=2, progress=False, kl_warmup=0)
+            flat = np.concatenate([p.detach().numpy().ravel() for p in result.program.parameters()])
+            np.save(r"{tmp_path}" + f"/rank{{os.environ['RANK']}}.npy", flat)
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713", str(script)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    first, second = (np.load(tmp_path / f"rank{r}.npy") for r in (0, 1))
+    np.testing.assert_array_equal(first, second)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -38,6 +40,7 @@ OPTIONS = {
     "de": {},  # name -> comparison(...)
     "backed": False,  # leave the counts on disk
     "objective": "elbo",
+    "draws": 200,  # of the posterior behind differential expression
 }
 
 
@@ -50,7 +53,7 @@ QUERY = {
     "estimator": "snis",
 }
 
-OURS_ONLY = {"backed", "objective", "unit", "estimator"}
+OURS_ONLY = {"backed", "objective", "draws", "unit", "estimator"}
 
 
 def comparison(group, reference, **query):
@@ -99,9 +102,10 @@ class Bench:
             self.systems.remove("peer")
 
     def file(self, data: anndata.AnnData, name: str) -> str:
-        """Write a data set where both systems can read it; counts as CSR float32, strings as categories."""
+        """Write a data set where both systems can read it: counts as CSR float32, genes that have any."""
         path = Path(self.folder.name) / f"{name}.h5ad"
         if not path.exists():
+            data = data[:, np.asarray(data.X.sum(0)).ravel() > 0]
             anndata.AnnData(data.X.astype(np.float32), obs=data.obs, var=data.var[[]]).write_h5ad(path)
         return str(path)
 
@@ -111,6 +115,7 @@ class Bench:
         if unknown := options.keys() - OPTIONS.keys():
             raise ValueError(f"unknown options {sorted(unknown)}")
         options["held_out"] = [int(i) for i in options["held_out"]]
+        options["data"] = _fingerprint(h5ad)
         if system == "peer":
             options = {k: v for k, v in options.items() if k not in OURS_ONLY}
             options["de"] = {
@@ -142,6 +147,14 @@ class Bench:
             dict(np.load(arrays)) if arrays.exists() else {},
             {f.stem[3:]: pd.read_csv(f, index_col=0) for f in sorted(out.glob("de_*.csv"))},
         )
+
+
+@cache
+def _fingerprint(h5ad):
+    """Size of the file's counts, with two sums: tells apart the data sets that kept results may come from."""
+    with h5py.File(h5ad) as file:
+        x = file["X"]
+        return f"{x.attrs['shape'].tolist()} {x['data'][:].sum(dtype=float):.0f} {x['indices'][:].sum(dtype=float):.0f}"
 
 
 def _same(file, options):

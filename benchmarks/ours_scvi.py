@@ -17,10 +17,29 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldguide.decisions import differential_expression
 from fieldguide.inference import ELBO, IWAE, fit
 
 OBJECTIVES = {"elbo": ELBO(kl="analytic"), "iwae": IWAE(10, gradient="dreg")}
+
+
+def decide(found, data, o, out):
+    """Write one table for each comparison asked for; return the seconds each took."""
+    from fieldguide.decisions import differential_expression
+
+    for name, de in o["de"].items():
+        sides = np.full(data.n_obs, "other", dtype=object)
+        sides[de["group"]], sides[de["reference"]] = "group", "reference"
+        data.obs[name] = pd.Categorical(sides)
+    posterior, seconds = found.posterior(data, particles=o["draws"], seed=o["seed"]), {}
+    for name, de in o["de"].items():
+        start = time.perf_counter()
+        rules = {k: de[k] for k in ("mode", "delta", "fdr", "estimator", "batch_correction")}
+        rules |= {"unit": de["unit"]} if de["mode"] == "change" else {}
+        decision = differential_expression(posterior, name, "group", "reference", seed=o["seed"], **rules)
+        table = decision.table.loc[list(data.var_names)].rename(columns={"is_de": "called"})
+        table.to_csv(out / f"de_{name}.csv")
+        seconds[f"de_{name}_s"] = time.perf_counter() - start
+    return seconds
 
 
 def main(options_file, out):
@@ -72,28 +91,8 @@ def main(options_file, out):
         arrays["rho"] = found.posterior(particles=25).expect(lambda v: v["rho"], estimator="plugin")
     np.savez_compressed(out / "arrays.npz", **arrays)
 
-    for name, de in o["de"].items():
-        sides = np.full(data.n_obs, "other", dtype=object)
-        sides[de["group"]], sides[de["reference"]] = "group", "reference"
-        data.obs[name] = pd.Categorical(sides)
-    posterior = found.posterior(data, particles=200, seed=o["seed"]) if o["de"] else None
-    for name, de in o["de"].items():
-        start = time.perf_counter()
-        decision = differential_expression(
-            posterior,
-            name,
-            "group",
-            "reference",
-            mode=de["mode"],
-            delta=de["delta"],
-            fdr=de["fdr"],
-            unit=de["unit"],
-            estimator=de["estimator"],
-            batch_correction=de["batch_correction"],
-            seed=o["seed"],
-        )
-        decision.table.to_csv(out / f"de_{name}.csv")
-        result[f"de_{name}_s"] = time.perf_counter() - start
+    if o["de"]:
+        result |= decide(found, data, o, out)
     (out / "result.json").write_text(json.dumps(result, indent=1))
 
 

@@ -5,8 +5,8 @@ the largest variance, 2,000 test cells, the same number of gradient steps for ev
 
 Factor analysis of log(1 + x) is scored as published, with the Jacobian of the transform. That compares a density with
 probabilities, and flatters factor analysis where counts are small, because a density may exceed one (it ties with scVI
-at ``--zeros 0.75``). So it is also scored with uniform noise in [0, 1) added to the counts, which makes it a lower bound
-on probabilities like ours. Targets: at least 10 nats above the former, and growing with N.
+at ``--zeros 0.75``). So it is also scored with uniform noise in [0, 1) added to the counts, which makes it a lower
+bound on probabilities like ours. Targets: at least 10 nats above the former, and growing with N.
 """
 
 import numpy as np

@@ -1,7 +1,21 @@
-"""What to do with a posterior: calls that carry their uncertainty and a diagnostic, and never see the model."""
+"""What to do with a posterior: decisions with their uncertainty, their diagnostics and a stated error rate."""
 
 if not __name__.startswith("fieldguide."):
     raise ImportError(
         "import fieldguide.decisions, not decisions: install the project first "
         "(python -m pip install -c constraints.txt .)"
     )
+
+from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDesign
+from fieldguide.decisions.expression import differential_expression
+from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
+
+__all__ = [
+    "Decision",
+    "UntrustworthyWeights",
+    "WeakDesign",
+    "calls",
+    "differential_expression",
+    "expected_fdr",
+    "fdr_values",
+]

@@ -1,0 +1,55 @@
+"""The observed counts behind a group: plain summaries for the reader, and what the model expected of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fieldguide.inference.posterior import Posterior, Values
+
+FIELD = "counts"
+BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Per gene [G]: mean count per cell, and share of cells with any."""
+
+    mean: np.ndarray
+    nonzero: np.ndarray
+
+
+def observed(posterior: Posterior, rows: np.ndarray) -> Observed | None:
+    """Summarise the raw counts of some cells; None when the data has no field ``counts``."""
+    if FIELD not in posterior.dataset.stores:
+        return None
+    total, some = 0.0, 0.0
+    for start in range(0, len(rows), BLOCK):
+        counts = posterior.dataset.stores[FIELD].gather(rows[start : start + BLOCK])
+        total = total + counts.double().sum(0).cpu().numpy()
+        some = some + (counts > 0).double().sum(0).cpu().numpy()
+    return Observed(total / len(rows), some / len(rows))
+
+
+def library(posterior: Posterior, rows: np.ndarray, values: Values) -> Tensor:
+    """Return the factor between proportions and expected counts: [S, b] when it is latent, else [1, b].
+
+    It is the latent site ``log_library``, or the field ``size_factor``, or else the total count of the cell.
+    """
+    if "log_library" in values:
+        return values["log_library"].exp()
+    batch = posterior.dataset.batch(rows)
+    if "size_factor" not in batch and FIELD not in batch:
+        raise ValueError(
+            f"expected counts need a site 'log_library', or a field 'size_factor' or '{FIELD}'; "
+            f"the data has {', '.join(sorted(batch))}"
+        )
+    factor = batch["size_factor"] if "size_factor" in batch else batch[FIELD].sum(-1)
+    return factor.reshape(1, -1).to(next(iter(values.values())).device)
+
+
+def mean_counts(posterior: Posterior, rows: np.ndarray, share: Tensor, values: Values, rho: Tensor) -> Tensor:
+    """Return the posterior mean of library * rho for each cell, [b, G], under normalised weights ``share`` [S, b]."""
+    weighted = (share * library(posterior, rows, values)).to(rho.dtype)
+    return torch.einsum("sb,sbg->bg", weighted, rho)

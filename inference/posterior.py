@@ -16,7 +16,7 @@ from fieldguide.inference.data import Dataset
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.psis import inference_data, pareto_k
 from fieldguide.inference.schema import FittedSchema
-from fieldguide.inference.weights import Weights, like_draws, weigh
+from fieldguide.inference.weights import Particles, Weights, like_draws, weigh
 
 Values = dict[str, Tensor]
 ELEMENTS = 6_000_000
@@ -111,8 +111,8 @@ class Posterior:
                 weights = weigh(self.program, batch, self.particles)
                 if weights.global_latents:
                     raise ValueError(
-                        f"site '{weights.global_latents[0]}' is outside the plate '{self.program.plate}': its posterior "
-                        "is not one of each cell"
+                        f"site '{weights.global_latents[0]}' is outside the plate '{self.program.plate}', so it has no "
+                        "posterior for each cell"
                     )
                 values = weights.draws
             if overrides:
@@ -235,10 +235,14 @@ class Posterior:
         draws = next(iter(latents.values())).shape[0]
         model = poutine.uncondition(self.program.model) if replicate else self.program.model
         model = poutine.condition(model, data=dict(latents))
-        plate = pyro.plate("particles", draws, dim=-(self.program.depth + 1))
         forked = [device] if device.type == "cuda" else []
         self.program.eval()
-        with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked), plate:
+        with (
+            torch.no_grad(),
+            pyro.validation_enabled(False),
+            torch.random.fork_rng(forked),
+            Particles(self.program, draws),
+        ):
             torch.manual_seed(self.seed * 1_000_003 + 700_001 + int(rows[0]))
             trace = poutine.trace(model).get_trace(batch)
         sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}

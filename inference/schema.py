@@ -4,6 +4,7 @@ A :class:`Schema` names the fields. Fitted on one data set (:meth:`Schema.learn`
 and scales, and applies them unchanged to new data, so that a mistake is an error with a name and not a wrong number.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,9 +62,10 @@ class Counts(Field):
         check = _check_counts(name, data, matrix)
         empty = np.flatnonzero(check == 0)
         if empty.size:
-            raise SchemaError(
+            warnings.warn(
                 f"field '{name}': gene {_gene(data, empty[0])!r} has no count in any cell ({empty.size} such genes): "
-                "remove them, for example adata[:, adata.X.sum(0) > 0]"
+                "nothing can be learnt about it; consider adata[:, adata.X.sum(0) > 0]",
+                stacklevel=2,
             )
         return {"genes": genes, "n_genes": int(matrix.shape[1])}
 

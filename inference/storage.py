@@ -68,32 +68,38 @@ class DenseStore(Store):
 class SparseStore(Store):
     """A CSR matrix [N, G]; rows come out dense, in float32.
 
-    Row offsets stay in host memory, so that gathering on an accelerator needs no synchronisation.
+    On an accelerator, row offsets stay in host memory, so that gathering needs no synchronisation.
     """
 
     def __init__(self, matrix: sp.csr_matrix, device: torch.device | str = "cpu") -> None:
-        matrix.sum_duplicates()
-        self.matrix = matrix
-        self.shape = matrix.shape
-        self.device = torch.device(device)
-        self.indptr = matrix.indptr
-        self.columns = torch.as_tensor(matrix.indices).to(self.device)
-        self.values = torch.as_tensor(matrix.data).to(self.device)
+        matrix = sp.csr_matrix(matrix, dtype=np.float32)  # shares what is float32 already, and never writes to it
+        if not matrix.has_canonical_format:
+            matrix = matrix.copy()
+            matrix.sum_duplicates()
+        self.matrix, self.shape, self.device = matrix, matrix.shape, torch.device(device)
+        if self.device.type != "cpu":
+            self.columns = torch.from_numpy(matrix.indices).to(self.device)
+            self.values = torch.from_numpy(matrix.data).to(self.device)
 
     def gather(self, rows):
-        start = self.indptr[rows].astype(np.int64)
-        length = self.indptr[rows + 1] - start
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.matrix[rows].toarray())
+        return self.gather_resident(rows, self.columns, self.values)
+
+    def gather_resident(self, rows: np.ndarray, columns: Tensor, values: Tensor) -> Tensor:
+        """Return the rows from column numbers and values that lie on a device."""
+        start = self.matrix.indptr[rows].astype(np.int64)
+        length = self.matrix.indptr[rows + 1] - start
         offset = np.concatenate(([0], np.cumsum(length)[:-1]))
-        position = torch.from_numpy(np.repeat(start - offset, length) + np.arange(length.sum()))
-        row = torch.from_numpy(np.repeat(np.arange(len(rows)) * self.shape[1], length))
-        position, row = position.to(self.device), row.to(self.device)
-        out = torch.zeros(len(rows) * self.shape[1], device=self.device)
-        out[row + self.columns[position]] = self.values[position].to(torch.float32)
+        position = torch.from_numpy(np.repeat(start - offset, length) + np.arange(length.sum())).to(values.device)
+        row = torch.from_numpy(np.repeat(np.arange(len(rows)) * self.shape[1], length)).to(values.device)
+        out = torch.zeros(len(rows) * self.shape[1], device=values.device)
+        out[row + columns[position]] = values[position]
         return out.view(len(rows), self.shape[1])
 
     @property
     def nbytes(self):
-        return self.columns.nbytes + self.values.nbytes
+        return self.matrix.indices.nbytes + self.matrix.data.nbytes
 
     def to(self, device):
         return self if device == self.device else SparseStore(self.matrix, device)

@@ -12,10 +12,11 @@ from functools import partial
 from math import prod
 from typing import Literal
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -80,6 +81,17 @@ def like_draws(values: Tensor, draws: Tensor, depth: int) -> Tensor:
     """Reshape ``values`` [K, B] to broadcast against draws [K, (inner plates), B, (event)]."""
     inner, event = depth - 1, draws.dim() - depth - 1
     return values.reshape(values.shape[:1] + (1,) * inner + values.shape[1:] + (1,) * event)
+
+
+class Particles(IndepMessenger):
+    """The plate of K particles around a whole program: a plate without Pyro's bookkeeping for subsampling."""
+
+    def __init__(self, program: Program, particles: int) -> None:
+        super().__init__("particles", particles, dim=-(program.depth + 1))
+
+    def _process_message(self, msg) -> None:
+        super()._process_message(msg)
+        BroadcastMessenger._pyro_sample(msg)
 
 
 class Substitute(Messenger):
@@ -200,11 +212,10 @@ def weigh(
 
 
 def _trace(program: Program, role: str, batch: Batch, particles: int, replay: poutine.Trace | None = None):
-    plate = pyro.plate("particles", particles, dim=-(program.depth + 1))
     run = getattr(program, role)
     if replay is not None:
         run = poutine.replay(run, trace=replay)
-    with plate:
+    with Particles(program, particles):
         return poutine.trace(run).get_trace(batch)
 
 
@@ -217,7 +228,7 @@ def _frozen_guide_trace(program: Program, batch: Batch, particles: int, values: 
     constants |= {name: b.clone() for name, b in program.named_buffers()}
     with (
         _replayed_randomness(batch, state),
-        pyro.plate("particles", particles, dim=-(program.depth + 1)),
+        Particles(program, particles),
         Substitute(values),
     ):
         return poutine.trace(functional_call).get_trace(program, constants, ("guide", batch))

@@ -106,7 +106,6 @@ def empty_gene(data):
         (spoil(set_count(np.nan)), {}, "cell 'cell3', gene 'gene2' is nan"),
         (spoil(set_count(np.inf)), {}, "cell 'cell3', gene 'gene2' is inf"),
         (spoil(empty_cell), {}, "cell 'cell4' has no counts"),
-        (spoil(empty_gene), {}, "gene 'gene5' has no count in any cell"),
         (small(), {"batch": "sample"}, "field 'batch': no column 'sample' in obs; there are batch, depth, donor"),
         (small(), {"sample": "batch"}, "no field 'sample'; this program reads counts"),
         (small(), {"counts": None}, "field 'counts' cannot be switched off"),
@@ -133,6 +132,11 @@ def empty_gene(data):
 def test_bad_input_is_named(data, places, message):
     with pytest.raises(SchemaError, match=message):
         read(data, SCHEMA.learn(data, places))
+
+
+def test_a_gene_without_counts_is_a_warning_that_names_it():
+    with pytest.warns(UserWarning, match=r"gene 'gene5' has no count in any cell \(1 such genes\)"):
+        SCHEMA.learn(spoil(empty_gene))
 
 
 def test_new_data_has_to_match_the_training_data():
@@ -236,10 +240,19 @@ def test_backed_files_that_cannot_be_read_by_blocks_are_refused(tmp_path):
         SCHEMA.learn(anndata.read_h5ad(tmp_path / "csr.h5ad", backed="r")[:10])
 
 
+def test_a_matrix_that_is_not_canonical_is_read_right_and_left_alone():
+    matrix = sp.csr_matrix((np.array([1, 2, 3]), np.array([2, 0, 2]), np.array([0, 3])), shape=(1, 3))
+    assert SparseStore(matrix).gather(np.array([0])).tolist() == [[2, 0, 4]]
+    assert matrix.indices.tolist() == [2, 0, 2] and matrix.data.tolist() == [1, 2, 3]
+
+
 def test_a_sparse_store_gathers_like_a_dense_one():
     matrix = sp.random(50, 20, 0.2, format="csr", random_state=0, dtype=np.float32)
     rows = np.array([3, 3, 49, 0])
     torch.testing.assert_close(SparseStore(matrix).gather(rows), DenseStore(matrix.toarray()).gather(rows))
+    store = SparseStore(matrix)
+    columns, values = torch.from_numpy(matrix.indices), torch.from_numpy(matrix.data)
+    torch.testing.assert_close(store.gather_resident(rows, columns, values), store.gather(rows))
     torch.testing.assert_close(
         SparseStore(matrix).load(rows).gather(np.arange(4)), DenseStore(matrix.toarray()).gather(rows)
     )

@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+EQUAL = 1e-4
+"""Log weights that differ by less (nats) are equal up to rounding in single precision: they have no tail."""
+
 
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     """Return the Pareto shape k-hat of each column of log weights [S, N].
@@ -17,7 +20,7 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(log_weights).all(1))
     if bad.size:
         raise ValueError(f"log weights of cell {bad[0]} are not finite")
-    flat = np.ptp(log_weights, axis=1) < 1e-9
+    flat = np.ptp(log_weights, axis=1) < EQUAL
     khat = np.full(len(log_weights), 0.0)
     if (~flat).any():
         with warnings.catch_warnings():

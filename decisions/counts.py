@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fieldguide.decisions.particles import OBSERVED, SITE
 from fieldguide.inference.posterior import Posterior, Values
 
-FIELD = "counts"
 BLOCK = 2048
 
 
@@ -22,11 +22,11 @@ class Observed:
 
 def observed(posterior: Posterior, rows: np.ndarray) -> Observed | None:
     """Summarise the raw counts of some cells; None when the data has no field ``counts``."""
-    if FIELD not in posterior.dataset.stores:
+    if OBSERVED not in posterior.dataset.stores:
         return None
     total, some = 0.0, 0.0
     for start in range(0, len(rows), BLOCK):
-        counts = posterior.dataset.stores[FIELD].gather(rows[start : start + BLOCK])
+        counts = posterior.dataset.stores[OBSERVED].gather(rows[start : start + BLOCK])
         total = total + counts.double().sum(0).cpu().numpy()
         some = some + (counts > 0).double().sum(0).cpu().numpy()
     return Observed(total / len(rows), some / len(rows))
@@ -40,16 +40,16 @@ def library(posterior: Posterior, rows: np.ndarray, values: Values) -> Tensor:
     if "log_library" in values:
         return values["log_library"].exp()
     batch = posterior.dataset.batch(rows)
-    if "size_factor" not in batch and FIELD not in batch:
+    if "size_factor" not in batch and OBSERVED not in batch:
         raise ValueError(
-            f"expected counts need a site 'log_library', or a field 'size_factor' or '{FIELD}'; "
+            f"expected counts need a site 'log_library', or a field 'size_factor' or '{OBSERVED}'; "
             f"the data has {', '.join(sorted(batch))}"
         )
-    factor = batch["size_factor"] if "size_factor" in batch else batch[FIELD].sum(-1)
+    factor = batch["size_factor"] if "size_factor" in batch else batch[OBSERVED].sum(-1)
     return factor.reshape(1, -1).to(next(iter(values.values())).device)
 
 
-def mean_counts(posterior: Posterior, rows: np.ndarray, share: Tensor, values: Values, rho: Tensor) -> Tensor:
-    """Return the posterior mean of library * rho for each cell, [b, G], under normalised weights ``share`` [S, b]."""
-    weighted = (share * library(posterior, rows, values)).to(rho.dtype)
-    return torch.einsum("sb,sbg->bg", weighted, rho)
+def expected_counts(posterior: Posterior, rows: np.ndarray, share: Tensor, values: Values) -> Tensor:
+    """Return the posterior mean of library * rho in the cells' own batches, [b, G], for shares [S, b] of particles."""
+    weighted = share * library(posterior, rows, values)
+    return torch.einsum("sb,sbg->bg", weighted.to(values[SITE].dtype), values[SITE])

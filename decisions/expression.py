@@ -23,6 +23,7 @@ from fieldguide.decisions.fdr import calls, fdr_values
 from fieldguide.decisions.figures import volcano
 from fieldguide.decisions.groups import Group, two_groups
 from fieldguide.decisions.levels import level_draws
+from fieldguide.decisions.particles import ESTIMATORS
 from fieldguide.decisions.prior import shared_prior
 from fieldguide.decisions.sampling import LEAST, Draws, cell_draws, mean_draws
 from fieldguide.decisions.subjects import subject_weights
@@ -30,7 +31,7 @@ from fieldguide.decisions.thresholds import effect_threshold, pseudocount
 from fieldguide.decisions.trust import diagnose, warn_if_untrustworthy
 from fieldguide.inference.posterior import Posterior
 
-MODES, TESTS, ESTIMATORS = ("change", "vanilla"), ("three", "two"), ("snis", "plugin")
+MODES, TESTS = ("change", "vanilla"), ("three", "two")
 BAYES_FACTOR = 3.0
 """Size of the log Bayes factor above which the vanilla mode calls a gene (Lopez et al. 2018)."""
 NOTES: dict[str, str] = {

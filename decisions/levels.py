@@ -40,9 +40,6 @@ class Totals:
     expected: np.ndarray
     variance: np.ndarray
 
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(self.observed + other.observed, self.expected + other.expected, self.variance + other.variance)
-
 
 def level_draws(totals: Totals, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the factor between the true and the model's mean expression of a group, [R, G]."""

@@ -1,12 +1,11 @@
 """Random weights of whole subjects (donors, animals, wells): what makes a statement about further subjects."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from fieldguide.decisions.decision import WeakDesign
+from fieldguide.decisions.decision import WeakDesign, caution
 from fieldguide.decisions.groups import Group, column
 
 FEW = 5
@@ -69,11 +68,7 @@ def subject_weights(
                 "at least two in each group (unit='group' takes cells as the sample)"
             )
         if len(names) < FEW:
-            warnings.warn(
-                f"{group.name}: only {len(names)} subjects in {unit!r}; intervals from so few are rough",
-                WeakDesign,
-                stacklevel=4,
-            )
+            caution(f"{group.name}: only {len(names)} subjects in {unit!r}: intervals are rough", WeakDesign)
     everyone = np.unique(np.concatenate([names for _, names in codes]))
     rng = np.random.default_rng([seed, int(min(group.rows[0] for group in groups)), 2])
     fewest = min(len(names) for _, names in codes)

@@ -8,14 +8,13 @@ mean that neither figure is the posterior's; where the shift is small against th
 does not hang on the weights.
 """
 
-import warnings
 from math import log10
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from fieldguide.decisions.decision import UntrustworthyWeights
+from fieldguide.decisions.decision import UntrustworthyWeights, caution
 from fieldguide.inference.psis import pareto_k
 
 FEWEST = 25
@@ -55,18 +54,16 @@ def diagnose(log_weights: np.ndarray, name: str, n_cells: int, shift: np.ndarray
     return pd.Series(found, name=name)
 
 
-def warn_if_untrustworthy(diagnostics: pd.DataFrame, stacklevel: int = 3) -> None:
+def warn_if_untrustworthy(diagnostics: pd.DataFrame) -> None:
     """Warn with :class:`UntrustworthyWeights` when more than half of a group's cells are above the k-hat limit."""
     for name, row in diagnostics.iterrows():
         if row["khat_above"] > 0.5:
-            moved = f"; weighting moved its log2 expression by {row['shift_median']:.2f} in the median gene and "
-            moved += f"{row['shift_95']:.2f} in one of twenty" if "shift_95" in row else ""
-            warnings.warn(
+            caution(
                 f"{name}: k-hat is above {row['khat_limit']:.2f} in {row['khat_above']:.0%} of the cells (median "
-                f"{row['khat_median']:.2f}, effective sample size {row['ess_median']:.0f} of "
-                f"{row['particles']:.0f}){moved if 'shift_95' in row else ''}. The guide misses much of the "
-                "posterior: train longer or with an importance-weighted objective, take more particles, and believe "
-                "no fold change that is small against that shift",
+                f"{row['khat_median']:.2f}; effective sample size {row['ess_median']:.0f} of {row['particles']:.0f}), "
+                "so the guide misses much of their posterior. Weighting moved the group's log2 expression by "
+                f"{row['shift_median']:.2f} in the median gene and {row['shift_95']:.2f} in one of twenty: do not rely "
+                "on fold changes near delta that are no larger. Longer training, an importance-weighted objective or "
+                "more particles help",
                 UntrustworthyWeights,
-                stacklevel=stacklevel,
             )

@@ -1,0 +1,164 @@
+"""Denoised expression and imputed counts: what the model says a cell expresses, with its uncertainty."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fieldguide.decisions.batches import batch_codes
+from fieldguide.decisions.counts import library
+from fieldguide.decisions.decision import Decision
+from fieldguide.decisions.figures import uncertainty
+from fieldguide.decisions.particles import ESTIMATORS, proportions, replicate, shares
+from fieldguide.decisions.trust import diagnose
+from fieldguide.inference.posterior import Posterior
+
+NOTE = "The parameters of the model are taken as known."
+
+
+@dataclass
+class CellEstimates(Decision):
+    """Estimates for every cell and gene.
+
+    Attributes
+    ----------
+    table : DataFrame [n, G]
+        Posterior means, cells in rows.
+    sd : DataFrame [n, G]
+        Posterior standard deviations.
+    low, high : DataFrame [n, G] or None
+        Central interval, where one was asked for.
+    """
+
+    sd: pd.DataFrame = field(default_factory=pd.DataFrame)
+    low: pd.DataFrame | None = None
+    high: pd.DataFrame | None = None
+
+
+def denoised_expression(
+    posterior: Posterior,
+    scale: float | str = 1.0,
+    batch: str | bool | Sequence | None = None,
+    estimator: str = "snis",
+    cells: np.ndarray | None = None,
+) -> CellEstimates:
+    """Return posterior mean and standard deviation of each cell's expression.
+
+    Parameters
+    ----------
+    posterior : Posterior
+    scale : float or "library"
+        1: proportions, which sum to one in a cell. 1e4: counts per ten thousand. "library": the cell's own library
+        size, so that the mean is comparable with its counts.
+    batch : label, list of labels or True, optional
+        Decode every cell under this batch, or under several (True: all) with equal weights; by default under its own.
+    estimator : {"snis", "plugin"}
+    cells : array of int, optional
+        Row numbers; all cells by default. The result holds n x G values in single precision.
+
+    Raises
+    ------
+    ValueError
+        For an unknown batch or scale.
+    """
+    _check(scale, estimator)
+    batches = None if batch is None else batch_codes(posterior, batch, "batch")
+    means, spreads, log_weights = [], [], []
+    rows = _rows(posterior, cells)
+    for seen, w, values in posterior.chunks(rows):
+        rho, share = proportions(posterior, seen, w, values, batches), shares(w, estimator)
+        factor = library(posterior, seen, values) if scale == "library" else torch.full_like(share[:1], float(scale))
+        mean, sd = _moments(share, factor.to(rho), rho)
+        means.append(mean)
+        spreads.append(sd)
+        log_weights.append(w.log_w.double().cpu().numpy())
+    settings = {"scale": scale, "batches": batches, "estimator": estimator, "posterior_seed": posterior.seed}
+    return CellEstimates(
+        _framed(posterior, rows, means),
+        diagnose(np.concatenate(log_weights, 1), "cells", len(rows)).to_frame().T,
+        settings,
+        (NOTE,),
+        uncertainty,
+        sd=_framed(posterior, rows, spreads),
+    )
+
+
+def impute(
+    posterior: Posterior,
+    estimator: str = "snis",
+    cells: np.ndarray | None = None,
+    interval: float = 0.9,
+    draws: int = 100,
+) -> CellEstimates:
+    """Return the expected count of each gene in each cell, library * rho, with a predictive interval of the count.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Of a program with a site ``rho`` and an observed site ``counts``.
+    estimator : {"snis", "plugin"}
+    cells : array of int, optional
+        Row numbers; all cells by default.
+    interval : float
+        Probability of the central predictive interval of a count measured anew in the same cell; 0 leaves it out.
+    draws : int
+        Replicated counts from which the interval is read.
+
+    Notes
+    -----
+    Under a zero-inflated likelihood the expected count is that without the inflation; the interval includes it. The
+    interval is the model's: check it with :func:`fieldguide.decisions.posterior_predictive_check`.
+    """
+    _check(1.0, estimator)
+    if not 0 <= interval < 1:
+        raise ValueError(f"interval must be a probability in [0, 1), not {interval}")
+    rows, tail = _rows(posterior, cells), (1 - interval) / 2
+    means, spreads, lows, highs, log_weights = [], [], [], [], []
+    for seen, w, values in posterior.chunks(rows):
+        rho = proportions(posterior, seen, w, values)
+        mean, sd = _moments(shares(w, estimator), library(posterior, seen, values).to(rho), rho)
+        means.append(mean)
+        spreads.append(sd)
+        if interval:
+            counts = replicate(posterior, seen, w, values, draws, estimator)
+            ends = np.quantile(counts.cpu().numpy(), [tail, 1 - tail], axis=0, method="inverted_cdf")
+            lows.append(ends[0].astype(np.float32))
+            highs.append(ends[1].astype(np.float32))
+        log_weights.append(w.log_w.double().cpu().numpy())
+    settings = {"interval": interval, "draws": draws, "estimator": estimator, "posterior_seed": posterior.seed}
+    return CellEstimates(
+        _framed(posterior, rows, means),
+        diagnose(np.concatenate(log_weights, 1), "cells", len(rows)).to_frame().T,
+        settings,
+        (NOTE,),
+        uncertainty,
+        sd=_framed(posterior, rows, spreads),
+        low=_framed(posterior, rows, lows) if interval else None,
+        high=_framed(posterior, rows, highs) if interval else None,
+    )
+
+
+def _moments(share: Tensor, factor: Tensor, rho: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over particles of factor [S or 1, b] * rho [S, b, G], each [b, G]."""
+    mean = torch.einsum("sb,sbg->bg", (share * factor).to(rho.dtype), rho)
+    square = torch.einsum("sb,sbg->bg", (share * factor**2).to(rho.dtype), rho**2)
+    return mean.cpu().numpy(), (square - mean**2).clamp(min=0).sqrt().cpu().numpy()
+
+
+def _framed(posterior: Posterior, rows: np.ndarray, parts: list[np.ndarray]) -> pd.DataFrame:
+    index = pd.RangeIndex(posterior.n_cells)[rows] if posterior.obs is None else posterior.obs.index[rows]
+    return pd.DataFrame(np.concatenate(parts), index=index, columns=posterior.var_names)
+
+
+def _rows(posterior: Posterior, cells: np.ndarray | None) -> np.ndarray:
+    return np.arange(posterior.n_cells) if cells is None else np.asarray(cells, dtype=np.int64)
+
+
+def _check(scale: float | str, estimator: str) -> None:
+    if isinstance(scale, str) and scale != "library":
+        raise ValueError(f"scale must be a number or 'library', not {scale!r}")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}")

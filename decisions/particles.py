@@ -1,0 +1,66 @@
+"""What decisions do with the weighted draws of a chunk of cells: normalise, choose, decode, replicate.
+
+A program whose posterior is decided on has a deterministic site ``rho``, each gene's proportion of the cell's
+expression [S, b, G]; for replicated data, an observed site ``counts``. Shapes: S particles, b cells of the chunk,
+G genes, R draws.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fieldguide.inference.posterior import Posterior, Values
+from fieldguide.inference.weights import Weights
+
+SITE = "rho"
+OBSERVED = "counts"
+ESTIMATORS = ("snis", "plugin")
+
+
+def shares(weights: Weights, estimator: str) -> Tensor:
+    """Return the share of each particle [S, b], float64, summing to one over particles.
+
+    "snis": normalised importance weights, for the posterior; "plugin": equal shares, for the guide as it is.
+    """
+    share = torch.softmax(weights.log_w.double(), 0)
+    return torch.full_like(share, 1 / len(share)) if estimator == "plugin" else share
+
+
+def choose(share: Tensor, draws: int, rng: np.random.Generator) -> Tensor:
+    """Return indices of particles [R, b], each drawn with the probability of its share (by inversion)."""
+    steps = share.cumsum(0).T.contiguous()
+    uniform = torch.from_numpy(rng.random((len(steps), draws))).to(steps)
+    return torch.searchsorted(steps, uniform * steps[:, -1:], right=True).clamp(max=steps.shape[1] - 1).T
+
+
+def proportions(
+    posterior: Posterior, rows: np.ndarray, weights: Weights, values: Values, batches: Sequence[int] | None = None
+) -> Tensor:
+    """Return ``rho`` [S, b, G], of the cells' own batches, or averaged over decodings under the given ones."""
+    if SITE not in values:
+        raise ValueError(
+            f"the program has no deterministic site '{SITE}' (expression as proportions); it has "
+            f"{', '.join(sorted(values))}"
+        )
+    if batches is None:
+        return values[SITE]
+    latents = {name: values[name] for name in weights.latents}
+    total = posterior.decode(rows, latents, {"batch": int(batches[0])})[SITE]
+    for code in batches[1:]:
+        total = total + posterior.decode(rows, latents, {"batch": int(code)})[SITE]
+    return total / len(batches)
+
+
+def replicate(
+    posterior: Posterior, rows: np.ndarray, weights: Weights, values: Values, draws: int, estimator: str
+) -> Tensor:
+    """Return counts drawn anew for the same cells [R, b, G], each from one posterior draw of the cell's latents."""
+    rng = np.random.default_rng([posterior.seed, int(rows[0])])
+    chosen = choose(shares(weights, estimator), draws, rng)
+    cells = torch.arange(len(rows), device=chosen.device)
+    found = posterior.decode(rows, {n: values[n][chosen, cells] for n in weights.latents}, replicate=True)
+    if OBSERVED not in found:
+        raise ValueError(f"the program has no observed site '{OBSERVED}'; it has {', '.join(sorted(found))}")
+    return found[OBSERVED]

@@ -245,7 +245,9 @@ class Posterior:
         ):
             torch.manual_seed(self.seed * 1_000_003 + 700_001 + int(rows[0]))
             trace = poutine.trace(model).get_trace(batch)
-        sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+        sites: dict[str, Any] = {
+            n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)
+        }
         return {
             n: s["value"] for n, s in sites.items() if replicate or n in latents or s["infer"].get("_deterministic")
         }

@@ -159,7 +159,7 @@ class Matrix(Field):
         matrix = _matrix(name, data, place)
         if isinstance(matrix, BackedStore):
             return matrix
-        values = np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float32)
+        values = np.asarray(_dense(matrix), dtype=np.float32)
         if values.shape[1] != state["n_features"]:
             raise SchemaError(f"field '{name}': {values.shape[1]} features, but {state['n_features']} were trained on")
         bad = np.argwhere(~np.isfinite(values))
@@ -265,7 +265,12 @@ def _column(name: str, data, column: str) -> pd.Series:
     table = data.obs if isinstance(data, anndata.AnnData) else data
     if column not in table:
         raise SchemaError(f"field '{name}': no column {column!r} in obs; there are {', '.join(map(str, table))}")
-    return table[column] if isinstance(table, pd.DataFrame) else pd.Series(np.asarray(table[column]))
+    found: Any = table[column]
+    return found if isinstance(table, pd.DataFrame) else pd.Series(np.asarray(found))
+
+
+def _dense(matrix: Any) -> Any:
+    return matrix.toarray() if sp.issparse(matrix) else matrix
 
 
 def _numbers(name: str, data, column: str) -> np.ndarray:
@@ -355,7 +360,7 @@ def _check_counts(name: str, data, matrix) -> np.ndarray:
     """Raise on anything but non-negative integers and on empty cells; return the number of counts of each gene."""
     genes = np.zeros(matrix.shape[1])
     for start, block in _blocks(matrix):
-        values = block.data if sp.issparse(block) else block
+        values: Any = block.data if sp.issparse(block) else block
         bad = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
         if bad.any():
             row, column, value = _first(block, bad)

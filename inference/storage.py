@@ -5,6 +5,7 @@ rows are cheap to read together (:meth:`windows`).
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import anndata
 import h5py
@@ -76,7 +77,8 @@ class SparseStore(Store):
         if not matrix.has_canonical_format:
             matrix = matrix.copy()
             matrix.sum_duplicates()
-        self.matrix, self.shape, self.device = matrix, matrix.shape, torch.device(device)
+        self.matrix, self.device = matrix, torch.device(device)
+        self.shape = (len(matrix.indptr) - 1, int(matrix.shape[-1]))
         if self.device.type != "cpu":
             self.columns = torch.from_numpy(matrix.indices).to(self.device)
             self.values = torch.from_numpy(matrix.data).to(self.device)
@@ -117,7 +119,7 @@ class BackedStore(Store):
 
     backed = True
 
-    def __init__(self, group: h5py.Group | h5py.Dataset) -> None:
+    def __init__(self, group: Any) -> None:
         self.group = group
         if isinstance(group, h5py.Group):
             self.indptr = group["indptr"][:]

@@ -123,7 +123,7 @@ class BackedStore(Store):
         self.group = group
         if isinstance(group, h5py.Group):
             self.indptr = group["indptr"][:]
-            self.shape = tuple(int(n) for n in group.attrs["shape"])
+            self.shape = tuple(np.asarray(group.attrs["shape"]).tolist())
         else:
             self.indptr = None
             self.shape = group.shape

@@ -56,7 +56,7 @@ def entry(
     supports: tuple[str, ...] = ("elbo", "iwae"),
     defaults: Mapping[str, Any] | None = None,
 ) -> Callable[[type[Program]], type[Program]]:
-    """Class decorator that puts a Program into the catalog; the arguments are the attributes of :class:`Entry`."""
+    """Class decorator that puts a Program into the catalog; the arguments are the attributes of `Entry`."""
 
     def declare(program: type[Program]) -> type[Program]:
         declared = Entry(name, title, program, schema, objective, constraints, cite, supports, dict(defaults or {}))

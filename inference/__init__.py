@@ -8,7 +8,7 @@ if not __name__.startswith("fieldguide."):
 
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.data import Dataset, Loader
-from fieldguide.inference.fit import fit
+from fieldguide.inference.loop import fit
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.objectives import ELBO, IWAE, Objective, resolve
 from fieldguide.inference.posterior import Posterior

@@ -63,7 +63,7 @@ def save(fit: "Fit", path: Path) -> None:
 
 
 def load(path: str | Path, program: type[Program] | Program | None = None) -> "Fit":
-    """Return the fit that :meth:`Fit.save` wrote; it holds no data, so pass data to its methods.
+    """Return the fit that `Fit.save` wrote; it holds no data, so pass data to its methods.
 
     Parameters
     ----------

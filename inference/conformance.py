@@ -16,7 +16,7 @@ from fieldguide.inference import registry
 from fieldguide.inference.capture import export_step
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.data import Dataset, read
-from fieldguide.inference.fit import fit
+from fieldguide.inference.loop import fit
 from fieldguide.inference.objectives import ELBO, IWAE, Objective
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.step import Step
@@ -27,7 +27,7 @@ OBJECTIVES: dict[str, list[Objective]] = {
     "elbo": [ELBO(2), ELBO(2, kl="analytic"), ELBO(2, "stl"), ELBO(2, "score")],
     "iwae": [IWAE(3, "reparam"), IWAE(3, "dreg"), IWAE(3, "score")],
 }
-"""Every objective with every gradient, by short name: what :func:`check` goes through."""
+"""Every objective with every gradient, by short name: what `check` goes through."""
 
 
 class ConformanceError(AssertionError):

@@ -61,7 +61,7 @@ class Dataset:
 
 
 def read(data, schema: FittedSchema | None) -> Dataset:
-    """Return the :class:`Dataset` that a program reads from AnnData, DataFrame or dict of arrays.
+    """Return the `Dataset` that a program reads from AnnData, DataFrame or dict of arrays.
 
     Without a schema, a dict of arrays passes through, ``{"x": X}`` arriving as ``batch["x"]``, and a DataFrame gives
     one field for each column.
@@ -108,7 +108,7 @@ class Loader:
     batch_size : int
         A last minibatch of one cell is joined to the one before it (batch normalisation needs two).
     shuffle : bool
-        Visit the rows in an order that depends on ``seed`` and on :attr:`epoch` alone. Data in memory is shuffled
+        Visit the rows in an order that depends on ``seed`` and on `epoch` alone. Data in memory is shuffled
         as a whole; a backed file by blocks of 512 rows, and within windows of 32 blocks.
     rank, world : int
         This process and the number of processes that share the rows.

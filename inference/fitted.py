@@ -22,7 +22,7 @@ from fieldguide.inference.weights import weigh
 
 @dataclass
 class Fit:
-    """A program with the parameters that were learnt, returned by :func:`fieldguide.inference.fit`.
+    """A program with the parameters that were learnt, returned by `fieldguide.inference.fit`.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class Fit:
         Parameters
         ----------
         data : optional
-            New cells; the training data by default (see :attr:`validation_rows` for the cells held out).
+            New cells; the training data by default (see `validation_rows` for the cells held out).
         objective : str or objective, optional
             Such as ``IWAE(1000)``; the one used for training by default. Minibatches shrink with its particles.
         """
@@ -127,7 +127,7 @@ class Fit:
         return torch.cat(parts).numpy()
 
     def posterior(self, data=None, particles: int = 200, seed: int = 0) -> Posterior:
-        """Return the :class:`Posterior` over the latents of each cell, by importance sampling from the guide.
+        """Return the `Posterior` over the latents of each cell, by importance sampling from the guide.
 
         Parameters
         ----------

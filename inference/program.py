@@ -11,11 +11,11 @@ Batch = dict[str, Tensor]
 class Program(nn.Module):
     """A Pyro model/guide pair whose parameters are ordinary torch parameters.
 
-    Subclasses write :meth:`model` and :meth:`guide` with ``pyro.sample``, ``pyro.plate``, ``pyro.factor`` and
+    Subclasses write `model` and `guide` with ``pyro.sample``, ``pyro.plate``, ``pyro.factor`` and
     ``pyro.deterministic`` only. There is no ``pyro.param`` and no global parameter store: everything that is
     learned is an ``nn.Parameter``, positive quantities through ``exp`` or ``softplus``.
 
-    Sites inside the data plate (see :meth:`cells`) have one value per cell; tensors inside a program may carry
+    Sites inside the data plate (see `cells`) have one value per cell; tensors inside a program may carry
     a leading particle dimension, so networks act on the last dimension and likelihoods broadcast.
 
     Attributes
@@ -27,7 +27,7 @@ class Program(nn.Module):
     independent : bool
         False when the likelihood couples the cells of a minibatch, so that per-cell bounds do not exist.
     latent : str
-        The latent site that :meth:`fieldguide.inference.Fit.latent` reports.
+        The latent site that `fieldguide.inference.Fit.latent` reports.
     warmup : tuple of str, optional
         Latent sites whose Kullback-Leibler term is weighted by the warm-up schedule; None means all of them.
     guide_modules : tuple of str
@@ -64,7 +64,7 @@ class Program(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no model(batch)")
 
     def guide(self, batch: Batch) -> None:
-        """Approximate posterior over the latent sites of :meth:`model`, as Pyro statements."""
+        """Approximate posterior over the latent sites of `model`, as Pyro statements."""
         raise NotImplementedError(f"{type(self).__name__} has no guide(batch)")
 
     def cells(self, batch: Batch) -> pyro.plate:

@@ -1,6 +1,6 @@
 """What a program reads from the user's data: fields, where they live, and the checks that they must pass.
 
-A :class:`Schema` names the fields. Fitted on one data set (:meth:`Schema.learn`) it remembers categories, gene names
+A `Schema` names the fields. Fitted on one data set (`Schema.learn`) it remembers categories, gene names
 and scales, and applies them unchanged to new data, so that a mistake is an error with a name and not a wrong number.
 """
 

@@ -36,7 +36,7 @@ class Step:
         self._cache: dict[tuple[int, str], Weights] = {}
 
     def weights(self, particles: int = 1, kind: Kind = "reparam") -> Weights:
-        """Return the :class:`Weights` of K fresh particles of the given kind; repeated calls return the same."""
+        """Return the `Weights` of K fresh particles of the given kind; repeated calls return the same."""
         key = (particles, kind)
         if key not in self._cache:
             self._cache[key] = weigh(

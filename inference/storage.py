@@ -1,7 +1,7 @@
 """Where the values of a field are kept: a dense array, a sparse matrix, or a file on disk read by blocks.
 
-A store answers two questions: the rows as a tensor on a device (:meth:`gather`), and which contiguous windows of
-rows are cheap to read together (:meth:`windows`).
+A store answers two questions: the rows as a tensor on a device (`gather`), and which contiguous windows of
+rows are cheap to read together (`windows`).
 """
 
 from collections.abc import Iterator

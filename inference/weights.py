@@ -114,7 +114,7 @@ def weigh(
     total: int | None = None,
     kl_weight: float | Tensor = 1.0,
 ) -> Weights:
-    """Trace guide and model once, with all particles vectorised, and return their :class:`Weights`.
+    """Trace guide and model once, with all particles vectorised, and return their `Weights`.
 
     Parameters
     ----------

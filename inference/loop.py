@@ -47,7 +47,7 @@ def fit(
     progress: bool = True,
     **model_arguments,
 ) -> Fit:
-    """Fit a catalog entry or a program of your own, and return the :class:`Fit`.
+    """Fit a catalog entry or a program of your own, and return the `Fit`.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def fit(
     data : AnnData, DataFrame or dict of arrays
         Never changed.
     fields : mapping, optional
-        Where fields live when not at their default place, such as ``{"batch": "sample"}``; see :class:`Schema`.
+        Where fields live when not at their default place, such as ``{"batch": "sample"}``; see `Schema`.
     objective : str or callable, optional
         A short name ("elbo", "iwae"), an objective, or any callable from a Step to a loss or to a dict of one loss
         for each parameter group. By default the entry's own, or the ELBO.

@@ -8,22 +8,15 @@ mean that neither figure is the posterior's; where the shift is small against th
 does not hang on the weights.
 """
 
-from math import log10
-
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
 from fieldguide.decisions.decision import UntrustworthyWeights, caution
-from fieldguide.inference.psis import pareto_k
+from fieldguide.inference.psis import khat_limit, pareto_k
 
 FEWEST = 25
 """Draws below which no tail can be fitted."""
-
-
-def khat_limit(particles: int) -> float:
-    """Largest k-hat at which estimates from S draws are usable."""
-    return min(1 - 1 / log10(particles), 0.7) if particles > 10 else 0.0
 
 
 def diagnose(log_weights: np.ndarray, name: str, n_cells: int, shift: np.ndarray | None = None) -> pd.Series:

@@ -1,6 +1,7 @@
 """Adapter to arviz: the Pareto diagnostic of importance weights, and InferenceData."""
 
 import warnings
+from math import log10
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
             warnings.simplefilter("ignore")
             khat[~flat] = np.atleast_1d(np.asarray(arviz.psislw(log_weights[~flat])[1]))
     return khat
+
+
+def khat_limit(particles: int) -> float:
+    """Return the largest k-hat at which estimates from S draws are usable: min(1 - 1/log10 S, 0.7).
+
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry, Pareto smoothed importance sampling, JMLR 25(72), 2024, section 3.
+    """
+    return min(1 - 1 / log10(particles), 0.7) if particles > 10 else 0.0
 
 
 def inference_data(latents: dict[str, np.ndarray], log_likelihood: np.ndarray, log_weights: np.ndarray) -> Any:

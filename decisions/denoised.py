@@ -143,9 +143,10 @@ def impute(
 
 def _moments(share: Tensor, factor: Tensor, rho: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over particles of factor [S or 1, b] * rho [S, b, G], each [b, G]."""
-    mean = torch.einsum("sb,sbg->bg", (share * factor).to(rho.dtype), rho)
-    square = torch.einsum("sb,sbg->bg", (share * factor**2).to(rho.dtype), rho**2)
-    return mean.cpu().numpy(), (square - mean**2).clamp(min=0).sqrt().cpu().numpy()
+    share, values = share.to(rho.dtype), factor.unsqueeze(-1) * rho
+    mean = torch.einsum("sb,sbg->bg", share, values)
+    variance = torch.einsum("sb,sbg->bg", share, (values - mean) ** 2)
+    return mean.cpu().numpy(), variance.sqrt().cpu().numpy()
 
 
 def _framed(posterior: Posterior, rows: np.ndarray, parts: list[np.ndarray]) -> pd.DataFrame:

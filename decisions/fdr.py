@@ -7,12 +7,13 @@ The figure is as good as the probabilities are: it holds on average over the pos
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 TOLERANCE = 1e-12
 """Rounding that a comparison with the target forgives."""
 
 
-def expected_fdr(probability: np.ndarray) -> np.ndarray:
+def expected_fdr(probability: ArrayLike) -> np.ndarray:
     """Return the expected FDR of the lists of the 1, 2, ..., G most probable genes, [G].
 
     Parameters
@@ -40,7 +41,7 @@ def expected_fdr(probability: np.ndarray) -> np.ndarray:
     return np.cumsum(error) / np.arange(1, len(error) + 1)
 
 
-def fdr_values(probability: np.ndarray) -> np.ndarray:
+def fdr_values(probability: ArrayLike) -> np.ndarray:
     """Return for each gene the expected FDR of the shortest list that contains it, [G], in the given order.
 
     Genes of equal probability stand or fall together: each has the value of the whole tie, so that the result does
@@ -57,7 +58,7 @@ def fdr_values(probability: np.ndarray) -> np.ndarray:
     return path[last]
 
 
-def calls(probability: np.ndarray, fdr: float = 0.05) -> np.ndarray:
+def calls(probability: ArrayLike, fdr: float = 0.05) -> np.ndarray:
     """Return which genes are called, bool [G]: the longest list whose expected FDR is at most ``fdr``.
 
     Parameters
@@ -76,7 +77,7 @@ def calls(probability: np.ndarray, fdr: float = 0.05) -> np.ndarray:
     return fdr_values(probability) <= fdr + TOLERANCE
 
 
-def _checked(probability) -> np.ndarray:
+def _checked(probability: ArrayLike) -> np.ndarray:
     values = np.asarray(probability, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"probabilities must be one value a gene, not an array of shape {values.shape}")

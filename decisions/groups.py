@@ -64,7 +64,7 @@ def two_groups(obs: pd.DataFrame | None, n_cells: int, groupby, group, reference
         outside, name = _mask(labels, n_cells, reference, "reference"), _name(reference, "reference")
     both = np.flatnonzero(inside & outside)
     if both.size:
-        raise ValueError(f"group and reference share {both.size} cells, such as {_cell(obs, both[0])}")
+        raise ValueError(f"group and reference share {both.size} cells, such as {_cell(obs, int(both[0]))}")
     return Group(_name(group, "group"), np.flatnonzero(inside)), Group(name, np.flatnonzero(outside))
 
 

@@ -29,10 +29,22 @@ def shares(weights: Weights, estimator: str) -> Tensor:
 
 
 def choose(share: Tensor, draws: int, rng: np.random.Generator) -> Tensor:
-    """Return indices of particles [R, b], each drawn with the probability of its share (by inversion)."""
-    steps = share.cumsum(0).T.contiguous()
-    uniform = torch.from_numpy(rng.random((len(steps), draws))).to(steps)
-    return torch.searchsorted(steps, uniform * steps[:, -1:], right=True).clamp(max=steps.shape[1] - 1).T
+    """Return indices of particles [R, b], each drawn with the probability of its share."""
+    cells = torch.arange(share.shape[1], device=share.device).repeat(draws)
+    return choose_for(share, cells, rng).view(draws, -1)
+
+
+def choose_for(share: Tensor, cells: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return the index of one particle for each of the given cells [R], which may repeat.
+
+    By inversion, for all at once: the cumulated shares of cell i fill the interval from i to i + 1.
+    """
+    particles = len(share)
+    steps = share.cumsum(0).T
+    steps = steps / steps[:, -1:] + torch.arange(len(steps), device=share.device)[:, None]
+    uniform = torch.from_numpy(rng.random(len(cells))).to(steps)
+    found = torch.searchsorted(steps.flatten(), cells + uniform, right=True) - cells * particles
+    return found.clamp(0, particles - 1)
 
 
 def proportions(

@@ -2,9 +2,11 @@
 
 Draws of a gene's fold change that look at this gene alone let noise pass for effect: of a thousand unchanged genes
 with few counts, some have a large fold change by chance, and a false discovery rate has to know that most genes do not
-change. The prior is a mixture of Gaussians around zero with a grid of standard deviations; its proportions maximise the
-likelihood of all genes (Stephens 2017, "False discovery rates: a new deal"). Each gene's draws serve as its likelihood,
-of whatever shape, and come back with weights; genes with precise fold changes hardly notice.
+change. The prior is a mixture of Gaussians with one centre and a grid of standard deviations; its proportions maximise
+the likelihood of all genes (Stephens 2017, "False discovery rates: a new deal"). The centre is the fold change of a
+typical gene: zero, but for the shift of all proportions when a few strong genes of one group take a large share. Each
+gene's draws serve as its likelihood, of whatever shape, and come back with weights; genes with precise fold changes
+hardly notice.
 """
 
 import numpy as np
@@ -30,9 +32,11 @@ def shared_prior(lfc: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     scales, proportions : ndarray [K]
         The mixture.
     """
-    widest = max(1.0, 1.5 * float(np.abs(lfc.mean(0)).max()))
+    mean = lfc.mean(0)
+    centre = _weighted_median(mean, 1 / lfc.var(0).clip(NARROWEST**2))
+    widest = max(1.0, 1.5 * float(np.abs(mean - centre).max()))
     scales = np.geomspace(NARROWEST, widest, COMPONENTS)
-    square = -0.5 * lfc**2
+    square = -0.5 * (lfc - centre) ** 2
     likelihood = np.stack([_density(square, scale).mean(0) for scale in scales], 1) + 1e-300
     proportions = np.full(COMPONENTS, 1 / COMPONENTS)
     for _ in range(STEPS):
@@ -44,3 +48,13 @@ def shared_prior(lfc: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _density(square: np.ndarray, scale: float) -> np.ndarray:
     return np.exp(square / scale**2) / scale
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    """Half way between the lower and the upper weighted median, so that negated values have the negated median."""
+    ends = []
+    for sign in (1, -1):
+        order = np.argsort(sign * values)
+        total = weights[order].cumsum()
+        ends.append(values[order][np.searchsorted(total, 0.5 * total[-1])])
+    return float(np.mean(ends))

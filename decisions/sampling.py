@@ -14,7 +14,7 @@ from torch.nn.functional import embedding_bag
 
 from fieldguide.decisions.counts import expected_counts
 from fieldguide.decisions.levels import Totals
-from fieldguide.decisions.particles import OBSERVED, SITE, choose, proportions, shares
+from fieldguide.decisions.particles import OBSERVED, SITE, choose, choose_for, proportions, shares
 from fieldguide.decisions.subjects import UnitWeights, concentration
 from fieldguide.inference.posterior import Posterior, Values
 from fieldguide.inference.weights import Weights
@@ -111,14 +111,13 @@ def cell_draws(
     batch r modulo their number, so that equal draws of two groups have equal batches.
     """
     rng = _stream(seed, rows)
-    cycles = [rng.permutation(rows) for _ in range(-(-draws // len(rows)))]
-    cell = np.concatenate(cycles)[:draws]
+    cell = rng.permuted(np.tile(rows, (-(-draws // len(rows)), 1)), axis=1).ravel()[:draws]
     codes = None if batches is None else np.resize(np.asarray(batches, dtype=np.int64), draws)
     rho, log_weights, means = None, [], 0.0
     for seen, w, values in posterior.chunks(np.unique(cell)):
         mine = np.flatnonzero(np.isin(cell, seen))
         where = torch.from_numpy(np.searchsorted(seen, cell[mine])).to(w.log_w.device)
-        chosen = choose(shares(w, estimator)[:, where], 1, rng)[0]
+        chosen = choose_for(shares(w, estimator), where, rng)
         table = proportions(posterior, seen, w, values)
         if codes is None:
             found = table[chosen, where]

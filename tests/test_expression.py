@@ -1,0 +1,444 @@
+"""Differential expression: against closed forms, against populations with known truth, and against misuse."""
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.stats import norm
+from torch import nn
+
+from fieldguide.catalog.data.simulate import SparseCounts, poisson_lognormal
+from fieldguide.decisions import UntrustworthyWeights, WeakDesign, differential_expression
+from fieldguide.decisions.groups import two_groups
+from fieldguide.decisions.levels import Totals, level_draws
+from fieldguide.decisions.prior import shared_prior
+from fieldguide.decisions.subjects import concentration
+from fieldguide.decisions.thresholds import effect_threshold, pseudocount
+from fieldguide.inference import Posterior, Program, fit
+from fieldguide.inference.data import read
+
+NOISE = 0.5
+SPREAD = (NOISE**2 / (1 + NOISE**2)) ** 0.5  # standard deviation of every latent's posterior
+
+
+class Toy(Program):
+    """Log2 expression z ~ Normal(0, 1), seen with noise: its posterior is Normal(0.8 x, 0.45²), per gene."""
+
+    def __init__(self, shift: float = 0.0, widen: float = 1.0, batch_effect: float = 0.0) -> None:
+        super().__init__()
+        self.guide_shift = nn.Parameter(torch.tensor(shift))
+        self.widen, self.batch_effect = widen, batch_effect
+
+    def model(self, batch):
+        with self.cells(batch):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(batch["x"]), 1.0).to_event(1))
+            effect = self.batch_effect * batch["batch"][:, None] if "batch" in batch else 0.0
+            pyro.deterministic("rho", 2 ** (z + effect), event_dim=1)
+            pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=batch["x"])
+
+    def guide(self, batch):
+        with self.cells(batch):
+            loc = batch["x"] / (1 + NOISE**2) + self.guide_shift * SPREAD
+            pyro.sample("z", dist.Normal(loc, SPREAD * self.widen).to_event(1))
+
+
+def toy(x, particles=2000, obs=None, batch=None, **program) -> Posterior:
+    data = {"x": np.asarray(x, dtype=np.float32)} | ({} if batch is None else {"batch": np.asarray(batch)})
+    posterior = Posterior(Toy(**program), read(data, None), particles)
+    posterior.dataset.obs = obs
+    return posterior
+
+
+def de(posterior, *where, **options):
+    return differential_expression(posterior, *where, **({"calibrate": False, "pseudo": 1e-12} | options))
+
+
+X = np.array([[1.0, -0.5, 0.2, 2.0], [0.0, 0.3, 0.2, -1.0]])
+MEAN, SD = (X[0] - X[1]) / (1 + NOISE**2), 2**0.5 * SPREAD
+
+
+@pytest.mark.parametrize("guide", [{}, {"shift": 0.4, "widen": 1.2}])
+def test_pairs_of_cells_have_the_probabilities_of_the_closed_form(guide):
+    table = de(toy(X, **guide), np.array([0, 1]), 0, 1, unit="cells", draws=8000).table.sort_index()
+    up, down = norm.sf(0.25, MEAN, SD), norm.cdf(-0.25, MEAN, SD)
+    np.testing.assert_allclose(table["lfc"], MEAN, atol=0.05)
+    np.testing.assert_allclose(table["lfc_sd"], SD, rtol=0.08)
+    np.testing.assert_allclose(table["lfc_low"], MEAN - 1.96 * SD, atol=0.12)
+    np.testing.assert_allclose(table["lfc_high"], MEAN + 1.96 * SD, atol=0.12)
+    np.testing.assert_allclose(table["p_up"], up, atol=0.04)
+    np.testing.assert_allclose(table["p_down"], down, atol=0.04)
+    np.testing.assert_allclose(table["probability"], np.maximum(up, down), atol=0.04)
+    two = de(toy(X, **guide), np.array([0, 1]), 0, 1, unit="cells", draws=8000, test="two").table.sort_index()
+    np.testing.assert_allclose(two["probability"], up + down, atol=0.04)
+
+
+def test_the_plugin_estimator_answers_for_the_guide_instead():
+    x = X[:, :1].repeat(4, 1)
+    x[1] = 0
+    one_sided = toy(x, shift=0.0, widen=0.3)
+    options = {"unit": "cells", "draws": 8000}
+    plugin = de(one_sided, np.array([0, 1]), 0, 1, estimator="plugin", **options).table
+    np.testing.assert_allclose(plugin["lfc_sd"], 0.3 * SD, rtol=0.05)
+    wide = toy(x, widen=1.5)
+    snis = de(wide, np.array([0, 1]), 0, 1, **options).table
+    plugin = de(wide, np.array([0, 1]), 0, 1, estimator="plugin", **options).table
+    np.testing.assert_allclose(snis["lfc_sd"], SD, rtol=0.1)
+    np.testing.assert_allclose(plugin["lfc_sd"], 1.5 * SD, rtol=0.05)
+
+
+def test_vanilla_gives_the_bayes_factor_of_having_more():
+    decision = de(toy(X), np.array([0, 1]), 0, 1, mode="vanilla", draws=8000)
+    table, more = decision.table.sort_index(), norm.sf(0, MEAN, SD)
+    np.testing.assert_allclose(table["probability"], more, atol=0.02)
+    np.testing.assert_allclose(table["bayes_factor"][:3], np.log(more / (1 - more))[:3], atol=0.25)
+    assert decision.settings["unit"] == "cells" and decision.settings["delta"] is None
+    far = de(toy(np.array([[9.0], [-9.0]])), np.array([0, 1]), 0, 1, mode="vanilla", draws=500).table
+    assert far["bayes_factor"].iloc[0] == pytest.approx(np.log(500)), "clipped to what the draws can tell"
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    """Two groups of 30 and 20 cells, 5 genes: differences 2, -1, 0.5, 0, 0 in the mean of x."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(0, 0.7, (50, 5))
+    x[:30] += [2, -1, 0.5, 0, 0]
+    return x, np.repeat(["a", "b"], [30, 20])
+
+
+def test_the_mean_of_a_group_has_the_spread_of_brute_force(crowd):
+    x, labels = crowd
+    table = de(toy(x, 500, widen=1.2), labels, "a", "b", draws=4000).table.sort_index()
+    rng, logs = np.random.default_rng(0), {}
+    for name in "ab":
+        exact = x[labels == name] / (1 + NOISE**2)
+        share = rng.dirichlet(np.full(len(exact), 1 - 2 / len(exact)), 20_000)
+        rho = 2 ** (exact + SPREAD * rng.normal(size=(20_000, *exact.shape)))
+        logs[name] = np.log2(np.einsum("rn,rng->rg", share, rho))
+    lfc = logs["a"] - logs["b"]
+    np.testing.assert_allclose(table["lfc"], lfc.mean(0), atol=0.03)
+    np.testing.assert_allclose(table["lfc_sd"], lfc.std(0), rtol=0.1)
+    np.testing.assert_allclose(table["p_up"], (lfc >= 0.25).mean(0), atol=0.05)
+    np.testing.assert_allclose(table["p_down"], (lfc <= -0.25).mean(0), atol=0.05)
+    pairs = de(toy(x, 500), labels, "a", "b", unit="cells").table.sort_index()
+    assert (pairs["lfc_sd"] > 3 * table["lfc_sd"]).all(), "random cells differ far more than group means"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"unit": "cells"}, {"mode": "vanilla"}, {"unit": "subject"}, {"estimator": "plugin"}, {"test": "two"}],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::fieldguide.decisions.WeakDesign")
+def test_swapping_the_groups_negates_fold_changes_and_keeps_the_calls(crowd, options):
+    x, labels = crowd
+    obs = pd.DataFrame({"label": labels, "subject": np.resize(["s1", "s2", "s3", "s4"], 50)})
+    posterior = toy(x, 100, obs)
+    one = de(posterior, "label", "a", "b", draws=500, **options).table.sort_index()
+    two = de(posterior, "label", "b", "a", draws=500, **options).table.sort_index()
+    np.testing.assert_allclose(one["lfc"], -two["lfc"])
+    np.testing.assert_allclose(one["lfc_low"], -two["lfc_high"], atol=0.05)
+    np.testing.assert_allclose(one["p_up"], two["p_down"], atol=1e-9)
+    np.testing.assert_allclose(one["fdr"], two["fdr"], atol=1e-9)
+    assert (one["is_de"] == two["is_de"]).all()
+    if options.get("mode") == "vanilla":
+        np.testing.assert_allclose(one["bayes_factor"], -two["bayes_factor"], atol=1e-9)
+    else:
+        np.testing.assert_allclose(one["probability"], two["probability"], atol=1e-9)
+
+
+def test_equal_seeds_give_equal_tables_and_other_seeds_close_ones(crowd):
+    x, labels = crowd
+    first, again, other = (de(toy(x, 100), labels, "a", "b", seed=seed).table for seed in (3, 3, 4))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first.equals(other)
+    np.testing.assert_allclose(first.sort_index()["lfc"], other.sort_index()["lfc"], atol=0.05)
+
+
+def test_batch_correction_decodes_both_groups_alike():
+    rng = np.random.default_rng(0)
+    x, batch = rng.normal(size=(40, 6)), np.repeat([0, 1], 20)
+    posterior, labels = toy(x, 200, batch=batch, batch_effect=2.0), np.repeat(["a", "b"], 20)
+    own = de(posterior, labels, "a", "b", batch_correction=False).table.sort_index()
+    both = de(posterior, labels, "a", "b", batch_correction=True).table.sort_index()
+    one = de(posterior, labels, "a", "b", batch_correction=[1]).table.sort_index()
+    default = de(posterior, labels, "a", "b")
+    np.testing.assert_allclose(own["lfc"], both["lfc"] - 2, atol=0.1)
+    np.testing.assert_allclose(one["lfc"], both["lfc"], atol=0.05)
+    pd.testing.assert_frame_equal(default.table.sort_index(), both)
+    assert default.settings["batches"] == [0, 1]
+    pairs = de(posterior, labels, "a", "b", unit="cells").table.sort_index()
+    apart = de(posterior, labels, "a", "b", unit="cells", batch_correction=False).table.sort_index()
+    np.testing.assert_allclose(apart["lfc"], pairs["lfc"] - 2, atol=0.2)
+
+
+def test_subjects_carry_the_uncertainty_between_them():
+    rng = np.random.default_rng(0)
+    subject = np.repeat(np.arange(8), 40)
+    level = rng.normal(0, 1, 8)[subject]
+    x = np.stack([level, rng.normal(size=320)], 1) + 0.1 * rng.normal(size=(320, 2))
+    labels = np.where(subject < 4, "a", "b")
+    obs = pd.DataFrame({"label": labels, "subject": [f"s{i}" for i in subject]})
+    posterior = toy(x, 100, obs)
+    with pytest.warns(WeakDesign, match="a: only 4 subjects in 'subject'"):
+        by_subject = de(posterior, "label", "a", "b", unit="subject").table.sort_index()
+    by_cell = de(posterior, "label", "a", "b").table.sort_index()
+    assert by_subject["lfc_sd"][0] > 3 * by_cell["lfc_sd"][0], "subjects differ in the first gene"
+    assert by_subject["lfc_sd"][1] < 1.5 * by_cell["lfc_sd"][1], "and not in the second"
+
+
+def test_subjects_with_cells_in_both_groups_are_paired():
+    rng = np.random.default_rng(0)
+    subject = np.tile(np.repeat(np.arange(6), 20), 2)
+    labels = np.repeat(["a", "b"], 120)
+    x = 1.5 * rng.normal(size=6)[subject][:, None] + np.where(labels == "a", 1.0, 0.0)[:, None]
+    obs = pd.DataFrame({"label": labels, "subject": subject.astype(str)})
+    apart = obs.assign(subject=obs["subject"] + obs["label"])
+    paired = de(toy(x, 100, obs), "label", "a", "b", unit="subject").table
+    unpaired = de(toy(x, 100, apart), "label", "a", "b", unit="subject").table
+    assert paired["lfc_sd"][0] < unpaired["lfc_sd"][0] / 3
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_bootstrap_weights_give_a_mean_its_unbiased_variance(n):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=n)
+    means = rng.dirichlet(np.full(n, concentration(n)), 200_000) @ values
+    assert means.var() == pytest.approx(values.var(ddof=1) / n, rel=0.02)
+    assert (rng.dirichlet(np.ones(n), 200_000) @ values).var() < 0.95 * means.var(), "the usual weights are too narrow"
+
+
+def test_untrustworthy_weights_are_reported_and_warned_of(crowd):
+    x, labels = crowd
+    with pytest.warns(UntrustworthyWeights, match="^a: k-hat is above 0.57 in .*% of the cells .*log2 expression by"):
+        decision = de(toy(x, 200, widen=0.4), labels, "a", "b")
+    assert (decision.diagnostics["khat_above"] > 0.5).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = de(toy(x, 200), labels, "a", "b").diagnostics
+        de(toy(x, 200, widen=0.4), labels, "a", "b", estimator="plugin")
+        few = de(toy(x, 10), labels, "a", "b").diagnostics
+    assert (exact["khat_median"] < 0.1).all() and (exact["ess_median"] > 190).all()
+    assert (exact["shift_95"] < 0.01).all() and (exact["cells"] == [30, 20]).all()
+    assert few["khat_median"].isna().all()
+    biased = de(toy(x, 1000, shift=1.0, widen=1.2), labels, "a", "b").diagnostics
+    np.testing.assert_allclose(biased["shift_median"], SPREAD, atol=0.15)
+
+
+def test_the_warning_points_at_the_line_of_the_user(crowd):
+    x, labels = crowd
+    with pytest.warns(UntrustworthyWeights) as caught:
+        de(toy(x, 200, widen=0.4), labels, "a", "b")
+    assert caught[0].filename == __file__
+
+
+# Counts: calibration of levels and the shared prior.
+
+
+def test_levels_follow_the_counts_where_there_are_some_and_the_model_where_there_are_none():
+    totals = Totals(
+        *(np.array(v, dtype=float) for v in ([900, 0, 50, 400], [1000, 0.01, 25, 400], [1000, 0.01, 25, 8000]))
+    )
+    factor = level_draws(totals, 20_000, np.random.default_rng(0))
+    mean, sd = factor.mean(0), factor.std(0)
+    assert mean[0] == pytest.approx(0.9, abs=0.01) and sd[0] == pytest.approx(30 / 1000, rel=0.1)
+    assert mean[1] == pytest.approx(1, abs=0.05) and sd[1] > 1, "the model's mean is worth half a count"
+    assert mean[2] == pytest.approx(50.5 / 25.5, rel=0.02)
+    assert sd[3] == pytest.approx((1 / 20.5) ** 0.5, rel=0.05), "overdispersion: 400 counts are worth 20"
+
+
+def test_the_shared_prior_keeps_the_rate_that_a_flat_one_breaks():
+    from fieldguide.decisions import calls
+
+    rng = np.random.default_rng(0)
+    truth = np.where(rng.random(1000) < 0.8, rng.normal(0, 0.08, 1000), rng.normal(0, 1.5, 1000))
+    noise = rng.uniform(0.1, 0.8, 1000)
+    lfc = truth + noise * rng.normal(size=1000) + noise * rng.normal(size=(1000, 1000))
+    weights, scales, proportions = shared_prior(lfc)
+    np.testing.assert_allclose(weights.sum(0), 1)
+    assert proportions.sum() == pytest.approx(1)
+    assert proportions[scales < 0.3].sum() == pytest.approx(0.8, abs=0.07)
+
+    def false_share(weights):
+        sides = [(weights * side).sum(0) for side in (lfc >= 0.5, lfc <= -0.5)]
+        called = calls(np.clip(np.maximum(*sides), 0, 1), 0.05)
+        return (called & (np.abs(truth) < 0.5)).sum() / called.sum(), called.sum()
+
+    assert false_share(weights)[0] <= 0.08
+    assert false_share(np.full_like(lfc, 1e-3))[0] > 0.12
+    inside = np.abs((weights * lfc).sum(0) - truth) < 1.96 * np.sqrt(
+        (weights * (lfc - (weights * lfc).sum(0)) ** 2).sum(0)
+    )
+    assert inside.mean() == pytest.approx(0.95, abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    """Sparse counts of two types with known proportions, and a quick fit."""
+    source = SparseCounts(1_200, 200, n_types=2, n_batches=1, zeros=0.85, seed=3)
+    counts, types, _ = (np.concatenate([np.asarray(b.toarray() if i == 0 else b) for b in part])
+                        for i, part in enumerate(zip(*source.blocks(), strict=True)))  # fmt: skip
+    far_types, _, mean = source._cells(np.random.default_rng(9), source.truth, 40_000)
+    rho = mean / mean.sum(1, keepdims=True)
+    lfc = np.log2(rho[far_types == 1].mean(0) / rho[far_types == 0].mean(0))
+    seen = counts.sum(0) > 0
+    obs = pd.DataFrame({"type": np.array(["a", "b"])[types]}, index=[f"cell_{i}" for i in range(len(types))])
+    data = anndata.AnnData(
+        counts[:, seen], obs=obs, var=pd.DataFrame(index=[f"gene_{g}" for g in np.flatnonzero(seen)])
+    )
+    found = fit("scvi", data, max_epochs=40, n_hidden=64, progress=False, early_stopping=None)
+    return data, found.posterior(particles=50), pd.Series(lfc[seen], data.var_names)
+
+
+def test_sparse_counts_keep_the_nominal_rate_only_when_calibrated(sparse):
+    data, posterior, lfc = sparse
+    share = {}
+    for calibrate in (True, False):
+        decision = differential_expression(posterior, "type", "b", "a", delta=0.5, calibrate=calibrate)
+        table = decision.table.loc[lfc.index]
+        share[calibrate] = (table["is_de"] & (lfc.abs() < 0.5)).sum() / table["is_de"].sum()
+        missed = ((lfc < table["lfc_low"]) | (lfc > table["lfc_high"])).mean()
+        assert missed <= 0.12 if calibrate else missed > 0.4
+    assert share[True] <= 0.12 and share[False] > 0.3
+
+
+def test_a_group_split_at_random_shows_nothing():
+    data = poisson_lognormal(400, 60, seed=2)
+    posterior = fit("scvi", data, max_epochs=40, n_hidden=64, progress=False, early_stopping=None).posterior(
+        particles=50
+    )
+    half = np.random.default_rng(0).permutation(np.flatnonzero(data.obs["cell_type"] == "type_0"))
+    masks = [np.isin(np.arange(data.n_obs), half[k::2]) for k in (0, 1)]
+    assert not differential_expression(posterior, None, *masks).table["is_de"].any()
+    vanilla = differential_expression(posterior, None, *masks, mode="vanilla").table
+    assert (vanilla["bayes_factor"].abs() < 3).mean() >= 0.99
+    across = differential_expression(posterior, "cell_type", "type_1", delta=0.5)
+    truth = np.abs(data.varm["lfc"][:, 1])
+    table = across.table.loc[data.var_names]
+    assert (table["is_de"] & (truth < 0.3)).sum() <= 2 and table["is_de"][truth > 0.8].mean() > 0.9
+    assert across.settings["reference"] == "all other cells"
+
+
+def test_the_table_says_what_the_counts_are_and_data_stay_untouched(sparse):
+    data, posterior, _ = sparse
+    before = data.copy()
+    decision = differential_expression(posterior, "type", "b", "a")
+    table, is_b = decision.table, (data.obs["type"] == "b").to_numpy()
+    assert set(table.index) == set(data.var_names)
+    np.testing.assert_allclose(table["counts_1"], data[is_b, table.index].X.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(table["nonzero_2"], (data[~is_b, table.index].X > 0).mean(0), rtol=1e-5)
+    assert table["probability"].is_monotonic_decreasing and table["fdr"].is_monotonic_increasing
+    np.testing.assert_array_equal(table["is_de"], table["fdr"] <= 0.05)
+    np.testing.assert_allclose(table[["proportion_1", "proportion_2"]].sum(), 1, atol=1e-4)
+    assert (before.X == data.X).all() and before.obs.equals(data.obs) and before.var.equals(data.var)
+    figure = decision.plot()
+    assert len(figure.axes) == 2
+    assert "gene_" in decision._repr_html_()
+
+
+def test_permuting_the_genes_permutes_the_rows(crowd):
+    x, labels = crowd
+    order = np.array([3, 0, 4, 1, 2])
+    here, there = (de(toy(v, 1000), labels, "a", "b", draws=4000).table.sort_index() for v in (x, x[:, order]))
+    for column in ("lfc", "lfc_sd", "p_up", "p_down"):
+        np.testing.assert_allclose(there[column], here[column].to_numpy()[order], atol=0.03)
+
+
+# Thresholds.
+
+
+def test_the_pseudocount_comes_from_genes_that_are_not_expressed():
+    rng = np.random.default_rng(0)
+    rho = [rng.uniform(0.001, 0.01, (50, 20)) for _ in "ab"]
+    counts = [np.full(20, 1.0), np.full(20, 1.0)]
+    assert pseudocount(rho, counts) == 1e-10 == pseudocount(rho, None)
+    counts[1][:5] = 0.001
+    assert pseudocount(rho, counts) == pytest.approx(np.quantile(rho[1][:, :5].max(0), 0.9) / 20)
+
+
+def test_the_threshold_separates_changed_genes_from_the_rest():
+    rng = np.random.default_rng(0)
+    lfc = np.concatenate([rng.normal(0, 0.05, 300), rng.normal(2, 0.1, 40), rng.normal(-1, 0.1, 40)])
+    assert effect_threshold(lfc) == pytest.approx(0.6 * 1.5, abs=0.05)
+    assert effect_threshold(rng.normal(0, 1e-3, 100)) == 0.1
+    with pytest.raises(ValueError, match="at least 10 genes, not 4"):
+        effect_threshold(lfc[:4])
+    big = toy(np.random.default_rng(0).normal(size=(20, 12)), 50)
+    decision = de(big, np.repeat(["a", "b"], 10), "a", "b", delta=None)
+    assert decision.settings["delta"] >= 0.1
+
+
+# Bad input.
+
+OBS = pd.DataFrame(
+    {"label": ["a"] * 4 + ["b"] * 4 + ["c", None], "subject": ["s", "t"] * 4 + ["s", "s"], "one": "only"},
+    index=[f"cell_{i}" for i in range(10)],
+)
+MASK = np.arange(10) < 4
+
+
+@pytest.mark.parametrize(
+    "where, options, message",
+    [
+        (("labl", "a", "b"), {}, "groupby='labl' is not an obs column; there are label, subject, one"),
+        (("label", "d", "b"), {}, "group: no cell has the label 'd'; labels are a, b, c"),
+        (("label", "a", ["b", "x"]), {}, "reference: no cell has the label 'x'"),
+        (("label", "a", "a"), {}, "group and reference share 4 cells, such as 'cell_0'"),
+        (("one", "only"), {}, "there is only one group"),
+        (("label", "c", "a"), {}, "'c' has 1 cell\\(s\\): a population's mean needs at least 3; unit='cells'"),
+        ((np.repeat("a", 3), "a", "b"), {}, "groupby has 3 labels for 10 cells"),
+        ((None, MASK[:5], MASK), {}, "group is a mask of shape \\(5,\\) for 10 cells"),
+        ((None, MASK, MASK & ~MASK), {}, "reference holds no cell"),
+        ((None, MASK, MASK), {}, "share 4 cells"),
+        ((None, "a", "b"), {}, "group must be a bool array"),
+        (("label", "a", "b"), {"mode": "chang"}, "mode must be one of change, vanilla, not 'chang'"),
+        (("label", "a", "b"), {"test": "four"}, "test must be one of three, two"),
+        (("label", "a", "b"), {"estimator": "is"}, "estimator must be one of snis, plugin"),
+        (("label", "a", "b"), {"mode": "vanilla", "unit": "group"}, "unit must be 'cells', not 'group'"),
+        (("label", "a", "b"), {"unit": "donor"}, "unit='donor' is not an obs column"),
+        (("label", "a", "b"), {"unit": "one"}, "all cells of 'a' come from 'only'; .* at least two"),
+        (("label", "a", "b"), {"delta": -1.0}, "delta must be at least 0"),
+        (("label", "a", "b"), {"fdr": 5.0}, "fdr must be in \\[0, 1\\), not 5.0"),
+        (("label", "a", "b"), {"draws": 10}, "draws must be at least 100"),
+        (("label", "a", "b"), {"pseudo": 0.0}, "pseudo must be positive"),
+        (("label", "a", "b"), {"batch_correction": True}, "batch_correction: .* without a field 'batch'"),
+        (("label", "a", "b"), {"calibrate": True}, "calibrate=True needs raw counts"),
+    ],
+)
+def test_misuse_is_named(where, options, message):
+    posterior = toy(np.zeros((10, 3)), 30, OBS)
+    with pytest.raises(ValueError, match=message):
+        de(posterior, *where, **options)
+
+
+def test_unknown_batches_are_named():
+    posterior = toy(np.zeros((10, 3)), 30, OBS, batch=np.arange(10) % 2)
+    with pytest.raises(ValueError, match="batch_correction: no batch 'x'; batches are 0, 1"):
+        de(posterior, "label", "a", "b", batch_correction=["x"])
+    with pytest.raises(ValueError, match="empty list"):
+        de(posterior, "label", "a", "b", batch_correction=[])
+
+
+def test_a_program_without_proportions_is_named():
+    class Mute(Toy):
+        def model(self, batch):
+            with self.cells(batch):
+                z = pyro.sample("z", dist.Normal(torch.zeros_like(batch["x"]), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=batch["x"])
+
+    posterior = Posterior(Mute(), read({"x": np.zeros((10, 3), dtype=np.float32)}, None), 30)
+    with pytest.raises(ValueError, match="no deterministic site 'rho' .*; it has z"):
+        de(posterior, None, MASK, ~MASK)
+    with pytest.raises(ValueError, match="the data has no obs: pass an array of labels"):
+        de(posterior, "label", "a", "b")
+
+
+def test_cells_without_a_label_belong_to_no_group():
+    group, reference = two_groups(OBS, 10, "label", "a")
+    assert group.rows.tolist() == [0, 1, 2, 3] and reference.rows.tolist() == [4, 5, 6, 7, 8]
+    several = two_groups(OBS, 10, "label", ["a", "c"], "b")
+    assert several[0].name == "a, c" and len(several[0].rows) == 5

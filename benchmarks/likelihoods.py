@@ -1,11 +1,11 @@
-"""Count likelihoods: speed beside torch, Pyro and the textbook formula, and accuracy against 50-digit arithmetic.
+"""Count likelihoods: speed beside torch, Pyro and the textbook formula, and accuracy against 50 digits.
 
-Speed: forward and backward from gene logits (softmax times library size included) to the summed log likelihood, CPU
-microseconds per cell, one thread, the alternatives taken in turn; the median over the rounds. Published: none; for
-scale, the textbook formula is what scvi-tools evaluates.
+Speed: forward and backward from gene logits (softmax and library size included) to the summed log likelihood;
+CPU microseconds per cell on one thread, the ways taken in turn, the median over rounds. Nothing is published
+on it; for scale, the textbook formula is what scvi-tools evaluates.
 
-Accuracy: largest error of value and slopes over counts 0 to 1e5, means near and far, theta 1e-3 to 1e6, at the
-inputs as rounded to float32, relative to max(1, |exact|); the textbook formula beside it.
+Accuracy: largest error of value and slopes over counts 0 to 1e5, means near and far, theta 1e-3 to 1e6, at
+the inputs as they are rounded, relative to max(1, |exact|).
 """
 
 import argparse

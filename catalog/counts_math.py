@@ -33,7 +33,6 @@ import torch
 from torch import Tensor
 
 FEW = 8  # counts up to FEW use finite sums; above, Stirling's series at arguments above FEW
-LOG_FACTORIALS = torch.tensor([math.log(math.factorial(x)) for x in range(FEW + 1)], dtype=torch.float64)
 LIMIT = math.log(1e25)  # theta is kept within 1e-25 and 1e25, and so mu / theta within the range of float32
 
 
@@ -63,36 +62,30 @@ def add_above(
     return outs
 
 
-def log_factorial(x: Tensor, dense: bool) -> list[Tensor]:
-    """log x!, of float64 counts."""
-    if dense:
-        return [torch.lgamma(x + 1)]
-    few = LOG_FACTORIALS[x.clamp(max=FEW).long()]
-    return add_above(FEW, [few], lambda x, dense: [torch.lgamma(x + 1) - LOG_FACTORIALS[FEW]], x, dense=False)
+def log_coefficient(x: Tensor, theta: Tensor, dense: bool) -> list[Tensor]:
+    """R(x, theta) - log x!, and its slope in log theta: minus the sum over 0 < k < x of k / (theta + k).
 
-
-def rising(x: Tensor, theta: Tensor, dense: bool) -> list[Tensor]:
-    """R(x, theta) and its slope in log theta, minus the sum over 0 < k < x of k / (theta + k).
-
-    Both vanish for x <= 1, and tend to 0 like 1 / theta.
+    The slope tends to 0 like 1 / theta.
     """
-    logs, ratios = torch.ones_like(x), torch.zeros_like(x)
+    product, slope = torch.ones_like(x), torch.zeros_like(x)
     for k in torch.arange(1, FEW, dtype=x.dtype, device=x.device).split(1 if dense else FEW):
         k = k.view(-1, *[1] * x.dim())
-        step = (x - k).clamp_(0, 1).mul_(k).div_(theta)  # k / theta where k < x, else 0: counts are integers
+        term = (x - k).clamp_(0, 1).mul_(k)  # k where k < x, else 0: counts are whole numbers
+        step = term / theta
         factor = step + 1
-        logs *= factor.prod(0)
-        ratios -= step.div_(factor).sum(0)
-    return add_above(FEW, [logs.log_(), ratios], _stirling, x, theta, dense=dense)
+        product *= factor.div(term.add_(1)).prod(0)  # (1 + k / theta) / (1 + k)
+        slope -= step.div_(factor).sum(0)
+    return add_above(FEW, [product.log_(), slope], _further_terms, x, theta, dense=dense)
 
 
-def _stirling(x: Tensor, theta: Tensor, dense: bool) -> list[Tensor]:
-    """Terms FEW <= k < x of `rising`: differences of Stirling's series between theta + FEW and theta + x."""
+def _further_terms(x: Tensor, theta: Tensor, dense: bool) -> list[Tensor]:
+    """Terms FEW <= k < x of `log_coefficient`: Stirling's series between theta + FEW and theta + x."""
     low, high, terms = theta + FEW, theta + x, x - FEW
     growth = torch.log1p(terms / low)  # log(high / low)
     log_gamma = (low - 0.5) * growth - terms + _log_gamma_tail(high) - _log_gamma_tail(low)
     digamma = growth + _digamma_tail(high) - _digamma_tail(low)
-    return [terms * torch.log1p(x / theta) + log_gamma, theta * digamma - terms]
+    log_factorials = torch.lgamma(x + 1) - math.lgamma(FEW + 1)
+    return [terms * torch.log1p(x / theta) + log_gamma - log_factorials, theta * digamma - terms]
 
 
 def _log_gamma_tail(z: Tensor) -> Tensor:
@@ -117,14 +110,9 @@ def _digamma_tail(z: Tensor) -> Tensor:
 def entries_poisson(x: Tensor, log_mean: Tensor, dense: bool) -> list[Tensor]:
     """Log probability and slope in log mu."""
     mean = log_mean.exp()
-    value = x * log_mean - mean
-    (log_factorials,) = add_above(1, [torch.zeros_like(value)], log_factorial, x, dense=dense)
-    return [value - log_factorials, x - mean]
-
-
-def _nb_terms(x, theta, dense):
-    total, slope = rising(x, theta, dense)
-    return [total - log_factorial(x, dense)[0], slope]
+    minus_log_factorial = lambda x, dense: [-torch.lgamma(x + 1)]  # noqa: E731
+    (value,) = add_above(1, [x * log_mean - mean], minus_log_factorial, x, dense=dense)
+    return [value, x - mean]
 
 
 def entries_nb(x: Tensor, log_mean: Tensor, log_theta: Tensor, dense: bool) -> list[Tensor]:
@@ -136,7 +124,7 @@ def entries_nb(x: Tensor, log_mean: Tensor, log_theta: Tensor, dense: bool) -> l
     move = ratio * stay  # mu / (theta + mu)
     value = x * log_mean - (x + theta) * log_ratio
     slope = theta * (move - log_ratio) + x * move
-    value, slope = add_above(1, [value, slope], _nb_terms, x, theta, dense=dense)
+    value, slope = add_above(1, [value, slope], log_coefficient, x, theta, dense=dense)
     return [value, (x - mean) * stay, slope]
 
 
@@ -159,11 +147,9 @@ class LogMean:
     def __init__(self, log_mean: Tensor) -> None:
         self.log_mean = log_mean
 
-    def over(self, log_theta: Tensor | None, shape: torch.Size) -> Tensor:
-        """mu / theta (or mu) of the given [..., B, G] shape, in a new buffer."""
-        if log_theta is None:
-            return self.log_mean.expand(shape).exp()
-        return torch.sub(self.log_mean.expand(shape), log_theta).exp_()
+    def fill(self, shape: torch.Size) -> Tensor:
+        """mu of the given [..., B, G] shape, in a new contiguous buffer."""
+        return torch.exp(self.log_mean.expand(shape), out=self.log_mean.new_empty(shape))
 
     def log(self, pick: Callable) -> Tensor:
         """log mu of the picked entries, float64."""
@@ -177,20 +163,19 @@ class LogMean:
 class SoftmaxMean:
     """Mean softmax(logits) * exp(log_library), with ``logits`` [..., B, G] and ``log_library`` [..., B, 1].
 
-    One exponential an entry serves the softmax, the mean and both gradients.
+    One exponential an entry serves the softmax, the mean and both gradients; log mu is never stored.
     """
 
     def __init__(self, logits: Tensor, log_library: Tensor) -> None:
         self.logits, self.log_library = logits, log_library
         self.share = torch.softmax(logits, -1)
 
-    def over(self, log_theta, shape):
-        mean = torch.mul(self.share.expand(shape), self.log_library.exp())
-        return mean if log_theta is None else mean.mul_(torch.exp(-log_theta))
+    def fill(self, shape):
+        return torch.mul(self.share.expand(shape), self.log_library.exp(), out=self.share.new_empty(shape))
 
     def log(self, pick):
-        log_share = None if pick.dense else pick(self.share).log()
-        if log_share is None or log_share.isneginf().any():  # a share below the smallest float
+        log_share = pick(self.share).log()
+        if pick.dense or (log_share < -85).any():  # the smallest float32 with full precision is e^-87
             log_share = pick(torch.log_softmax(self.logits.double(), -1))
         return log_share + pick(self.log_library)
 
@@ -202,31 +187,31 @@ class SoftmaxMean:
 # ---- zeros: every entry as if its count were 0, dtype of the parameters -----------------------------------
 # Generators: first the log probabilities; then, if asked for more, the slopes. Buffers are reused on the way:
 # the caller is done with the first answer when it asks for the second.
-def zeros_poisson(mean, shape: torch.Size) -> Iterator:
+def zeros_poisson(shape: torch.Size, mean: LogMean | SoftmaxMean) -> Iterator:
     """Log probability -mu; slope -mu."""
-    minus_mean = mean.over(None, shape).neg_()
+    minus_mean = mean.fill(shape).neg_()
     yield minus_mean.clone()
     yield [minus_mean]
 
 
-def zeros_nb(mean, shape: torch.Size, log_theta: Tensor) -> Iterator:
+def zeros_nb(shape: torch.Size, mean: LogMean | SoftmaxMean, log_theta: Tensor) -> Iterator:
     """Log probability -theta log(1 + mu / theta); slopes in log mu and log theta."""
-    minus_theta = -log_theta.exp()
-    ratio = mean.over(log_theta, shape)
-    value = torch.log1p(ratio).mul_(minus_theta)
+    theta = log_theta.exp()
+    ratio = mean.fill(shape).div_(theta)
+    value = torch.log1p(ratio).mul_(-theta)
     yield value
-    slope = torch.div(minus_theta, ratio.reciprocal_().add_(1), out=ratio)  # -theta mu / (theta + mu)
+    slope = torch.div(-theta, ratio.reciprocal_().add_(1), out=ratio)  # -theta mu / (theta + mu)
     yield [slope, value.sub_(slope)]
 
 
-def zeros_zinb(mean, shape: torch.Size, log_theta: Tensor, gate: Tensor) -> Iterator:
+def zeros_zinb(shape: torch.Size, mean: LogMean | SoftmaxMean, log_theta: Tensor, gate: Tensor) -> Iterator:
     """Log probability log(pi + (1 - pi) NB(0)); slopes in log mu, log theta and the logit of pi."""
-    nb = zeros_nb(mean, shape, log_theta)
+    nb = zeros_nb(shape, mean, log_theta)
     nb_value = next(nb)
     closed = torch.sigmoid(gate).expand(shape)
     share = nb_value.exp()
     share.addcmul_(share, closed, value=-1)  # (1 - pi) NB(0)
-    total = share + closed
+    total = torch.add(share, closed, out=torch.empty_like(share))
     yield total.log()
     share.div_(total)
     gate_slope = torch.div(closed, total, out=total).sub_(closed)
@@ -252,6 +237,14 @@ class Pick:
         return (tensor if self.at is None else torch.take(tensor, self.at)).double()
 
 
+def broadcast(*tensors: Tensor) -> torch.Size:
+    """Shape that tensors broadcast to; torch's own function takes as long as a sweep over a minibatch."""
+    longest = max((t.shape for t in tensors), key=len)
+    if all(n in (1, m) for t in tensors for n, m in zip(reversed(t.shape), reversed(longest), strict=False)):
+        return longest
+    return torch.broadcast_shapes(*(t.shape for t in tensors))
+
+
 def log_likelihood(
     model: str, softmax: bool, counts: Tensor, parameters: Sequence[Tensor], slopes: bool, dense: bool
 ) -> list[Tensor]:
@@ -263,7 +256,7 @@ def log_likelihood(
     softmax : bool
         Whether the mean is given as logits and log library instead of its log.
     counts : Tensor [..., B, G]
-        Non-negative integers of any dtype.
+        Non-negative whole numbers of any dtype.
     parameters : sequence of Tensor
         (log_mean,) or (logits, log_library), then log_dispersion (nb, zinb) and gate_logits (zinb); they
         broadcast against each other and `counts`.
@@ -279,38 +272,44 @@ def log_likelihood(
         ([..., B, 1] for log_library), not summed over the dimensions along which a parameter is broadcast.
     """
     zeros, entries = MODELS[model]
-    n_mean = 2 if softmax else 1
-    mean = (SoftmaxMean if softmax else LogMean)(*parameters[:n_mean])
-    others = parameters[n_mean:]
-    shape = torch.broadcast_shapes(counts.shape, *(p.shape for p in parameters))
+    shape = broadcast(counts, *parameters)
+    split = 2 if softmax else 1
+    mean = SoftmaxMean(*parameters[:2]) if softmax else LogMean(parameters[0])
+    others = list(parameters[split:])
+    if model != "poisson":
+        others[0] = others[0].clamp(-LIMIT, LIMIT)
+    if model == "zinb" and others[1].numel() and not dense:
+        dense = bool(others[1].min() < -LIMIT)  # zeros_zinb needs pi itself, too small for float32
     dtype = parameters[0].dtype
-    if others:
-        others = (others[0].clamp(-LIMIT, LIMIT), *others[1:])
-    if model == "zinb" and not dense and others[1].numel() and others[1].min() < -LIMIT:
-        dense = True  # zeros_zinb works with pi itself, which float32 cannot hold here
-    if counts.shape != shape[len(shape) - counts.dim() :]:
-        counts = counts.expand(shape)
     if dense:
         pick = Pick(shape, None)
         x, log_mean = pick(counts), mean.log(pick)
         log_mean = torch.where(x == 0, log_mean.clamp(min=-1e6), log_mean)  # mu = 0: 0 log 0 is 0
-        value, *out = entries(x, log_mean, *map(pick, others), dense=True)
-        value, out = value.sum(-1).to(dtype), [slope.to(dtype) for slope in out]
+        value, *out = (entry.to(dtype) for entry in entries(x, log_mean, *map(pick, others), dense=True))
+        total = value.sum(-1)
     else:
-        at = positions(counts, lambda x: x != 0)
-        x = counts.reshape(-1)[at].double()
-        copies = math.prod(shape) // max(1, counts.numel())
-        if copies > 1:
-            at = (at + counts.numel() * torch.arange(copies, device=at.device)[:, None]).reshape(-1)
-            x = x.repeat(copies)
+        x, at = _nonzeros(counts, shape)
         pick = Pick(shape, at)
-        exact = [e.to(dtype) for e in entries(x, mean.log(pick), *map(pick, others), dense=False)]
-        steps = zeros(mean, shape, *others)
-        value = _put(next(steps), at, exact[0]).sum(-1)
+        exact = entries(x, mean.log(pick), *map(pick, others), dense=False)
+        steps = zeros(shape, mean, *others)
+        total = _put(next(steps), at, exact[0]).sum(-1)
         out = [_put(slope, at, e) for slope, e in zip(next(steps), exact[1:], strict=True)] if slopes else []
-    return [value, *mean.pull(out[0]), *out[1:]] if slopes else [value]
+    return [total, *mean.pull(out[0]), *out[1:]] if slopes else [total]
+
+
+def _nonzeros(counts: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Non-zero counts, float64, and their flat positions in a tensor of `shape`; one search for all K."""
+    if counts.shape != shape[len(shape) - counts.dim() :]:
+        counts = counts.expand(shape)
+    at = positions(counts, lambda x: x != 0)
+    x = counts.reshape(-1)[at].double()
+    copies = math.prod(shape) // max(1, counts.numel())
+    if copies > 1:
+        at = (at + counts.numel() * torch.arange(copies, device=at.device)[:, None]).reshape(-1)
+        x = x.repeat(copies)
+    return x, at
 
 
 def _put(buffer: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    buffer.view(-1).scatter_(0, at, values)
+    buffer.view(-1).scatter_(0, at, values.to(buffer.dtype))
     return buffer

@@ -14,7 +14,7 @@ from pyro import poutine
 from fieldguide.inference.checkpoint import save
 from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.objectives import Objective, resolve
-from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.posterior import ELEMENTS, Posterior
 from fieldguide.inference.program import Program
 from fieldguide.inference.schema import FittedSchema
 from fieldguide.inference.weights import weigh
@@ -116,7 +116,7 @@ class Fit:
         """
         target: Any = resolve(objective) if objective is not None else self.objective
         dataset = self.read(data)
-        rows = max(1, min(batch_size, int(3e7 / (target.particles * max(dataset.width, 1)))))
+        rows = max(1, min(batch_size, int(ELEMENTS / (target.particles * max(dataset.width, 1)))))
         kind = "analytic" if getattr(target, "kl", "") == "analytic" else "reparam"
         parts = []
         with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(self._forked()):

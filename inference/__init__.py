@@ -7,9 +7,10 @@ if not __name__.startswith("fieldguide."):
     )
 
 from fieldguide.inference.checkpoint import load
+from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.data import Dataset, Loader
-from fieldguide.inference.loop import fit
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.loop import fit
 from fieldguide.inference.objectives import ELBO, IWAE, Objective, resolve
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.program import Batch, Program
@@ -34,6 +35,7 @@ __all__ = [
     "Batch",
     "Categories",
     "Category",
+    "Comparison",
     "Continuous",
     "Counts",
     "Dataset",
@@ -50,6 +52,7 @@ __all__ = [
     "SchemaError",
     "Step",
     "Weights",
+    "compare",
     "fit",
     "load",
     "resolve",

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import pyro
 import pyro.distributions as dist
 import torch
-from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
+from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from fieldguide.catalog.nets import GaussianEncoder, Layers, one_hot
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
 from fieldguide.inference.program import Batch
@@ -132,11 +132,11 @@ class SCVI(Program):
         with self.cells(batch):
             z = pyro.sample("z", dist.Normal(self.prior_loc, 1.0).to_event(1))
             hidden = self.decoder(z, covariates)
-            log_rho = torch.log_softmax(self.head_rho(hidden), -1)
+            logits = self.head_rho(hidden)
             if not self.training:
-                pyro.deterministic("rho", log_rho.exp(), event_dim=1)
-            log_mean = log_rho + self.log_library(batch)
-            pyro.sample("counts", self.observation(log_mean, hidden, batch), obs=batch["counts"])
+                pyro.deterministic("rho", torch.softmax(logits, -1), event_dim=1)
+            counts = self.observation(logits, self.log_library(batch), hidden, batch)
+            pyro.sample("counts", counts, obs=batch["counts"])
 
     def guide(self, batch: Batch) -> None:
         features = batch["counts"].log1p()
@@ -155,10 +155,10 @@ class SCVI(Program):
         library = batch["size_factor"] if "size_factor" in batch else batch["counts"].sum(-1)
         return library.log().unsqueeze(-1)
 
-    def observation(self, log_mean: Tensor, hidden: Tensor, batch: Batch) -> dist.TorchDistribution:
-        """Distribution of the counts given their log means [..., B, G]."""
+    def observation(self, logits: Tensor, log_library: Tensor, hidden: Tensor, batch: Batch) -> dist.TorchDistribution:
+        """Distribution of the counts, of mean exp(log_library) * softmax(logits), [..., B, G]."""
         if self.likelihood == "poisson":
-            return Poisson(log_mean)
+            return Poisson.from_logits(logits, log_library)
         if self.dispersion == "gene-cell":
             log_dispersion = self.head_dispersion(hidden)
         elif self.dispersion == "gene":
@@ -168,8 +168,8 @@ class SCVI(Program):
                 self.codes(batch) if self.dispersion == "gene-batch" else batch["labels"]
             ]
         if self.likelihood == "zinb":
-            return ZeroInflatedNegativeBinomial(log_mean, log_dispersion, self.head_gate(hidden))
-        return NegativeBinomial(log_mean, log_dispersion)
+            return ZeroInflatedNegativeBinomial.from_logits(logits, log_library, log_dispersion, self.head_gate(hidden))
+        return NegativeBinomial.from_logits(logits, log_library, log_dispersion)
 
     def codes(self, batch: Batch) -> Tensor:
         """Batch of each cell [B]; zero when there is one batch."""

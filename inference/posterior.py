@@ -188,7 +188,12 @@ class Posterior:
         return values.gather(0, wide.expand(index.shape[:1] + values.shape[1:]))
 
     def to_arviz(self, cells: np.ndarray | None = None) -> Any:
-        """Return an arviz InferenceData: resampled draws of the latents, log likelihood, and weight diagnostics."""
+        """Return an arviz InferenceData: resampled draws of the latents, log likelihood, and weight diagnostics.
+
+        Cells are named as in the data, or by their row number.
+        """
+        names = np.arange(self.n_cells) if cells is None else np.asarray(cells)
+        names = names if self.obs is None else self.obs.index[names].to_numpy(dtype=str)
         latents: dict[str, list[np.ndarray]] = {}
         likelihood, stats = [], []
         for number, (_, weights, values) in enumerate(self.chunks(cells)):
@@ -202,6 +207,7 @@ class Posterior:
             {name: np.concatenate(parts, self.program.depth) for name, parts in latents.items()},
             np.concatenate(likelihood, 1),
             np.concatenate(stats, 1),
+            names,
         )
 
     def decode(

@@ -33,16 +33,20 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
 def khat_limit(particles: int) -> float:
     """Return the largest k-hat at which estimates from S draws are usable: min(1 - 1/log10 S, 0.7).
 
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry, Pareto smoothed importance sampling, JMLR 25(72), 2024, section 3.
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry, Pareto smoothed importance sampling, JMLR 25(72), 2024.
     """
     return min(1 - 1 / log10(particles), 0.7) if particles > 10 else 0.0
 
 
-def inference_data(latents: dict[str, np.ndarray], log_likelihood: np.ndarray, log_weights: np.ndarray) -> Any:
-    """Return InferenceData with posterior draws [S, N, ...], log likelihood and weights [S, N] (one chain)."""
+def inference_data(
+    latents: dict[str, np.ndarray], log_likelihood: np.ndarray, log_weights: np.ndarray, cells: np.ndarray
+) -> Any:
+    """Return InferenceData with posterior draws [S, N, ...], log likelihood and weights [S, N] (one chain).
+
+    ``cells`` are the names [N].
+    """
     import arviz
 
-    cells = np.arange(log_likelihood.shape[1])
     groups = {
         "posterior": {name: values[None] for name, values in latents.items()},
         "log_likelihood": {"observed": log_likelihood[None]},

@@ -7,7 +7,7 @@ diagnostics where a posterior was asked for.
 """
 
 import json
-import resource
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,6 +20,14 @@ import torch
 from fieldguide.inference import ELBO, IWAE, fit
 
 OBJECTIVES = {"elbo": ELBO(kl="analytic"), "iwae": IWAE(10, gradient="dreg")}
+
+
+def peak_rss_mb():
+    """Largest resident memory of this program so far (Linux).
+
+    Not getrusage: what that reports for a process includes the process that started it.
+    """
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def decide(found, data, o, out):
@@ -79,7 +87,7 @@ def main(options_file, out):
         "fit_s": time.perf_counter() - wall,
         "fit_cpu_s": time.process_time() - cpu,
         "epochs_s": float(found.history["seconds"].sum()),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": peak_rss_mb(),
         "cells_trained": (data.n_obs - len(held)) * o["epochs"],
     }
     arrays = {"z": found.latent()} if not o["backed"] else {}

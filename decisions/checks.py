@@ -83,7 +83,7 @@ def posterior_predictive_check(
         coverage = coverage + _coverage(everything)
         log_weights.append(w.log_w.double().cpu().numpy())
 
-    total, square, zeros = sums / len(rows)
+    total, square, zeros = np.asarray(sums) / len(rows)
     with np.errstate(divide="ignore", invalid="ignore"):
         cv_genes = np.sqrt(np.maximum(square - total**2, 0)) / total
     statistics = {"zero_fraction": zeros, "cv_genes": cv_genes, "cv_cells": np.concatenate(cv_cells, 1)}

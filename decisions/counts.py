@@ -32,6 +32,16 @@ def observed(posterior: Posterior, rows: np.ndarray) -> Observed | None:
     return Observed(total / len(rows), some / len(rows))
 
 
+def sizes(posterior: Posterior, rows: np.ndarray) -> np.ndarray:
+    """Return the observed size of each cell [n]: its size factor, or total count, or one when the data has neither."""
+    parts = []
+    for start in range(0, len(rows), BLOCK):
+        batch = posterior.dataset.batch(rows[start : start + BLOCK])
+        found = batch.get("size_factor", batch[OBSERVED].sum(-1) if OBSERVED in batch else None)
+        parts.append(np.ones(len(batch["index"])) if found is None else found.double().reshape(-1).cpu().numpy())
+    return np.concatenate(parts)
+
+
 def library(posterior: Posterior, rows: np.ndarray, values: Values) -> Tensor:
     """Return the factor between proportions and expected counts: [S, b] when it is latent, else [1, b].
 

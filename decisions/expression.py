@@ -2,10 +2,11 @@
 
 Two questions go by this name, and they have different answers:
 
-* ``unit="group"``: by how much does the mean expression of the two *populations* differ? This is the usual question.
-  The cells are a sample, so every draw weights them at random (Bayesian bootstrap) and takes one posterior draw for
-  each: both the sampling of cells and the uncertainty about each cell are in the interval, which shrinks as cells are
-  added. With ``unit="donor"`` (any obs column) the same over whole subjects, for statements about further subjects.
+* ``unit="group"``: by how much does the expression of the two *populations* differ, as a gene's share of all their
+  molecules? This is the usual question, and the default. The cells are a sample, so every draw weights them at random
+  (Bayesian bootstrap) and takes one posterior draw for each: both the sampling of cells and the uncertainty about each
+  cell are in the interval, which shrinks as cells are added. With ``unit="donor"`` (any obs column) the same over whole
+  subjects, for statements about further subjects.
 * ``unit="cells"``: by how much do two random *cells* differ, one of each group? (Lopez et al. 2018; Boyeau et al.
   2019.) The spread between cells is part of the answer and stays however many cells there are, so this is not a test
   for an effect of the group.
@@ -133,7 +134,7 @@ def differential_expression(
         With fewer than five subjects in a group.
     """
     unit = unit or ("cells" if mode == "vanilla" else "group")
-    _check(mode, delta, test, estimator, unit, draws, pseudo)
+    _check(mode, delta, fdr, test, estimator, unit, draws, pseudo)
     groups = two_groups(posterior.obs, posterior.n_cells, groupby, group, reference)
     batches = batch_codes(posterior, batch_correction, "batch_correction")
     calibrate = calibrate and unit != "cells"
@@ -143,21 +144,21 @@ def differential_expression(
     sampled = _sample(posterior, groups, unit, draws, seed, estimator, batches)
     if pseudo is None:
         pseudo = pseudocount([d.rho for d in sampled], None if raw[0] is None else [r.mean for r in raw])
-    logs = [np.log2(_levelled(d, g, calibrate, seed) + pseudo) for d, g in zip(sampled, groups, strict=True)]
-    lfc = logs[0] - logs[1]
+    levels = [_levelled(d, g, calibrate, seed) for d, g in zip(sampled, groups, strict=True)]
+    lfc = np.log2(levels[0] + pseudo) - np.log2(levels[1] + pseudo)
     weights = shared_prior(lfc)[0] if calibrate else np.full_like(lfc, 1 / draws)
     if mode == "change" and delta is None:
         delta = effect_threshold((weights * lfc).sum(0), seed)
 
     table = _summary(lfc, weights, 0.0 if mode == "vanilla" else delta)
     sure = _decide(table, lfc, mode, test, fdr, draws)
-    for number, (d, found) in enumerate(zip(sampled, raw, strict=True), 1):
-        table[f"proportion_{number}"] = d.rho.mean(0)
+    for number, (level, found) in enumerate(zip(levels, raw, strict=True), 1):
+        table[f"proportion_{number}"] = level.mean(0)
         if found is not None:
             table[f"counts_{number}"], table[f"nonzero_{number}"] = found.mean, found.nonzero
     if posterior.var_names is not None:
         table.index = pd.Index(posterior.var_names, name="gene")
-    certain = np.maximum(table["lfc_low"], -table["lfc_high"]).to_numpy()
+    certain = np.maximum(table["lfc_low"].to_numpy(), -table["lfc_high"].to_numpy())
     order = np.lexsort((-certain, -sure))
 
     diagnostics = _diagnose(sampled, groups, pseudo)
@@ -182,7 +183,7 @@ def differential_expression(
     return Decision(table.iloc[order], diagnostics, settings, _notes(mode, test, unit, calibrate), volcano)
 
 
-def _check(mode: str, delta, test: str, estimator: str, unit: str, draws: int, pseudo) -> None:
+def _check(mode: str, delta, fdr: float, test: str, estimator: str, unit: str, draws: int, pseudo) -> None:
     options = {"mode": (mode, MODES), "test": (test, TESTS), "estimator": (estimator, ESTIMATORS)}
     for name, (value, allowed) in options.items():
         if value not in allowed:
@@ -191,6 +192,8 @@ def _check(mode: str, delta, test: str, estimator: str, unit: str, draws: int, p
         raise ValueError(f"mode='vanilla' compares random cells: unit must be 'cells', not {unit!r}")
     if delta is not None and not delta >= 0:
         raise ValueError(f"delta must be at least 0 (log2 units), not {delta}")
+    if not 0 <= fdr < 1:
+        raise ValueError(f"fdr must be in [0, 1), not {fdr}")
     if draws < 100:
         raise ValueError(f"draws must be at least 100 to tell probabilities, not {draws}")
     if pseudo is not None and not pseudo > 0:
@@ -214,7 +217,7 @@ def _sample(
                 f"{g.name!r} has {len(g.rows)} cell(s): a population's mean needs at least {LEAST}; unit='cells' "
                 "compares the cells themselves"
             )
-    shared = (None, None) if unit == "group" else subject_weights(posterior.obs, unit, groups, draws, seed)
+    shared = (None, None) if unit == "group" else subject_weights(posterior, unit, groups, draws, seed)
     pairs = zip(groups, shared, strict=True)
     return [mean_draws(posterior, g.rows, draws, seed, estimator, batches, weights) for g, weights in pairs]
 

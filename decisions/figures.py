@@ -41,7 +41,7 @@ def volcano(decision: Decision) -> Any:
     return figure
 
 
-def predictive(decision: Decision) -> Any:
+def predictive(decision: Any) -> Any:
     """Draw observed against replicated statistics of the genes, and the coverage of central intervals."""
     from matplotlib.figure import Figure
 
@@ -62,7 +62,7 @@ def predictive(decision: Decision) -> Any:
     return figure
 
 
-def uncertainty(decision: Decision) -> Any:
+def uncertainty(decision: Any) -> Any:
     """Draw each gene's relative posterior uncertainty in a cell against its mean expression."""
     from matplotlib.figure import Figure
 

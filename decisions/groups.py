@@ -26,7 +26,7 @@ def column(obs: pd.DataFrame | None, name: str, argument: str) -> pd.Series:
         raise ValueError(f"{argument}={name!r} names an obs column, but the data has no obs: pass an array of labels")
     if name not in obs:
         raise ValueError(f"{argument}={name!r} is not an obs column; there are {', '.join(map(str, obs.columns))}")
-    return obs[name]
+    return pd.Series(obs[name])
 
 
 def two_groups(obs: pd.DataFrame | None, n_cells: int, groupby, group, reference=None) -> tuple[Group, Group]:

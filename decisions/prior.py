@@ -42,7 +42,9 @@ def shared_prior(lfc: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for _ in range(STEPS):
         share = likelihood * proportions
         proportions = (share / share.sum(1, keepdims=True)).mean(0)
-    density = sum(p * _density(square, scale) for p, scale in zip(proportions, scales, strict=True)) + 1e-300
+    density = np.full_like(square, 1e-300)
+    for proportion, scale in zip(proportions, scales, strict=True):
+        density += proportion * _density(square, scale)
     return density / density.sum(0), scales, proportions
 
 

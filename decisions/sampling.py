@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from fieldguide.decisions.counts import expected_counts
+from fieldguide.decisions.counts import expected_counts, sizes
 from fieldguide.decisions.levels import Totals
 from fieldguide.decisions.particles import OBSERVED, SITE, choose, choose_for, proportions, shares
 from fieldguide.decisions.subjects import UnitWeights, concentration
@@ -56,7 +56,9 @@ def mean_draws(
     """Draw the mean proportions of a population of cells of which the group is a sample.
 
     In each draw every cell has one posterior draw of ``rho`` and a random weight: Dirichlet over the cells (Bayesian
-    bootstrap, with :func:`fieldguide.decisions.subjects.concentration`), or the given ones.
+    bootstrap, with :func:`fieldguide.decisions.subjects.concentration`), or the given ones. Cells count by their size
+    (total count, or size factor), so that the mean is a gene's share of all molecules of the group: where a strong
+    gene varies, the shares of the others in single cells depend on the noise of the total, their pooled share does not.
 
     Parameters
     ----------
@@ -77,6 +79,7 @@ def mean_draws(
             size = rng.standard_gamma(concentration(len(rows)), (draws, len(seen)), dtype=np.float32)
         else:
             size = weights.values[:, weights.codes[start : start + len(seen)]].astype(np.float32)
+        size = size * sizes(posterior, seen).astype(np.float32)
         share = shares(w, estimator)
         rho = proportions(posterior, seen, w, values, batches)
         flat = choose(share, draws, rng) * len(seen) + torch.arange(len(seen), device=rho.device)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fieldguide.decisions.counts import sizes
 from fieldguide.decisions.decision import WeakDesign, caution
 from fieldguide.decisions.groups import Group, column
+from fieldguide.inference.posterior import Posterior
 
 FEW = 5
 
@@ -38,12 +40,12 @@ def concentration(n: int) -> float:
 
 
 def subject_weights(
-    obs: pd.DataFrame | None, unit: str, groups: tuple[Group, Group], draws: int, seed: int
+    posterior: Posterior, unit: str, groups: tuple[Group, Group], draws: int, seed: int
 ) -> tuple[UnitWeights, UnitWeights]:
     """Draw the weights of a Bayesian bootstrap over subjects for two groups of cells.
 
-    Each subject counts once in a group, whatever its number of cells there. A subject with cells in both groups has
-    the same weight in both, so that a comparison within subjects is paired.
+    Each subject counts once in a group, whatever the number and the sizes of its cells there. A subject with cells in
+    both groups has the same weight in both, so that a comparison within subjects is paired.
 
     Raises
     ------
@@ -55,6 +57,7 @@ def subject_weights(
     WeakDesign
         With fewer than five subjects in a group.
     """
+    obs = posterior.obs
     labels = column(obs, unit, "unit")
     for group in groups:
         missing = group.rows[labels.iloc[group.rows].isna().to_numpy()]
@@ -74,8 +77,8 @@ def subject_weights(
     fewest = min(len(names) for _, names in codes)
     weight = rng.standard_gamma(concentration(fewest), (draws, len(everyone)))
     found = []
-    for code, names in codes:
+    for group, (code, names) in zip(groups, codes, strict=True):
         mine = weight[:, np.searchsorted(everyone, names)]
-        mine = mine / mine.max(1, keepdims=True) / np.bincount(code)
-        found.append(UnitWeights(mine, code))
+        size = np.bincount(code, sizes(posterior, group.rows))
+        found.append(UnitWeights(mine / mine.max(1, keepdims=True) / size, code))
     return found[0], found[1]

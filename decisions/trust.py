@@ -55,8 +55,8 @@ def warn_if_untrustworthy(diagnostics: pd.DataFrame) -> None:
                 f"{name}: k-hat is above {row['khat_limit']:.2f} in {row['khat_above']:.0%} of the cells (median "
                 f"{row['khat_median']:.2f}; effective sample size {row['ess_median']:.0f} of {row['particles']:.0f}), "
                 "so the guide misses much of their posterior. Weighting moved the group's log2 expression by "
-                f"{row['shift_median']:.2f} in the median gene and {row['shift_95']:.2f} in one of twenty: do not rely "
-                "on fold changes near delta that are no larger. Longer training, an importance-weighted objective or "
-                "more particles help",
+                f"{row['shift_median']:.2f} in the median gene and {row['shift_95']:.2f} in one of twenty: take "
+                "differences of that size as undecided. Longer training, an importance-weighted objective or more "
+                "particles help",
                 UntrustworthyWeights,
             )

@@ -92,9 +92,7 @@ def test_poisson_lognormal_log_rates_have_the_stated_moments(types):
     for code in range(5):
         log_rate = types.layers["log_rate"][types.obs["cell_type"].cat.codes == code]
         assert len(log_rate) == 2_000
-        error = (log_rate.mean(0) - types.varm["log_rate_mean"][:, code]) / np.sqrt(
-            np.diag(covariance) / 2_000
-        )
+        error = (log_rate.mean(0) - types.varm["log_rate_mean"][:, code]) / np.sqrt(np.diag(covariance) / 2_000)
         assert np.abs(error).max() < 5
         assert np.abs(np.cov(log_rate.T) - covariance).max() < 0.05
 
@@ -122,10 +120,7 @@ def test_population_lfc_is_the_ratio_of_mean_rates_and_changes_sign(types):
     lfc = simulate.population_lfc(types, "type_2", "type_1")
     np.testing.assert_allclose(lfc, types.varm["lfc"][:, 2] - types.varm["lfc"][:, 1])
     np.testing.assert_allclose(simulate.population_lfc(types, "type_1", "type_2"), -lfc)
-    rate = [
-        np.exp(types.layers["log_rate"][types.obs["cell_type"] == name]).mean(0)
-        for name in ("type_2", "type_1")
-    ]
+    rate = [np.exp(types.layers["log_rate"][types.obs["cell_type"] == name]).mean(0) for name in ("type_2", "type_1")]
     assert np.abs(np.log2(rate[0] / rate[1]) - lfc).max() < 0.1
     share = simulate.population_lfc(types, "type_2", "type_1", proportions=True)
     expected = np.log2((rate[0] / rate[0].sum()) / (rate[1] / rate[1].sum()))

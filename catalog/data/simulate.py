@@ -154,9 +154,7 @@ def scvi_counts(
     return data
 
 
-def poisson_lognormal(
-    n_cells: int = 1_000, n_genes: int = 100, *, n_types: int = 2, seed: int = 1
-) -> anndata.AnnData:
+def poisson_lognormal(n_cells: int = 1_000, n_genes: int = 100, *, n_types: int = 2, seed: int = 1) -> anndata.AnnData:
     """Draw counts of cell types with known log fold changes, from a Poisson-log-normal with correlated genes.
 
     ======================= ===========================================================================
@@ -218,9 +216,7 @@ def poisson_lognormal(
     return data
 
 
-def population_lfc(
-    data: anndata.AnnData, group: str, reference: str, *, proportions: bool = False
-) -> np.ndarray:
+def population_lfc(data: anndata.AnnData, group: str, reference: str, *, proportions: bool = False) -> np.ndarray:
     """Log2 fold change between the populations of two types of `poisson_lognormal`.
 
     All types share one covariance, so the ratio of mean rates equals the ratio of median rates. A gene is truly
@@ -368,9 +364,7 @@ class SparseCounts:
             yield sp.csr_matrix(counts[keep], dtype=np.float32), types[keep], batches[keep]
 
 
-def sparse_counts(
-    n_cells: int = 10_000, n_genes: int = 2_000, *, seed: int = 0, **options
-) -> anndata.AnnData:
+def sparse_counts(n_cells: int = 10_000, n_genes: int = 2_000, *, seed: int = 0, **options) -> anndata.AnnData:
     """Draw a whole `SparseCounts` data set into memory.
 
     Parameters

@@ -274,7 +274,8 @@ def pair_truth(
     ndarray [G] of bool
     """
     rng = np.random.default_rng(seed)
-    _type_code(data, group), _type_code(data, reference)
+    for name in (group, reference):
+        _type_code(data, name)
     rows = [rng.choice(np.flatnonzero(data.obs["cell_type"] == name), n_pairs) for name in (group, reference)]
     log_rate = data.layers["log_rate"]
     return np.mean(np.abs(log_rate[rows[0]] - log_rate[rows[1]]) >= threshold, axis=0) >= 0.5

@@ -1,6 +1,7 @@
 """Fit one program under several objectives, from one start and on the same cells, and lay the results side by side."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from fieldguide.inference.psis import khat_limit
 
 DEFINITIONS = {
     "loss": "The objective that was minimised, with its number of particles K and its gradient estimator.",
-    "bound": "Held-out bound: the importance-weighted bound on log p(x) with S draws for each held-out cell, averaged "
+    "bound": "The importance-weighted bound on log p(x) with S draws for each held-out cell, averaged "
     "over these cells, in nats per cell. The estimator is the same whatever the objective was; higher is better.",
     "behind": "How far the bound is behind that of the best objective, in nats per cell.",
     "behind_se": "Standard error of that difference: both objectives are evaluated on the same cells, so the "
@@ -126,6 +127,8 @@ def compare(
             progress=progress,
             **settings,
         )
+        if found.interrupted:
+            raise KeyboardInterrupt
         rows = _evaluated(found.validation_rows, cells, seed)
         held_out[label] = Posterior(found.program, found.dataset.load(rows), draws, seed, found.schema)
     first = next(iter(fits.values()))
@@ -161,6 +164,9 @@ def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Ob
     if not objectives:
         raise ValueError("there is no objective to compare")
     if isinstance(objectives, Mapping):
+        odd = [label for label in map(str, objectives) if not re.fullmatch(r"[\w.+-]+", label)]
+        if odd:
+            raise ValueError(f"label {odd[0]!r} of an objective: letters, digits and . + - _ only (it names files)")
         return {str(label): _with_particles(resolve(wanted), particles) for label, wanted in objectives.items()}
     found: dict[str, Objective] = {}
     for wanted in objectives:

@@ -1,5 +1,6 @@
 """Compare objectives by what a biologist gets out of them: the same differential expression question under each."""
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +35,8 @@ DEMONSTRATION = {
     "n_latent": 5,
     "dropout": 0.3,
 }
-"""Settings for the embedded cells, where none are given: 700 cells need few latents, more dropout and, to be quick,
-larger steps.
+"""Settings of scVI for the embedded cells, where none are given: 700 cells need few latents, more dropout and,
+to be quick, larger steps.
 
 The question is which genes differ at least twofold: a few genes take most counts, and shift the proportions of all.
 """
@@ -91,8 +92,8 @@ def compare(
     ----------
     entry : str, Entry or Program class
     data : AnnData, DataFrame or dict of arrays, optional
-        Never changed. By default the 700 embedded blood cells, with `DEMONSTRATION` for settings that are not given:
-        B cells against dendritic cells.
+        Never changed. By default the 700 embedded blood cells; for scVI with `DEMONSTRATION` for settings that are not
+        given, where the question is B cells against dendritic cells.
     objectives : sequence or mapping, optional
         See `fieldguide.inference.compare`.
     groupby, group, reference, delta, fdr, unit
@@ -118,10 +119,11 @@ def compare(
     source = "the data"
     if data is None:
         data, source = pbmc68k_700(), "700 blood cells of one donor (10x Genomics, CC BY 4.0; Zheng et al. 2017)"
-        settings = {k: v for k, v in DEMONSTRATION.items() if k not in QUESTION} | settings
-        if group is None and groupby is None:
-            groupby, group, reference = (DEMONSTRATION[k] for k in ("groupby", "group", "reference"))
-            delta = DEMONSTRATION["delta"] if delta is None else delta
+        if entry == "scvi":
+            settings = {k: v for k, v in DEMONSTRATION.items() if k not in QUESTION} | settings
+            if group is None and groupby is None:
+                groupby, group, reference = (DEMONSTRATION[k] for k in ("groupby", "group", "reference"))
+                delta = DEMONSTRATION["delta"] if delta is None else delta
     delta = 0.25 if delta is None else delta
     if group is not None:
         _check_question(data, groupby, group, reference)
@@ -133,6 +135,8 @@ def compare(
     if group is not None:
         question = {"delta": delta, "fdr": fdr, "unit": unit, "seed": seed}
         for label, posterior in study.posteriors.items():
+            if progress:
+                print(f"differential expression under {label}", file=sys.stderr, flush=True)
             study.decisions[label], study.warnings[label] = _decide(posterior, groupby, group, reference, question)
         study.table = _with_decisions(study)
     return study

@@ -181,9 +181,9 @@ def volcano(study: Study) -> Any:
 
 def _name_genes(axes: Any, lfc: np.ndarray, certain: np.ndarray, called: np.ndarray, names: list[str]) -> None:
     """Name the most certain called genes of each direction, where the name covers no other name and no called gene."""
-    axes.margins(x=0.16, y=0.08)
+    axes.margins(x=0.2, y=0.08)
     inches = axes.figure.get_figwidth() / axes.get_gridspec().ncols - 0.7
-    letter, gap = 0.085 / inches * 1.32 * np.ptp(lfc), 0.05 / inches * np.ptp(lfc)
+    letter, gap = 0.085 / inches * 1.4 * np.ptp(lfc), 0.05 / inches * np.ptp(lfc)
     height = 0.036 * max(np.ptp(certain), 1e-9)
     boxes: list[tuple[float, float, float]] = []  # left, right, middle
     for sign in (-1, 1):

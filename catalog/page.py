@@ -44,8 +44,8 @@ CAPTIONS = {
     "volcano": (
         "Volcano plots",
         "One point a gene: its fold change, against how many posterior standard deviations it is away from none. "
-        "Coloured: called at the target; the grey band is what counts as no change. The most certain genes of each "
-        "direction are named.",
+        "Coloured: called at the target; the grey band is what counts as no change. Those farthest up on "
+        "either side are named, where there is room.",
     ),
 }
 TABLE = {
@@ -179,8 +179,6 @@ def _genes(study: Study, figures: Mapping[str, bytes]) -> str:
 
 def _gene_table(decision: Decision, file: str) -> str:
     table = decision.table[decision.table["is_de"]]
-    certain = (table["lfc"].abs() / table["lfc_sd"]).sort_values(ascending=False, kind="stable").index
-    table = table.loc[certain]
     columns = [name for name in TABLE if name in table]
     head = "".join(f'<th title="{escape(TABLE[n][2])}">{escape(TABLE[n][0])}</th>' for n in columns)
     found = []
@@ -230,7 +228,7 @@ def _settings(study: Study) -> str:
     versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
     versions["machine"] = f"{platform.system()} {platform.machine()}"
     return (
-        f"<details open><summary>Settings</summary>{_definitions(flat, 'set')}</details>"
+        f"<details><summary>Settings</summary>{_definitions(flat, 'set')}</details>"
         f"<details><summary>Versions</summary>{_definitions(versions, 'version')}</details>"
     )
 
@@ -239,7 +237,13 @@ def _definitions(items: Mapping[str, Any], prefix: str, titles: Mapping[str, str
     titles = titles or {}
     lines = [
         f'<dt id="{escape(f"{prefix}-{name}".replace(" ", "-"))}">{escape(titles.get(name, name))}</dt>'
-        f"<dd>{escape('none' if value is None or value == () else str(value))}</dd>"
+        f"<dd>{escape(_plain(value))}</dd>"
         for name, value in items.items()
     ]
     return f"<dl>{''.join(lines)}</dl>"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value is None or value == () else str(value)

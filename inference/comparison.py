@@ -131,6 +131,8 @@ def compare(
             raise KeyboardInterrupt
         rows = _evaluated(found.validation_rows, cells, seed)
         held_out[label] = Posterior(found.program, found.dataset.load(rows), draws, seed, found.schema)
+    if progress:
+        print(f"evaluating on held-out cells, {draws} draws each", file=sys.stderr, flush=True)
     first = next(iter(fits.values()))
     kept = {
         "entry": first.name,

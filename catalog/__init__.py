@@ -6,6 +6,8 @@ if not __name__.startswith("fieldguide."):
     )
 
 from fieldguide.catalog import ppca, scvi
+from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
+from fieldguide.catalog.output import report
 
-__all__ = ["Entry", "citation", "entries", "entry", "get", "ppca", "scvi"]
+__all__ = ["Entry", "Study", "citation", "compare", "entries", "entry", "get", "ppca", "report", "scvi"]

@@ -9,16 +9,12 @@ import warnings
 from ast import literal_eval
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
 
 from fieldguide import __version__
-
-if TYPE_CHECKING:
-    import anndata
-    import pandas as pd
 
 DESCRIPTION = (
     "Probabilistic models in Pyro, inference objectives that can be swapped, and decisions from posteriors. "
@@ -164,7 +160,7 @@ def compare(
 
     from fieldguide.catalog.comparison import compare
     from fieldguide.catalog.folder import MARK, complete_folder
-    from fieldguide.catalog.report import write
+    from fieldguide.catalog.output import write
     from fieldguide.catalog.summary import COLUMNS, findings, question, shown
 
     if group is None and (groupby is not None or reference is not None) and data is not None:
@@ -291,7 +287,7 @@ def _print_warning(message, category, filename, lineno, file=None, line=None) ->
     print(f"fieldguide: warning: {message}", file=sys.stderr)
 
 
-def _read(path: Path, backed: bool = False) -> "anndata.AnnData":
+def _read(path: Path, backed: bool = False) -> Any:
     """Read an h5ad file; whatever is wrong with the file is an error that names it."""
     import anndata
     import h5py
@@ -363,7 +359,7 @@ def _check_output(path: Path) -> None:
         raise PermissionError(f"the folder {folder} cannot be written")
 
 
-def _write_table(table: "pd.DataFrame", path: Path) -> None:
+def _write_table(table: Any, path: Path) -> None:
     """Write a CSV file that appears complete or not at all."""
     partial = path.with_name(f".{path.name}.part")
     try:
@@ -373,7 +369,7 @@ def _write_table(table: "pd.DataFrame", path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _show(table: "pd.DataFrame", right: bool = False) -> None:
+def _show(table: Any, right: bool = False) -> None:
     """Print a table of strings; all but its first column to the right where they are numbers."""
     from rich import box
     from rich.console import Console

@@ -15,8 +15,8 @@ from fieldguide.catalog.folder import MARK, complete_folder
 from fieldguide.catalog.page import page
 from fieldguide.inference.comparison import TIMES
 
-CELLS_KEPT = 1000
-"""Cells whose posterior draws are kept in the InferenceData file: 1000 cells x 200 draws x 10 latents are 8 MB."""
+CELLS_KEPT = 500
+"""Cells whose posterior draws are kept in the InferenceData file: 500 cells x 200 draws x 10 latents are 4 MB."""
 
 
 def report(study: Study, path: str | Path, overwrite: bool = False) -> Path:
@@ -79,12 +79,12 @@ def _tables(study: Study, folder: Path) -> Mapping[str, str]:
 
 def _posteriors(study: Study, folder: Path) -> Mapping[str, str]:
     """InferenceData of each fit, for arviz; of some of the cells where there are many."""
-    kept = np.arange(next(iter(study.posteriors.values())).n_cells)
+    kept, what = np.arange(next(iter(study.posteriors.values())).n_cells), "all cells"
     if len(kept) > CELLS_KEPT:
+        what = f"{CELLS_KEPT} random cells"
         kept = np.sort(np.random.default_rng(study.settings["seed"]).choice(kept, CELLS_KEPT, replace=False))
     for label, posterior in study.posteriors.items():
         posterior.to_arviz(kept).to_netcdf(str(folder / f"posterior_{label}.nc"), engine="h5netcdf")
-    what = f"{len(kept)} random cells" if len(kept) == CELLS_KEPT else "all cells"
     text = f"posterior draws of the latents of {what}, with log likelihood and log weights: arviz.from_netcdf reads it"
     return {"posterior_….nc": text}
 

@@ -96,6 +96,9 @@ class SCVI(Program):
         _one_of("likelihood", likelihood, LIKELIHOODS)
         _one_of("dispersion", dispersion, DISPERSIONS)
         _one_of("library", library, ("observed", "latent"))
+        for field, known in (("batch", n_batch), ("label", n_labels)):
+            if dispersion == f"gene-{field}" and known < 2:
+                raise ValueError(f"dispersion='gene-{field}' needs a {field} field with two categories or more")
         self.n_batch, self.n_categorical = n_batch, tuple(n_categorical)
         self.likelihood, self.dispersion, self.library = likelihood, dispersion, library
         self.encode_covariates = encode_covariates

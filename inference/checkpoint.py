@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import warnings
 from dataclasses import asdict, is_dataclass
 from io import StringIO
 from pathlib import Path
@@ -53,6 +54,9 @@ def save(fit: "Fit", path: Path) -> None:
     except OSError as error:
         raise type(error)(error.errno, f"cannot save to {path}: {error.strerror}") from error
     os.close(handle)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(partial, 0o666 & ~mask)  # temporary files are private, a saved fit need not be
     try:
         save_file(tensors, partial, metadata={"format": FORMAT, "fit": json.dumps(content)})
         os.replace(partial, path)
@@ -143,5 +147,8 @@ def _describe(objective) -> dict[str, Any] | None:
 def _objective(described: dict[str, Any] | None) -> objectives.Objective:
     """Return the objective that was saved; a callable of the user's own cannot be, and ELBO stands in for it."""
     if described is None:
+        warnings.warn(
+            "the objective of this fit was a callable of its own and is not saved; ELBO() stands in", stacklevel=3
+        )
         return objectives.ELBO()
     return getattr(objectives, described["name"])(**described["settings"])

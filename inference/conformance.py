@@ -16,7 +16,7 @@ from fieldguide.inference import registry
 from fieldguide.inference.capture import export_step
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.data import Dataset, read
-from fieldguide.inference.loop import fit
+from fieldguide.inference.loop import build, fit
 from fieldguide.inference.objectives import ELBO, IWAE, Objective
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.step import Step
@@ -104,11 +104,7 @@ def _case(spec, data, arguments: dict[str, Any]) -> _Case:
     dataset = read(data, fitted)
     if dataset.n_cells < 8:
         raise ValueError(f"{dataset.n_cells} cells are too few to check a program on; give at least 8")
-    if isinstance(spec, Program):
-        program = copy.deepcopy(spec)
-    else:
-        cls = spec if isinstance(spec, type) else spec.program
-        program = cls(**((fitted.sizes() if fitted else {}) | arguments))
+    program, _ = build(copy.deepcopy(spec) if isinstance(spec, Program) else spec, fitted, arguments)
     batch = dataset.batch(np.arange(min(CELLS, dataset.n_cells)))
     program.prepare([batch])
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -129,8 +125,11 @@ def _objectives(case: _Case) -> Iterator[Any]:
 
 
 def _sites(case: _Case) -> None:
-    weights = weigh(case.program, case.batch, 3)
+    weights = weigh(case.program, case.batch, 3, "reparam" if case.reparameterised else "score")
     cells = len(case.batch["index"])
+    for role in (case.program.model, case.program.guide):
+        names = pyro.poutine.trace(role).get_trace(case.batch).param_nodes
+        assert not names, f"pyro.param '{names[0]}' would never be trained: make it an nn.Parameter of the program"
     assert weights.log_p.shape == weights.log_q.shape == (3, cells)
     assert torch.isfinite(weights.log_w).all(), "log weights are not finite at the initial parameters"
     for name in weights.latents:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 
 from fieldguide.inference.checkpoint import save
 from fieldguide.inference.data import Dataset, Loader, read
@@ -20,7 +21,7 @@ from fieldguide.inference.schema import FittedSchema
 from fieldguide.inference.weights import weigh
 
 
-@dataclass
+@dataclass(repr=False)
 class Fit:
     """A program with the parameters that were learnt, returned by `fieldguide.inference.fit`.
 
@@ -97,8 +98,8 @@ class Fit:
             for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
                 trace = poutine.trace(self.program.guide).get_trace(batch)
-                if site not in trace.nodes:
-                    raise KeyError(f"no latent site '{site}'; the guide has {', '.join(trace.stochastic_nodes)}")
+                if site not in _latents(trace):
+                    raise KeyError(f"no latent site '{site}'; the guide has {', '.join(_latents(trace))}")
                 parts.append(trace.nodes[site]["fn"].mean.cpu())
         return torch.cat(parts).numpy()
 
@@ -154,3 +155,11 @@ class Fit:
 
     def _forked(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
+
+    def __repr__(self) -> str:
+        cells = f"{len(self.train_rows)} cells and {len(self.validation_rows)} held out"
+        return f"<Fit of {self.name} by {self.objective}: {len(self.history)} epochs on {cells}>"
+
+
+def _latents(trace) -> list[str]:
+    return [n for n in trace.stochastic_nodes if not site_is_subsample(trace.nodes[n])]

@@ -1,5 +1,6 @@
 """The one training loop: any program, any objective, one loss or one loss for each parameter group."""
 
+import inspect
 import os
 import time
 import warnings
@@ -112,7 +113,7 @@ def fit(
     seeds = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):
         torch.manual_seed(seed)
-        program, arguments = _build(spec, fitted_schema, model_arguments)
+        program, arguments = build(spec, fitted_schema, model_arguments)
         loader = Loader(dataset, train_rows, batch_size, True, seed, fabric.global_rank, fabric.world_size)
         program.prepare(Loader(dataset, train_rows, batch_size))
         program.to(fabric.device)
@@ -193,6 +194,8 @@ class _Trainer:
         row = {"epoch": epoch, "train": float(value)}
         if not np.isfinite(row["train"]):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
+        if self.fabric.world_size > 1:
+            _average_buffers(self.fabric, self.program)
         if len(self.held_out.rows):
             row["validation"] = self.evaluate()
         return row | {"kl_weight": weight, "seconds": time.perf_counter() - start}
@@ -240,13 +243,26 @@ def _average_gradients(fabric, parameters: list[Tensor]) -> None:
         parameter.grad = gradient.view_as(parameter)
 
 
-def _build(spec, schema, arguments: dict[str, Any]) -> tuple[Program, dict[str, Any]]:
+def _average_buffers(fabric, program: Program) -> None:
+    """Give every process the same running statistics, so that all see the same held-out loss and stop together."""
+    for buffer in program.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(fabric.all_reduce(buffer.clone(), reduce_op="mean"))
+
+
+def build(spec, schema, arguments: dict[str, Any]) -> tuple[Program, dict[str, Any]]:
+    """Return the program of an entry or class, with the sizes that the data implies, and its arguments."""
     if isinstance(spec, Program):
         if arguments:
             raise TypeError(f"{type(spec).__name__} is already built: it takes no {', '.join(arguments)}")
         return spec, {}
     cls = spec if isinstance(spec, type) else spec.program
-    arguments = (schema.sizes() if schema else {}) | arguments
+    known = inspect.signature(cls).parameters
+    unknown = [] if any(p.kind is p.VAR_KEYWORD for p in known.values()) else sorted(set(arguments) - set(known))
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no argument '{unknown[0]}'; it has {', '.join(known)}")
+    implied = schema.sizes() if schema else {}
+    arguments = {name: value for name, value in implied.items() if name in known} | arguments
     return cls(**arguments), arguments
 
 

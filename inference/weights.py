@@ -306,9 +306,11 @@ def _closed_form_sites(model, guide, latents: list[str]) -> dict[str, Tensor]:
 
 def _require_reparameterised(guide, latents: list[str]) -> None:
     for name in latents:
-        if not guide.nodes[name]["fn"].has_rsample:
+        found = guide.nodes[name]["fn"]
+        if not found.has_rsample:
+            inner = getattr(found, "base_dist", found)
             raise ValueError(
-                f"guide site '{name}' ({type(guide.nodes[name]['fn']).__name__}) cannot be reparameterised: "
+                f"guide site '{name}' ({type(inner).__name__}) cannot be reparameterised: "
                 "use gradient='score' or marginalise the site out in the model"
             )
 

@@ -88,7 +88,25 @@ class GlobalScale(Program):
         pyro.sample("mu", dist.Normal(self.guide_loc, self.guide_log_scale.exp()).to_event(1))
 
 
-@pytest.mark.parametrize("program", [TwoPlates, GlobalScale])
+class Coins(Program):
+    """A discrete latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.Parameter(torch.zeros(3))
+        self.guide_logit = nn.Parameter(torch.zeros(3))
+
+    def model(self, batch):
+        with self.cells(batch):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+            pyro.sample("x", dist.Normal(z[..., None] * self.heads, 1.0).to_event(1), obs=batch["x"])
+
+    def guide(self, batch):
+        with self.cells(batch):
+            pyro.sample("z", dist.Bernoulli(logits=batch["x"] @ self.guide_logit))
+
+
+@pytest.mark.parametrize("program", [TwoPlates, GlobalScale, Coins])
 def test_programs_of_other_shapes_conform(program):
     torch.manual_seed(0)
     check(program(), X)
@@ -99,6 +117,13 @@ class Coupled(PPCA):
 
     def model(self, batch):
         super().model(batch | {"x": batch["x"] - batch["x"].mean(0)})
+
+
+class Stored(PPCA):
+    """A parameter in Pyro's store, which the loop never sees."""
+
+    def model(self, batch):
+        super().model(batch | {"x": batch["x"] + pyro.param("shift", torch.zeros(3))})
 
 
 class Idle(PPCA):
@@ -146,6 +171,7 @@ class Secretive(PPCA):
     ("program", "failing"),
     [
         (Coupled, "independence"),
+        (Stored, "sites: AssertionError: pyro.param 'shift' would never be trained"),
         (Idle, "gradients: AssertionError: parameter 'unused'"),
         (Mixed, "groups: AssertionError: model parameter 'loadings' acts on the guide"),
         (Lost, "groups: AssertionError: parameter 'mean' is in no group"),

@@ -122,6 +122,13 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         load(tmp_path / "foreign")
     with pytest.raises(FileNotFoundError, match="no file"):
         load(tmp_path / "absent")
+    fit("ppca", X, objective=lambda step: ELBO()(step), **QUICK).save(path)
+    with pytest.warns(UserWarning, match="callable of its own and is not saved"):
+        assert load(path).objective == ELBO()
+    assert (
+        repr(result)
+        == "<Fit of ppca by ELBO(particles=1, gradient='reparam', kl='sampled'): 3 epochs on 270 cells and 30 held out>"
+    )
     own = fit(PPCA, X, n_features=5, **QUICK)
     own.save(path)
     with pytest.raises(ValueError, match="pass that class as program="):
@@ -186,8 +193,12 @@ def test_a_device_that_is_absent_is_an_error():
 def test_entries_and_arguments_that_do_not_exist():
     with pytest.raises(KeyError, match="no catalog entry 'scvj'; there are ppca, scvi"):
         fit("scvj", X)
-    with pytest.raises(TypeError, match="n_latents"):
+    with pytest.raises(TypeError, match="PPCA has no argument 'n_latents'; it has n_features, n_latent"):
         fit("ppca", X, n_latents=3, **QUICK)
+    with pytest.raises(ValueError, match="dispersion='gene-label' needs a label field"):
+        fit("scvi", {"counts": np.ones((9, 3))}, dispersion="gene-label", **QUICK)
+    with pytest.raises(KeyError, match="no latent site 'w'; the guide has z"):
+        quick().latent(site="w")
     with pytest.raises(TypeError, match="already built"):
         fit(PPCA(5), X, n_latent=3, **QUICK)
 
@@ -225,9 +236,11 @@ def test_two_processes_train_one_model(tmp_path):
             f"""
             import numpy as np, os
             from fieldguide.inference import fit
-            x = np.random.default_rng(0).normal(size=(300, 5)) @ np.diag([3, 1, 1, 1, 1])
-            result = fit("ppca", {{"x": x}}, max_epochs=4, batch_size=32, n_latent=2, progress=False, kl_warmup=0)
-            flat = np.concatenate([p.detach().numpy().ravel() for p in result.program.parameters()])
+            counts = np.random.default_rng(0).poisson(2, size=(301, 12))
+            settings = {{"max_epochs": 12, "batch_size": 32, "progress": False, "n_hidden": 8, "early_stopping": 2}}
+            result = fit("scvi", {{"counts": counts}}, learning_rate=0.1, kl_warmup=0, **settings)
+            state = [v.double().numpy().ravel() for v in result.program.state_dict().values()]
+            flat = np.concatenate([[len(result.history)], *state])
             np.save(r"{tmp_path}" + f"/rank{{os.environ['RANK']}}.npy", flat)
             """
         )

@@ -110,7 +110,7 @@ def impute(
     Notes
     -----
     Under a zero-inflated likelihood the expected count is that without the inflation; the interval includes it. The
-    interval is the model's: check it with :func:`fieldguide.decisions.posterior_predictive_check`.
+    interval is the model's: check it with `fieldguide.decisions.posterior_predictive_check`.
     """
     _check(1.0, estimator)
     if not 0 <= interval < 1:

@@ -105,17 +105,15 @@ def differential_expression(
     Decision
         ``table``, one row a gene, most probable first, among equals by the interval's end nearest to zero:
 
-        ============================ ==========================================================================
-        lfc, lfc_sd, lfc_low/high    log2 fold change: posterior mean, sd, central 95 % interval
-        p_up, p_down                 P(lfc >= delta), P(lfc <= -delta)
-        probability                  what ``test`` asks for; vanilla: P(a cell of the group has more)
-        bayes_factor                 natural log odds of ``probability``, clipped to ±log(draws)
-        fdr                          expected FDR of the list down to this gene
-        is_de                        ``fdr`` at most the target; vanilla: absolute Bayes factor above 3
-        proportion_1, proportion_2   posterior mean proportion in group and reference
-        counts_1, counts_2           mean raw count per cell (where the data has counts)
-        nonzero_1, nonzero_2         share of cells with any count
-        ============================ ==========================================================================
+        - lfc, lfc_sd, lfc_low/high: log2 fold change: posterior mean, sd, central 95 % interval
+        - p_up, p_down: P(lfc >= delta), P(lfc <= -delta)
+        - probability: what ``test`` asks for; vanilla: P(a cell of the group has more)
+        - bayes_factor: natural log odds of ``probability``, clipped to ±log(draws)
+        - fdr: expected FDR of the list down to this gene
+        - is_de: ``fdr`` at most the target; vanilla: absolute Bayes factor above 3
+        - proportion_1, proportion_2: posterior mean proportion in group and reference
+        - counts_1, counts_2: mean raw count per cell (where the data has counts)
+        - nonzero_1, nonzero_2: share of cells with any count
 
         In vanilla mode ``fdr`` is the expected share of wrong signs. ``diagnostics``: one row a group, see
         ``trust.diagnose``. ``settings``: everything above with the values that defaults took.

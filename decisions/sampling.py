@@ -56,7 +56,7 @@ def mean_draws(
     """Draw the mean proportions of a population of cells of which the group is a sample.
 
     In each draw every cell has one posterior draw of ``rho`` and a random weight: Dirichlet over the cells (Bayesian
-    bootstrap, with :func:`fieldguide.decisions.subjects.concentration`), or the given ones. Cells count by their size
+    bootstrap, with `fieldguide.decisions.subjects.concentration`), or the given ones. Cells count by their size
     (total count, or size factor), so that the mean is a gene's share of all molecules of the group: where a strong
     gene varies, the shares of the others in single cells depend on the noise of the total, their pooled share does not.
 
@@ -69,7 +69,7 @@ def mean_draws(
     batches : sequence of int, optional
         Decode every cell under each of these batches and average; under its own by default.
     weights : UnitWeights, optional
-        Such as those of :func:`fieldguide.decisions.subjects.subject_weights`.
+        Such as those of `fieldguide.decisions.subjects.subject_weights`.
     """
     rng = _stream(seed, rows)
     total, norm, means, start = 0.0, np.zeros(draws), 0.0, 0

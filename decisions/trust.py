@@ -48,7 +48,7 @@ def diagnose(log_weights: np.ndarray, name: str, n_cells: int, shift: np.ndarray
 
 
 def warn_if_untrustworthy(diagnostics: pd.DataFrame) -> None:
-    """Warn with :class:`UntrustworthyWeights` when more than half of a group's cells are above the k-hat limit."""
+    """Warn with `UntrustworthyWeights` when more than half of a group's cells are above the k-hat limit."""
     for name, row in diagnostics.iterrows():
         if row["khat_above"] > 0.5:
             caution(

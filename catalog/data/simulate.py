@@ -5,11 +5,9 @@ produced them, so that a fitted model can be compared with the truth instead of 
 from one NumPy generator seeded by ``seed``: the same arguments give the same data. Shapes: N cells, G genes,
 D latents, T types, R batches, H hidden units.
 
-==================== =========================================================================
-`scvi_counts`        data from the scVI model itself, five clusters and two batches (recovery)
-`poisson_lognormal`  two or five types with known log fold changes (false discovery rate)
-`sparse_counts`      large sparse data in the likeness of droplet sequencing (speed, memory)
-==================== =========================================================================
+- `scvi_counts`: data from the scVI model itself, five clusters and two batches (recovery)
+- `poisson_lognormal`: two or five types with known log fold changes (false discovery rate)
+- `sparse_counts`: large sparse data in the likeness of droplet sequencing (speed, memory)
 """
 
 from collections.abc import Iterator
@@ -71,16 +69,14 @@ def scvi_counts(
 ) -> anndata.AnnData:
     """Draw counts from the scVI model, with clusters in the latent space and gene-specific batch effects.
 
-    ========================== ==================================================================
-    type, batch                uniform and independent of each other
-    z given type t             Normal(centre_t, 0.5² I); centres orthogonal, 2.5 from the origin
-    hidden                     tanh(z A + a), A ~ Normal(0, 1/D) [D, H], a ~ Normal(0, 1), H = 32
-    rho                        softmax(base + hidden W + beta_batch); base ~ Normal(0, 1),
-                               W ~ Normal(0, 2/H) [H, G], beta ~ Normal(0, batch_sd²) [R, G]
-    log library                Normal(7, 0.4²)
-    log theta                  Normal(0, 1) per gene
-    counts                     zero with probability sigmoid(-2), else NB(library * rho, theta)
-    ========================== ==================================================================
+    - type, batch: uniform and independent of each other
+    - z given type t: Normal(centre_t, 0.5² I); centres orthogonal, 2.5 from the origin
+    - hidden: tanh(z A + a), A ~ Normal(0, 1/D) [D, H], a ~ Normal(0, 1), H = 32
+    - rho: softmax(base + hidden W + beta_batch); base ~ Normal(0, 1),
+      W ~ Normal(0, 2/H) [H, G], beta ~ Normal(0, batch_sd²) [R, G]
+    - log library: Normal(7, 0.4²)
+    - log theta: Normal(0, 1) per gene
+    - counts: zero with probability sigmoid(-2), else NB(library * rho, theta)
 
     Parameters
     ----------
@@ -157,14 +153,12 @@ def scvi_counts(
 def poisson_lognormal(n_cells: int = 1_000, n_genes: int = 100, *, n_types: int = 2, seed: int = 1) -> anndata.AnnData:
     """Draw counts of cell types with known log fold changes, from a Poisson-log-normal with correlated genes.
 
-    ======================= ===========================================================================
-    baseline                rate m ~ 10 + 50 Uniform(0, 1) per gene: the mean of type 0
-    log2 fold change        of every other type against type 0, per gene: with probability one half
-                            Normal(0, 0.16²), else +1 or -1 (equal chance) plus Normal(0, 0.16²)
-    covariance              0.08 (2 a aᵀ + 0.5 diag(1 + 0.5 u)), a and u ~ Uniform(-1, 1) per gene
-    log rate h              Normal(ln m + LFC ln 2, covariance), natural log, per cell
-    counts                  Poisson(exp h), each set to zero with probability 0.3
-    ======================= ===========================================================================
+    - baseline: rate m ~ 10 + 50 Uniform(0, 1) per gene: the mean of type 0
+    - log2 fold change: of every other type against type 0, per gene: with probability one half
+      Normal(0, 0.16²), else +1 or -1 (equal chance) plus Normal(0, 0.16²)
+    - covariance: 0.08 (2 a aᵀ + 0.5 diag(1 + 0.5 u)), a and u ~ Uniform(-1, 1) per gene
+    - log rate h: Normal(ln m + LFC ln 2, covariance), natural log, per cell
+    - counts: Poisson(exp h), each set to zero with probability 0.3
 
     Parameters
     ----------
@@ -292,15 +286,13 @@ def _type_code(data: anndata.AnnData, name: str) -> int:
 class SparseCounts:
     """Large sparse over-dispersed counts, drawn block by block so that memory does not grow with the number of cells.
 
-    ================ ==========================================================================================
-    gene             base ~ Normal(0, 1.5²), theta ~ 0.1 + Gamma(2, 1), batch effect ~ Normal(0, 0.3²)
-                     (batch 0 is the reference)
-    type             a tenth of the genes gets a shift ~ Normal(0, 1.5²); type shares ~ Dirichlet(5)
-    cell             batch shares ~ Dirichlet(5) for every type, so type and batch correlate mildly;
-                     four programs f ~ Normal(0, 1) whose loadings ~ Normal(0, 0.3²) touch a tenth of the genes;
-                     log depth ~ Normal(log scale, 0.35²)
-    counts           NB(depth * softmax(base + shift + batch effect + f loadings), theta)
-    ================ ==========================================================================================
+    - gene: base ~ Normal(0, 1.5²), theta ~ 0.1 + Gamma(2, 1), batch effect ~ Normal(0, 0.3²)
+      (batch 0 is the reference)
+    - type: a tenth of the genes gets a shift ~ Normal(0, 1.5²); type shares ~ Dirichlet(5)
+    - cell: batch shares ~ Dirichlet(5) for every type, so type and batch correlate mildly;
+      four programs f ~ Normal(0, 1) whose loadings ~ Normal(0, 0.3²) touch a tenth of the genes;
+      log depth ~ Normal(log scale, 0.35²)
+    - counts: NB(depth * softmax(base + shift + batch effect + f loadings), theta)
 
     ``scale`` is found by bisection so that the expected share of zeros is `zeros`. Defaults give 2,000 genes, about 241
     counts a cell.

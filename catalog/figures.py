@@ -215,12 +215,13 @@ def _panels(
 ) -> tuple[Any, list[Any]]:
     """A figure of `count` panels, at most three in a row; sizes of a panel in inches."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = min(3, count) if count != 4 else 2
     rows = ceil(count / columns)
     width = width or min(WIDTH / 2, WIDTH / columns)
-    figure = Figure(figsize=(width * columns, min(height, 1.1 * width) * rows + legend), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    size = (width * columns, min(height, 1.1 * width) * rows + legend)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel().tolist()
     for unused in panels[count:]:
         unused.remove()
@@ -236,14 +237,15 @@ def _groups(study: Study) -> pd.Series | None:
     column = study.settings.get("groupby")
     if study.data is None or column is None or column not in study.data.obs:
         return None
-    return study.data.obs[column].astype(object).where(study.data.obs[column].notna(), "no label").astype(str)
+    labels = study.data.obs[column]
+    return pd.Series(np.where(labels.notna(), labels.astype(str), "no label"))
 
 
 def _coloured(groups: pd.Series | None, n_cells: int) -> list[tuple[str, np.ndarray, str]]:
     """(name, cells, colour) of each label, the most frequent first; the rarest share a grey."""
     if groups is None:
         return [("", np.full(n_cells, True), LABELS[0])]
-    names = list(groups.value_counts().sort_index().sort_values(ascending=False, kind="stable").index)
+    names = [str(n) for n in groups.value_counts().sort_index().sort_values(ascending=False, kind="stable").index]
     shown = names if len(names) <= len(LABELS) else names[: len(LABELS) - 1]
     found = [(name, (groups == name).to_numpy(), colour) for name, colour in zip(shown, LABELS, strict=False)]
     rest = (~groups.isin(shown)).to_numpy()

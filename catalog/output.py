@@ -60,8 +60,8 @@ def _tables(study: Study, folder: Path) -> Mapping[str, str]:
     """CSV files. Times are in one of their own, so that equal seeds give equal files but for that one."""
     study.table.drop(columns=TIMES).to_csv(folder / "comparison.csv")
     study.table[TIMES].to_csv(folder / "times.csv")
-    meanings = pd.Series(DEFINITIONS, name="definition").rename_axis("column")
-    meanings[[c for c in study.table if c in meanings]].to_csv(folder / "definitions.csv")
+    meanings = {"definition": [DEFINITIONS[column] for column in study.table]}
+    pd.DataFrame(meanings, index=pd.Index(study.table.columns, name="column")).to_csv(folder / "definitions.csv")
     (folder / "settings.json").write_text(json.dumps(study.settings, indent=2, default=str) + "\n", encoding="utf-8")
     for label, fit in study.fits.items():
         fit.history.drop(columns=TIMES).to_csv(folder / f"history_{label}.csv")

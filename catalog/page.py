@@ -178,12 +178,12 @@ def _genes(study: Study, figures: Mapping[str, bytes]) -> str:
 
 
 def _gene_table(decision: Decision, file: str) -> str:
-    table = decision.table[decision.table["is_de"]]
+    table = decision.table.loc[decision.table["is_de"]]
     columns = [name for name in TABLE if name in table]
     head = "".join(f'<th title="{escape(TABLE[n][2])}">{escape(TABLE[n][0])}</th>' for n in columns)
     found = []
     for up, where in ((True, decision.settings["group"]), (False, decision.settings["reference"])):
-        part = table[(table["lfc"] > 0) == up]
+        part = table.loc[(table["lfc"] > 0) == up]
         rows = "".join(
             f"<tr><td>{escape(str(gene))}</td>" + "".join(f"<td>{TABLE[n][1].format(row[n])}</td>" for n in columns)
             for gene, row in part.head(LISTED).iterrows()

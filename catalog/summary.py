@@ -53,7 +53,7 @@ def findings(study: Study) -> list[tuple[str, str]]:
 
 
 def _on_bounds(table: pd.DataFrame) -> str:
-    best = table["bound"].idxmax()
+    best = str(table["bound"].idxmax())
     text = f"{best} has the best held-out bound, {table.loc[best, 'bound']:.1f} nats per cell"
     others = table.drop(index=best)
     if others.empty:
@@ -76,7 +76,7 @@ def _on_weights(study: Study) -> str:
             f"{text}: no guide covers the posterior of most cells. Do not trust expectations of single cells; "
             "the bounds are lower bounds all the same."
         )
-    usable = [label for label, share in above.items() if share <= 0.5]
+    usable = [str(label) for label, share in above.items() if share <= 0.5]
     return f"{text}: the importance weights of most cells are usable under {', '.join(usable)}."
 
 
@@ -85,7 +85,8 @@ def _on_genes(study: Study) -> str:
     counts = ", ".join(f"{n} ({label})" for label, n in called.sum().items())
     if called.shape[1] == 1:
         return f"{counts} of {len(called)} genes are called."
-    by_all, by_any = int(called.all(axis=1).sum()), int(called.any(axis=1).sum())
+    votes = called.to_numpy(dtype=bool)
+    by_all, by_any = int(votes.all(1).sum()), int(votes.any(1).sum())
     share = f", {by_all / by_any:.0%} of those called by any" if by_any else ""
     opposite = _opposite(study, called)
     signs = "no two objectives disagree in direction" if not opposite else f"directions differ for {opposite} of them"

@@ -3,18 +3,27 @@
 This file stands above the rooms and imports them only inside the functions, so that ``--help`` answers at once.
 """
 
-import os
 import sys
 import warnings
-from ast import literal_eval
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
 from fieldguide import __version__
+from fieldguide.words import (
+    check_output,
+    chosen_objective,
+    field_places,
+    in_one_line,
+    model_arguments,
+    print_warning,
+    read_h5ad,
+    show_table,
+    write_table,
+)
 
 DESCRIPTION = (
     "Probabilistic models in Pyro, inference objectives that can be swapped, and decisions from posteriors. "
@@ -34,7 +43,7 @@ def list_() -> None:
     """List the catalog: models, what they read, objectives and citation keys."""
     from fieldguide.catalog import entries
 
-    _show(entries().reset_index().astype(str))
+    show_table(entries().reset_index().astype(str))
 
 
 def cite(name: Positional[str]) -> None:
@@ -83,15 +92,15 @@ def fit(
         compile: Compile the training step.
         backed: Leave the matrix on disk and read it by blocks, for data larger than memory.
     """
-    _check_output(output)
+    check_output(output)
     from fieldguide import inference
 
-    arguments = _arguments(name, model)
+    arguments = model_arguments(name, model)
     found = inference.fit(
         name,
-        _read(data, backed),
-        fields=_fields(fields),
-        objective=_objective(name, objective, particles),
+        read_h5ad(data, backed),
+        fields=field_places(fields),
+        objective=chosen_objective(name, objective, particles),
         max_epochs=max_epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -166,11 +175,11 @@ def compare(
     if group is None and (groupby is not None or reference is not None) and data is not None:
         raise ValueError("--groupby and --reference ask for a --group to compare")
     given = {"particles": particles, "max_epochs": max_epochs, "learning_rate": learning_rate}
-    settings = {key: value for key, value in given.items() if value is not None} | _arguments(name, model)
+    settings = {key: value for key, value in given.items() if value is not None} | model_arguments(name, model)
     with complete_folder(output, overwrite) as folder:
         study = compare(
             name,
-            None if data is None else _read(data),
+            None if data is None else read_h5ad(data),
             list(objectives) or None,
             groupby=groupby,
             group=group,
@@ -180,7 +189,7 @@ def compare(
             unit=unit,
             posterior_draws=posterior_draws,
             seed=seed,
-            fields=_fields(fields),
+            fields=field_places(fields),
             device=device,
             validation=validation,
             draws=draws,
@@ -190,7 +199,7 @@ def compare(
             study.settings["data"] = data.name
         write(study, folder)
     table = shown(study).rename(columns={name: title for name, (title, _) in COLUMNS.items()}).reset_index()
-    _show(table, right=True)
+    show_table(table, right=True)
     console = Console(highlight=False)
     for topic, sentence in [*([("Question", question(study))] if study.decisions else []), *findings(study)]:
         console.print(f"[bold]{topic}[/bold]  ", end="")
@@ -210,6 +219,7 @@ def de(
     fdr: float = 0.05,
     unit: str | None = None,
     estimator: str = "snis",
+    calibrate: bool = True,
     draws: int = 200,
     seed: int = 0,
     top: int = 20,
@@ -228,27 +238,41 @@ def de(
         fdr: Target of the expected false discovery rate.
         unit: group (populations, the default), cells (pairs of random cells), or the obs column of subjects.
         estimator: snis (importance-weighted) or plugin (the guide as it is).
+        calibrate: Correct the levels of the groups by their counts, so that intervals are wide enough.
         draws: S, posterior draws for each cell.
         seed: Equal seeds give equal tables.
         top: Genes to print.
     """
     if output is not None:
-        _check_output(output)
+        check_output(output)
     from fieldguide.decisions import differential_expression
     from fieldguide.inference import load
 
-    posterior = load(fit).posterior(_read(data), draws, seed)
-    options = {"mode": mode, "delta": delta, "fdr": fdr, "unit": unit, "estimator": estimator, "seed": seed}
-    decision = differential_expression(posterior, groupby, group, reference, **options)
+    posterior = load(fit).posterior(read_h5ad(data), draws, seed)
+    decision = differential_expression(
+        posterior,
+        groupby,
+        group,
+        reference,
+        mode=mode,
+        delta=delta,
+        fdr=fdr,
+        unit=unit,
+        estimator=estimator,
+        calibrate=calibrate,
+        seed=seed,
+    )
     columns = ["lfc", "lfc_low", "lfc_high", "probability", "fdr", "is_de"]
-    _show(decision.table[columns].head(top).reset_index(names="gene").round(3).astype(str), right=True)
+    show_table(
+        decision.table.loc[:, columns].head(top).rename_axis("gene").reset_index().round(3).astype(str), right=True
+    )
     for note in decision.notes:
         print(note)
     settings = decision.settings
     called = int(decision.table["is_de"].sum())
     print(f"{settings['group']} against {settings['reference']}: {called} of {len(decision.table)} genes are called")
     if output is not None:
-        _write_table(decision.table, output)
+        write_table(decision.table, output)
         print(f"all genes: {output}")
 
 
@@ -264,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     with warnings.catch_warnings():
-        warnings.showwarning = _print_warning
+        warnings.showwarning = print_warning
         try:
             tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fieldguide", description=DESCRIPTION, args=words)
         except KeyboardInterrupt:
@@ -273,111 +297,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except USER_ERRORS as error:
             if debug:
                 raise
-            print(f"fieldguide: error: {_in_one_line(error)}", file=sys.stderr)
+            print(f"fieldguide: error: {in_one_line(error)}", file=sys.stderr)
             return 2
     return 0
-
-
-def _in_one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _print_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"fieldguide: warning: {message}", file=sys.stderr)
-
-
-def _read(path: Path, backed: bool = False) -> Any:
-    """Read an h5ad file; whatever is wrong with the file is an error that names it."""
-    import anndata
-    import h5py
-
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}")
-    if not path.is_file() or not h5py.is_hdf5(path):
-        raise ValueError(f"{path} is not an h5ad file")
-    try:
-        return anndata.read_h5ad(path, backed="r" if backed else None)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an h5ad file: {_in_one_line(error)}") from error
-
-
-def _fields(words: Sequence[str]) -> dict[str, Any] | None:
-    """Read FIELD=PLACE; several places, separated by commas, are a list."""
-    pairs = [_pair(word, "--fields", "FIELD=PLACE") for word in words]
-    return {name: place.split(",") if "," in place else place for name, place in pairs} or None
-
-
-def _arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """Read NAME=VALUE for the constructor of an entry's program; values are Python literals, or else strings."""
-    from inspect import signature
-
-    from fieldguide.catalog import get
-
-    known = [p for p in signature(get(name).program).parameters if p != "self"]
-    found: dict[str, Any] = {}
-    for key, value in (_pair(word, "--model", "NAME=VALUE") for word in words):
-        if key not in known:
-            raise ValueError(f"--model: {name} has no argument '{key}'; there are {', '.join(known)}")
-        try:
-            found[key] = literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = value
-    return found
-
-
-def _objective(name: str, objective: str | None, particles: int | None) -> Any:
-    """The objective by name, or the entry's own, with K particles where that is asked."""
-    from dataclasses import replace
-
-    from fieldguide.catalog import get
-    from fieldguide.inference import resolve
-
-    chosen: Any = resolve(objective or get(name).objective)
-    if particles is None:
-        return chosen
-    if not hasattr(chosen, "particles"):
-        raise ValueError(f"--particles: {chosen} does not draw particles")
-    return replace(chosen, particles=particles)
-
-
-def _pair(word: str, option: str, form: str) -> tuple[str, str]:
-    key, equals, value = word.partition("=")
-    if not (key and equals and value):
-        raise ValueError(f"{option} takes {form}, not {word!r}")
-    return key, value
-
-
-def _check_output(path: Path) -> None:
-    """Raise before the work rather than after it."""
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder} to write {path.name} into")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"the folder {folder} cannot be written")
-
-
-def _write_table(table: Any, path: Path) -> None:
-    """Write a CSV file that appears complete or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        table.to_csv(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _show(table: Any, right: bool = False) -> None:
-    """Print a table of strings; all but its first column to the right where they are numbers."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for number, name in enumerate(table.columns):
-        shown.add_column(str(name), justify="right" if right and number else "left", overflow="fold")
-    for row in table.itertuples(index=False):
-        shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)

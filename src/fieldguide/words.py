@@ -1,0 +1,115 @@
+"""From the words of the command line to arguments, files and tables, with an error that names what is wrong."""
+
+import os
+import sys
+from ast import literal_eval
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the message of an error without line breaks."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def print_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Show a warning as one line (takes the place of ``warnings.showwarning``)."""
+    print(f"fieldguide: warning: {message}", file=sys.stderr)
+
+
+def read_h5ad(path: Path, backed: bool = False) -> Any:
+    """Read an h5ad file; whatever is wrong with the file is an error that names it."""
+    import anndata
+    import h5py
+
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    if not path.is_file() or not h5py.is_hdf5(path):
+        raise ValueError(f"{path} is not an h5ad file")
+    try:
+        return anndata.read_h5ad(path, backed="r" if backed else None)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an h5ad file: {in_one_line(error)}") from error
+
+
+def field_places(words: Sequence[str]) -> dict[str, Any] | None:
+    """Read FIELD=PLACE; several places, separated by commas, are a list."""
+    pairs = [_pair(word, "--fields", "FIELD=PLACE") for word in words]
+    return {name: place.split(",") if "," in place else place for name, place in pairs} or None
+
+
+def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE for the constructor of an entry's program; values are Python literals, or else strings."""
+    from inspect import signature
+
+    from fieldguide.catalog import get
+
+    known = [p for p in signature(get(name).program).parameters if p != "self"]
+    found: dict[str, Any] = {}
+    for key, value in (_pair(word, "--model", "NAME=VALUE") for word in words):
+        if key not in known:
+            raise ValueError(f"--model: {name} has no argument '{key}'; there are {', '.join(known)}")
+        try:
+            found[key] = literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def chosen_objective(name: str, objective: str | None, particles: int | None) -> Any:
+    """The objective by name, or the entry's own, with K particles where that is asked."""
+    from dataclasses import replace
+
+    from fieldguide.catalog import get
+    from fieldguide.inference import resolve
+
+    chosen: Any = resolve(objective or get(name).objective)
+    if particles is None:
+        return chosen
+    if not hasattr(chosen, "particles"):
+        raise ValueError(f"--particles: {chosen} does not draw particles")
+    return replace(chosen, particles=particles)
+
+
+def _pair(word: str, option: str, form: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not (key and equals and value):
+        raise ValueError(f"{option} takes {form}, not {word!r}")
+    return key, value
+
+
+def check_output(path: Path) -> None:
+    """Raise before the work rather than after it."""
+    folder = path.resolve().parent
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} to write {path.name} into")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"the folder {folder} cannot be written")
+
+
+def write_table(table: Any, path: Path) -> None:
+    """Write a CSV file that appears complete or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        table.to_csv(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def show_table(table: Any, right: bool = False) -> None:
+    """Print a table of strings; all but its first column to the right where they are numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for number, name in enumerate(table.columns):
+        shown.add_column(str(name), justify="right" if right and number else "left", overflow="fold")
+    for row in table.itertuples(index=False):
+        shown.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)

@@ -32,7 +32,7 @@ from fieldguide.decisions.thresholds import effect_threshold, pseudocount
 from fieldguide.decisions.trust import diagnose, warn_if_untrustworthy
 from fieldguide.inference.posterior import Posterior
 
-MODES, TESTS = ("change", "vanilla"), ("three", "two")
+MODES, TESTS, SCALES = ("change", "vanilla"), ("three", "two"), ("proportions", "counts")
 BAYES_FACTOR = 3.0
 """Size of the log Bayes factor above which the vanilla mode calls a gene (Lopez et al. 2018)."""
 NOTES: dict[str, str] = {
@@ -56,6 +56,7 @@ def differential_expression(
     test: str = "three",
     estimator: str = "snis",
     unit: str | None = None,
+    scale: str = "proportions",
     batch_correction: bool | Sequence | None = None,
     calibrate: bool = True,
     draws: int = 2000,
@@ -87,6 +88,9 @@ def differential_expression(
         Importance-weighted draws, or draws of the guide as they are (biased; for comparison).
     unit : {"group", "cells"} or obs column of subjects
         The question (see above): "group" by default, "cells" in vanilla mode, which knows no other.
+    scale : {"proportions", "counts"}
+        Compare shares of a group's molecules, or counts per cell. Larger cells have more of most molecules: in
+        "counts" that is a change, in "proportions" it is not.
     batch_correction : bool or list of batch labels, optional
         Decode both groups under the same batches: all, or those listed, averaged with equal weights. False takes every
         cell in its own batch. By default done where the program knows more than one batch; costs one decoding a batch.
@@ -97,7 +101,7 @@ def differential_expression(
     draws : int
         R, posterior draws of the fold changes.
     pseudo : float, optional
-        Added to proportions before the logarithm; read from the data by default (``thresholds.pseudocount``).
+        Added to the expression before the logarithm; read from the data by default (``thresholds.pseudocount``).
     seed : int
 
     Returns
@@ -132,14 +136,14 @@ def differential_expression(
         With fewer than five subjects in a group.
     """
     unit = unit or ("cells" if mode == "vanilla" else "group")
-    _check(mode, delta, fdr, test, estimator, unit, draws, pseudo)
+    _check(mode, delta, fdr, test, estimator, unit, scale, draws, pseudo)
     groups = two_groups(posterior.obs, posterior.n_cells, groupby, group, reference)
     batches = batch_codes(posterior, batch_correction, "batch_correction")
     calibrate = calibrate and unit != "cells"
     raw = [observed(posterior, g.rows) for g in groups]
     if calibrate and raw[0] is None:
         raise ValueError("calibrate=True needs raw counts (a field 'counts'); calibrate=False does without")
-    sampled = _sample(posterior, groups, unit, draws, seed, estimator, batches)
+    sampled = _sample(posterior, groups, unit, scale, draws, seed, estimator, batches)
     if pseudo is None:
         pseudo = pseudocount([d.rho for d in sampled], None if raw[0] is None else [r.mean for r in raw])
     levels = [_levelled(d, g, calibrate, seed) for d, g in zip(sampled, groups, strict=True)]
@@ -151,7 +155,7 @@ def differential_expression(
     table = _summary(lfc, weights, 0.0 if mode == "vanilla" else delta)
     sure = _decide(table, lfc, mode, test, fdr, draws)
     for number, (level, found) in enumerate(zip(levels, raw, strict=True), 1):
-        table[f"proportion_{number}"] = level.mean(0)
+        table[f"expression_{number}"] = level.mean(0)
         if found is not None:
             table[f"counts_{number}"], table[f"nonzero_{number}"] = found.mean, found.nonzero
     if posterior.var_names is not None:
@@ -171,6 +175,7 @@ def differential_expression(
         "test": test,
         "estimator": estimator,
         "unit": unit,
+        "scale": scale,
         "batches": batches,
         "calibrate": calibrate,
         "draws": draws,
@@ -181,8 +186,13 @@ def differential_expression(
     return Decision(table.iloc[order], diagnostics, settings, _notes(mode, test, unit, calibrate), volcano)
 
 
-def _check(mode: str, delta, fdr: float, test: str, estimator: str, unit: str, draws: int, pseudo) -> None:
-    options = {"mode": (mode, MODES), "test": (test, TESTS), "estimator": (estimator, ESTIMATORS)}
+def _check(mode: str, delta, fdr: float, test: str, estimator: str, unit: str, scale: str, draws: int, pseudo) -> None:
+    options = {
+        "mode": (mode, MODES),
+        "test": (test, TESTS),
+        "estimator": (estimator, ESTIMATORS),
+        "scale": (scale, SCALES),
+    }
     for name, (value, allowed) in options.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
@@ -202,22 +212,23 @@ def _sample(
     posterior: Posterior,
     groups: tuple[Group, Group],
     unit: str,
+    scale: str,
     draws: int,
     seed: int,
     estimator: str,
     batches: list[int] | None,
 ) -> list[Draws]:
     if unit == "cells":
-        return [cell_draws(posterior, g.rows, draws, seed, estimator, batches) for g in groups]
+        return [cell_draws(posterior, g.rows, draws, seed, estimator, batches, scale) for g in groups]
     for g in groups:
         if len(g.rows) < LEAST:
             raise ValueError(
                 f"{g.name!r} has {len(g.rows)} cell(s): a population's mean needs at least {LEAST}; unit='cells' "
                 "compares the cells themselves"
             )
-    shared = (None, None) if unit == "group" else subject_weights(posterior, unit, groups, draws, seed)
+    shared = (None, None) if unit == "group" else subject_weights(posterior, unit, groups, draws, seed, scale)
     pairs = zip(groups, shared, strict=True)
-    return [mean_draws(posterior, g.rows, draws, seed, estimator, batches, weights) for g, weights in pairs]
+    return [mean_draws(posterior, g.rows, draws, seed, estimator, batches, weights, scale) for g, weights in pairs]
 
 
 def _levelled(sampled: Draws, group: Group, calibrate: bool, seed: int) -> np.ndarray:

@@ -30,6 +30,7 @@ class Draws:
     Attributes
     ----------
     rho : ndarray float64 [R, G]
+        In the scale that was asked for.
     log_weights : ndarray float64 [S, n]
         Importance weights of the cells that were visited.
     means : ndarray float64 [2, G]
@@ -52,8 +53,9 @@ def mean_draws(
     estimator: str = "snis",
     batches: Sequence[int] | None = None,
     weights: UnitWeights | None = None,
+    scale: str = "proportions",
 ) -> Draws:
-    """Draw the mean proportions of a population of cells of which the group is a sample.
+    """Draw the mean expression of a population of cells of which the group is a sample.
 
     In each draw every cell has one posterior draw of ``rho`` and a random weight: Dirichlet over the cells (Bayesian
     bootstrap, with `fieldguide.decisions.subjects.concentration`), or the given ones. Cells count by their size
@@ -70,6 +72,8 @@ def mean_draws(
         Decode every cell under each of these batches and average; under its own by default.
     weights : UnitWeights, optional
         Such as those of `fieldguide.decisions.subjects.subject_weights`.
+    scale : {"proportions", "counts"}
+        Shares of all molecules, or counts per cell (shares times the mean size of the cells).
     """
     rng = _stream(seed, rows)
     total, norm, means, start = 0.0, np.zeros(draws), 0.0, 0
@@ -79,14 +83,14 @@ def mean_draws(
             size = rng.standard_gamma(concentration(len(rows)), (draws, len(seen)), dtype=np.float32)
         else:
             size = weights.values[:, weights.codes[start : start + len(seen)]].astype(np.float32)
-        size = size * sizes(posterior, seen).astype(np.float32)
+        mass = size * sizes(posterior, seen).astype(np.float32)
         share = shares(w, estimator)
         rho = proportions(posterior, seen, w, values, batches)
         flat = choose(share, draws, rng) * len(seen) + torch.arange(len(seen), device=rho.device)
-        size_here = torch.from_numpy(size).to(rho)
-        part = embedding_bag(flat, rho.flatten(0, 1), per_sample_weights=size_here, mode="sum")
+        per_cell = torch.from_numpy(mass).to(rho)
+        part = embedding_bag(flat, rho.flatten(0, 1), per_sample_weights=per_cell, mode="sum")
         total = total + part.double().cpu().numpy()
-        norm += size.sum(1, dtype=np.float64)
+        norm += (mass if scale == "proportions" else size).sum(1, dtype=np.float64)
         means = means + _both_sums(w, rho)
         if OBSERVED in posterior.dataset.stores:
             totals.append(_totals(posterior, seen, share, values))
@@ -107,11 +111,13 @@ def cell_draws(
     seed: int,
     estimator: str = "snis",
     batches: Sequence[int] | None = None,
+    scale: str = "proportions",
 ) -> Draws:
-    """Draw the proportions of random cells of the group: R times a cell, and one posterior draw of its ``rho``.
+    """Draw the expression of random cells of the group: R times a cell, and one posterior draw of its ``rho``.
 
     Cells are taken in random order, all equally often (but for one time). With ``batches``, draw r is decoded under
-    batch r modulo their number, so that equal draws of two groups have equal batches.
+    batch r modulo their number, so that equal draws of two groups have equal batches. With the scale "counts",
+    ``rho`` is multiplied by the observed size of the cell.
     """
     rng = _stream(seed, rows)
     cell = rng.permuted(np.tile(rows, (-(-draws // len(rows)), 1)), axis=1).ravel()[:draws]
@@ -130,6 +136,8 @@ def cell_draws(
         if rho is None:
             rho = np.empty((draws, found.shape[-1]))
         rho[mine] = found.double().cpu().numpy()
+        if scale == "counts":
+            rho[mine] *= sizes(posterior, cell[mine])[:, None]
         means = means + _both_sums(w, table)
         log_weights.append(w.log_w.double().cpu().numpy())
     visited = np.concatenate(log_weights, 1)

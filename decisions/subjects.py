@@ -40,7 +40,7 @@ def concentration(n: int) -> float:
 
 
 def subject_weights(
-    posterior: Posterior, unit: str, groups: tuple[Group, Group], draws: int, seed: int
+    posterior: Posterior, unit: str, groups: tuple[Group, Group], draws: int, seed: int, scale: str = "proportions"
 ) -> tuple[UnitWeights, UnitWeights]:
     """Draw the weights of a Bayesian bootstrap over subjects for two groups of cells.
 
@@ -79,6 +79,6 @@ def subject_weights(
     found = []
     for group, (code, names) in zip(groups, codes, strict=True):
         mine = weight[:, np.searchsorted(everyone, names)]
-        size = np.bincount(code, sizes(posterior, group.rows))
+        size = np.bincount(code, sizes(posterior, group.rows) if scale == "proportions" else None)
         found.append(UnitWeights(mine / mine.max(1, keepdims=True) / size, code))
     return found[0], found[1]

@@ -107,7 +107,7 @@ def test_the_table_says_what_the_counts_are_and_data_stay_untouched(sparse):
     np.testing.assert_allclose(table["nonzero_2"], (data[~is_b, table.index].X > 0).mean(0), rtol=1e-5)
     assert table["probability"].is_monotonic_decreasing and table["fdr"].is_monotonic_increasing
     np.testing.assert_array_equal(table["is_de"], table["fdr"] <= 0.05)
-    np.testing.assert_allclose(table[["proportion_1", "proportion_2"]].sum(), 1, atol=2e-3)
+    np.testing.assert_allclose(table[["expression_1", "expression_2"]].sum(), 1, atol=2e-3)
     assert (before.X == data.X).all() and before.obs.equals(data.obs) and before.var.equals(data.var)
     figure = decision.plot()
     assert len(figure.axes) == 2

@@ -17,6 +17,7 @@ from fieldguide.decisions.subjects import concentration
 from fieldguide.decisions.thresholds import effect_threshold, pseudocount
 from fieldguide.inference import Posterior, Program
 from fieldguide.inference.data import read
+from fieldguide.inference.storage import DenseStore
 
 NOISE = 0.5
 SPREAD = (NOISE**2 / (1 + NOISE**2)) ** 0.5  # standard deviation of every latent's posterior
@@ -172,6 +173,39 @@ def test_batch_correction_decodes_both_groups_alike():
     np.testing.assert_allclose(apart["lfc"], pairs["lfc"] - 2, atol=0.2)
 
 
+def _sized(size):
+    """Two groups of equal proportions, whose cells have these sizes."""
+    posterior = toy(np.zeros((40, 3)), 50, pd.DataFrame({"subject": np.resize(list("stuvw"), 40)}))
+    posterior.dataset.stores["size_factor"] = DenseStore(np.asarray(size, dtype=np.float32))
+    return posterior
+
+
+@pytest.mark.parametrize("unit", ["group", "cells", "subject"])
+def test_larger_cells_have_more_counts_and_equal_proportions(unit):
+    labels, size = np.repeat(["a", "b"], 20), np.repeat([8.0, 2.0], 20)
+    shares, counts = (
+        de(_sized(size), labels, "a", "b", unit=unit, scale=scale).table for scale in ("proportions", "counts")
+    )
+    np.testing.assert_allclose(shares["lfc"], 0, atol=0.1)
+    np.testing.assert_allclose(counts["lfc"], 2, atol=0.1)
+    np.testing.assert_allclose(counts["expression_2"], 2 * shares["expression_2"], rtol=0.1)
+
+
+def test_a_population_is_its_molecules_and_a_subject_counts_once():
+    x = np.zeros((40, 3))
+    x[[0, 1], 0] = 5  # both cells of one subject, which are large
+    labels, size = np.repeat(["a", "b"], 20), np.ones(40)
+    size[[0, 1]] = 18
+    obs = pd.DataFrame({"subject": ["s0", "s0", *(f"s{i // 2}" for i in range(2, 40))]})
+    posterior = toy(x, 50, obs)
+    posterior.dataset.stores["size_factor"] = DenseStore(size.astype(np.float32))
+    high, low = 2 ** (5 / (1 + NOISE**2)), 1.0
+    table = de(posterior, labels, "a", "b").table.sort_index()
+    assert table["expression_1"][0] / table["expression_1"][1] == pytest.approx((high * 36 + 18 * low) / 54, rel=0.2)
+    table = de(posterior, labels, "a", "b", unit="subject").table.sort_index()
+    assert table["expression_1"][0] / table["expression_1"][1] == pytest.approx((high + 9 * low) / 10, rel=0.2)
+
+
 @pytest.mark.filterwarnings("ignore:b. only 4 subjects")
 def test_subjects_carry_the_uncertainty_between_them():
     rng = np.random.default_rng(0)
@@ -291,6 +325,7 @@ MASK = np.arange(10) < 4
         (("label", "a", "b"), {"mode": "chang"}, "mode must be one of change, vanilla, not 'chang'"),
         (("label", "a", "b"), {"test": "four"}, "test must be one of three, two"),
         (("label", "a", "b"), {"estimator": "is"}, "estimator must be one of snis, plugin"),
+        (("label", "a", "b"), {"scale": "logs"}, "scale must be one of proportions, counts"),
         (("label", "a", "b"), {"mode": "vanilla", "unit": "group"}, "unit must be 'cells', not 'group'"),
         (("label", "a", "b"), {"unit": "donor"}, "unit='donor' is not an obs column"),
         (("label", "a", "b"), {"unit": "one"}, "all cells of 'a' come from 'only'; .* at least two"),

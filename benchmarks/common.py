@@ -127,7 +127,8 @@ class Bench:
             if self.python[system] is None:
                 raise SystemExit(f"no kept result {out} for these options and FIELDGUIDE_PEER_PYTHON is not set")
             out.mkdir(parents=True, exist_ok=True)
-            (out / "options.json").unlink(missing_ok=True)
+            for old in ("options.json", "result.json"):
+                (out / old).unlink(missing_ok=True)
             run_file = Path(self.folder.name) / "run.json"
             run_file.write_text(json.dumps(options | {"h5ad": h5ad}))
             script = HERE / {"ours": "ours_scvi.py", "peer": "peer_scvi.py"}[system]
@@ -138,7 +139,7 @@ class Bench:
                 capture_output=True,
                 text=True,
             )
-            if done.returncode:
+            if done.returncode or not (out / "result.json").exists():  # an ended lightning run may return 0
                 raise SystemExit(f"{system} failed on {self.name}_{name}:\n{done.stderr[-3000:]}")
             (out / "options.json").write_text(json.dumps(options))  # last: marks the result as whole
         arrays = out / "arrays.npz"

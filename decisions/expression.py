@@ -115,7 +115,7 @@ def differential_expression(
         - bayes_factor: natural log odds of ``probability``, clipped to ±log(draws)
         - fdr: expected FDR of the list down to this gene
         - is_de: ``fdr`` at most the target; vanilla: absolute Bayes factor above 3
-        - proportion_1, proportion_2: posterior mean proportion in group and reference
+        - expression_1, expression_2: posterior mean expression of group and reference, in the ``scale``
         - counts_1, counts_2: mean raw count per cell (where the data has counts)
         - nonzero_1, nonzero_2: share of cells with any count
 

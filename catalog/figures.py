@@ -192,7 +192,7 @@ def _name_genes(axes: Any, lfc: np.ndarray, certain: np.ndarray, called: np.ndar
         for place in side[np.argsort(-certain[side], kind="stable")]:
             near, far = lfc[place] + sign * gap, lfc[place] + sign * (gap + letter * len(names[place]))
             left, right, middle = min(near, far), max(near, far), certain[place]
-            others = called & (np.arange(len(lfc)) != place) & (np.abs(certain - middle) < height / 2)
+            others = called & (np.arange(len(lfc)) != place) & (np.abs(certain - middle) < 0.7 * height)
             hidden = (others & (lfc > left) & (lfc < right)).any()
             clash = any(left < r and right > l and abs(middle - m) < height for l, r, m in boxes)  # noqa: E741
             if hidden or clash or named == NAMED // 2:

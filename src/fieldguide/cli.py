@@ -133,6 +133,7 @@ def compare(
     fields: Fields = (),
     particles: int | None = None,
     max_epochs: int | None = None,
+    batch_size: int | None = None,
     learning_rate: float | None = None,
     seed: int = 0,
     device: Device = "auto",
@@ -158,7 +159,8 @@ def compare(
         delta: Least log2 fold change of interest; by default 0.25 (embedded cells: 1).
         fdr: Target of the expected false discovery rate.
         unit: group (populations), cells (pairs of random cells), or the obs column of subjects.
-        max_epochs: By default about eight million visits to a cell, at most 400 epochs (embedded cells: 150).
+        max_epochs: By default about eight million visits to a cell, at most 400 epochs (embedded cells: 60).
+        batch_size: Cells in a minibatch; by default 128 (embedded cells: 32).
         learning_rate: Step size of Adam; by default 0.001 (embedded cells: 0.003).
         seed: Equal seeds give equal tables.
         validation: Share of the cells that are held out.
@@ -174,7 +176,12 @@ def compare(
 
     if group is None and (groupby is not None or reference is not None) and data is not None:
         raise ValueError("--groupby and --reference ask for a --group to compare")
-    given = {"particles": particles, "max_epochs": max_epochs, "learning_rate": learning_rate}
+    given = {
+        "particles": particles,
+        "max_epochs": max_epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
     settings = {key: value for key, value in given.items() if value is not None} | model_arguments(name, model)
     with complete_folder(output, overwrite) as folder:
         study = compare(

@@ -147,7 +147,7 @@ def differential_expression(
     if pseudo is None:
         pseudo = pseudocount([d.rho for d in sampled], None if raw[0] is None else [r.mean for r in raw])
     levels = [_levelled(d, g, calibrate, seed) for d, g in zip(sampled, groups, strict=True)]
-    lfc = np.log2(levels[0] + pseudo) - np.log2(levels[1] + pseudo)
+    lfc = np.log2(levels[0] + np.float32(pseudo)) - np.log2(levels[1] + np.float32(pseudo))
     weights = shared_prior(lfc)[0] if calibrate else np.full_like(lfc, 1 / draws)
     if mode == "change" and delta is None:
         delta = effect_threshold((weights * lfc).sum(0), seed)
@@ -241,10 +241,10 @@ def _levelled(sampled: Draws, group: Group, calibrate: bool, seed: int) -> np.nd
 
 def _summary(lfc: np.ndarray, weights: np.ndarray, delta: float) -> pd.DataFrame:
     """Posterior mean, spread, interval and probabilities of the fold changes [R, G] under weights [R, G]."""
-    mean = (weights * lfc).sum(0)
+    mean = (weights * lfc).sum(0, dtype=np.float64)
     order = np.argsort(lfc, axis=0)
     ordered = np.take_along_axis(lfc, order, 0)
-    below = np.take_along_axis(weights, order, 0).cumsum(0)
+    below = np.take_along_axis(weights, order, 0).cumsum(0, dtype=np.float64)
     low, high = (
         np.take_along_axis(ordered, np.minimum((below < q).sum(0), len(lfc) - 1)[None], 0)[0] for q in (0.025, 0.975)
     )
@@ -254,8 +254,8 @@ def _summary(lfc: np.ndarray, weights: np.ndarray, delta: float) -> pd.DataFrame
             "lfc_sd": np.sqrt((weights * (lfc - mean) ** 2).sum(0)),
             "lfc_low": low,
             "lfc_high": high,
-            "p_up": np.minimum((weights * (lfc >= delta)).sum(0), 1.0),
-            "p_down": np.minimum((weights * (lfc <= -delta)).sum(0), 1.0),
+            "p_up": np.minimum((weights * (lfc >= delta)).sum(0, dtype=np.float64), 1.0),
+            "p_down": np.minimum((weights * (lfc <= -delta)).sum(0, dtype=np.float64), 1.0),
         }
     )
 

@@ -42,8 +42,8 @@ class Totals:
 
 
 def level_draws(totals: Totals, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the factor between the true and the model's mean expression of a group, [R, G]."""
+    """Draw the factor between the true and the model's mean expression of a group, float32 [R, G]."""
     expected = np.maximum(totals.expected, 1e-12)
     worth = expected / np.maximum(totals.variance, expected)
     shape, rate = PRIOR + totals.observed * worth, PRIOR + expected * worth
-    return rng.standard_gamma(shape, (draws, len(shape))) / rate
+    return rng.standard_gamma(shape, (draws, len(shape)), dtype=np.float32) / rate.astype(np.float32)

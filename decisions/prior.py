@@ -15,6 +15,8 @@ NARROWEST = 0.05
 """Least standard deviation of the grid, in log2 units: fold changes that nobody would call a change."""
 COMPONENTS = 12
 STEPS = 300
+TINY = 1e-30
+"""Density that no draw falls below, so that every gene's weights have a sum."""
 
 
 def shared_prior(lfc: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,15 +39,15 @@ def shared_prior(lfc: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     widest = max(1.0, 1.5 * float(np.abs(mean - centre).max()))
     scales = np.geomspace(NARROWEST, widest, COMPONENTS)
     square = -0.5 * (lfc - centre) ** 2
-    likelihood = np.stack([_density(square, scale).mean(0) for scale in scales], 1) + 1e-300
+    likelihood = np.stack([_density(square, scale).mean(0, dtype=np.float64) for scale in scales], 1) + 1e-300
     proportions = np.full(COMPONENTS, 1 / COMPONENTS)
     for _ in range(STEPS):
         share = likelihood * proportions
         proportions = (share / share.sum(1, keepdims=True)).mean(0)
-    density = np.full_like(square, 1e-300)
+    density = np.full_like(square, TINY)
     for proportion, scale in zip(proportions, scales, strict=True):
         density += proportion * _density(square, scale)
-    return density / density.sum(0), scales, proportions
+    return (density / density.sum(0)).astype(np.float32), scales, proportions
 
 
 def _density(square: np.ndarray, scale: float) -> np.ndarray:

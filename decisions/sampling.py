@@ -29,7 +29,7 @@ class Draws:
 
     Attributes
     ----------
-    rho : ndarray float64 [R, G]
+    rho : ndarray float32 [R, G]
         In the scale that was asked for.
     log_weights : ndarray float64 [S, n]
         Importance weights of the cells that were visited.
@@ -97,7 +97,7 @@ def mean_draws(
         log_weights.append(w.log_w.double().cpu().numpy())
         start += len(seen)
     return Draws(
-        total / norm[:, None],
+        (total / norm[:, None]).astype(np.float32),
         np.concatenate(log_weights, 1),
         means / start,
         Totals(*(sum(parts) for parts in zip(*totals, strict=True))) if totals else None,
@@ -134,8 +134,8 @@ def cell_draws(
             latents = {name: values[name][chosen, where][None] for name in w.latents}
             found = posterior.decode(cell[mine], latents, {"batch": codes[mine]})[SITE][0]
         if rho is None:
-            rho = np.empty((draws, found.shape[-1]))
-        rho[mine] = found.double().cpu().numpy()
+            rho = np.empty((draws, found.shape[-1]), dtype=np.float32)
+        rho[mine] = found.float().cpu().numpy()
         if scale == "counts":
             rho[mine] *= sizes(posterior, cell[mine])[:, None]
         means = means + _both_sums(w, table)

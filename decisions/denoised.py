@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -123,10 +124,11 @@ def impute(
         means.append(mean)
         spreads.append(sd)
         if interval:
-            counts = replicate(posterior, seen, w, values, draws, estimator)
-            ends = np.quantile(counts.cpu().numpy(), [tail, 1 - tail], axis=0, method="inverted_cdf")
-            lows.append(ends[0].astype(np.float32))
-            highs.append(ends[1].astype(np.float32))
+            counts = replicate(posterior, seen, w, values, draws, estimator).cpu().numpy()
+            ends = [max(0, ceil(q * draws - 1e-9) - 1) for q in (tail, 1 - tail)]
+            counts.partition(ends, axis=0)
+            lows.append(counts[ends[0]].copy())
+            highs.append(counts[ends[1]].copy())
         log_weights.append(w.log_w.double().cpu().numpy())
     settings = {"interval": interval, "draws": draws, "estimator": estimator, "posterior_seed": posterior.seed}
     return CellEstimates(

@@ -47,7 +47,7 @@ def shared_prior(lfc: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     density = np.full_like(square, TINY)
     for proportion, scale in zip(proportions, scales, strict=True):
         density += proportion * _density(square, scale)
-    return (density / density.sum(0)).astype(np.float32), scales, proportions
+    return (density / density.sum(0, dtype=np.float64)).astype(np.float32), scales, proportions
 
 
 def _density(square: np.ndarray, scale: float) -> np.ndarray:

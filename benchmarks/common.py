@@ -51,9 +51,10 @@ QUERY = {
     "batch_correction": False,
     "unit": "group",
     "estimator": "snis",
+    "scale": "proportions",
 }
 
-OURS_ONLY = {"backed", "objective", "draws", "unit", "estimator"}
+OURS_ONLY = {"backed", "objective", "draws", "unit", "estimator", "scale"}
 
 
 def comparison(group, reference, **query):

@@ -252,8 +252,8 @@ def _summary(lfc: np.ndarray, weights: np.ndarray, delta: float) -> pd.DataFrame
         {
             "lfc": mean,
             "lfc_sd": np.sqrt((weights * (lfc - mean) ** 2).sum(0)),
-            "lfc_low": low,
-            "lfc_high": high,
+            "lfc_low": low.astype(np.float64),
+            "lfc_high": high.astype(np.float64),
             "p_up": np.minimum((weights * (lfc >= delta)).sum(0, dtype=np.float64), 1.0),
             "p_down": np.minimum((weights * (lfc <= -delta)).sum(0, dtype=np.float64), 1.0),
         }

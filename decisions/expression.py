@@ -155,7 +155,7 @@ def differential_expression(
     table = _summary(lfc, weights, 0.0 if mode == "vanilla" else delta)
     sure = _decide(table, lfc, mode, test, fdr, draws)
     for number, (level, found) in enumerate(zip(levels, raw, strict=True), 1):
-        table[f"expression_{number}"] = level.mean(0)
+        table[f"expression_{number}"] = level.mean(0, dtype=np.float64)
         if found is not None:
             table[f"counts_{number}"], table[f"nonzero_{number}"] = found.mean, found.nonzero
     if posterior.var_names is not None:

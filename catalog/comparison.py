@@ -37,8 +37,8 @@ DEMONSTRATION = {
     "dropout": 0.3,
 }
 """Settings of scVI for the embedded cells, where none are given: 700 cells need few latents and more dropout, and
-small minibatches with larger steps are soon trained. They were chosen after about a dozen trials on the same 70 held-out
-cells, so the bounds of the demonstration are slightly optimistic, and which objective leads depends on them.
+small minibatches with larger steps are soon trained. They were chosen after about a dozen trials on the same 70
+held-out cells, so the bounds of the demonstration are slightly optimistic, and which objective leads depends on them.
 
 The question is which genes differ at least twofold: a few genes take most counts, and shift the proportions of all.
 """

@@ -11,6 +11,7 @@ from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
+from fieldguide.inference.mixture import Mixture, mix
 from fieldguide.inference.objectives import ELBO, IWAE, Objective, resolve
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.program import Batch, Program
@@ -44,6 +45,7 @@ __all__ = [
     "FittedSchema",
     "Loader",
     "Matrix",
+    "Mixture",
     "Objective",
     "Positive",
     "Posterior",
@@ -55,6 +57,7 @@ __all__ = [
     "compare",
     "fit",
     "load",
+    "mix",
     "resolve",
     "weigh",
 ]

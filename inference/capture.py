@@ -31,10 +31,12 @@ class _Losses(nn.Module):
 def export_step(program: Program, objective, batch: Batch, total: int) -> nn.Module:
     """Return the exported training step: a module from (batch, kl_weight) to the losses, sharing parameters.
 
+    The mode of the program (training or evaluation) is captured as it is.
+
     Raises whatever ``torch.export`` raises for a program or objective that it cannot trace.
     """
     first = next(iter(batch.values()))
-    module = _Losses(program.train(), objective, total)
+    module = _Losses(program, objective, total)
     exported = torch.export.export(module, (batch, torch.ones((), device=first.device)), strict=False)
     return exported.module()
 

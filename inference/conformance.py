@@ -240,7 +240,7 @@ def _export(case: _Case) -> str | None:
         return "discrete guides are trained without capture"
     objective = ELBO() if case.reparameterised else ELBO(2, "score")
     with pyro.validation_enabled(False):
-        step = export_step(case.program, objective, case.batch, case.dataset.n_cells)
+        step = export_step(case.program.train(), objective, case.batch, case.dataset.n_cells)
         loss = step(case.batch, torch.ones(()))
     case.program.eval()
     assert torch.isfinite(loss), "the exported step gives a loss that is not finite"

@@ -44,6 +44,8 @@ class Fit:
         One row an epoch: ``train`` and ``validation`` loss per cell, ``kl_weight``, ``seconds``.
     interrupted : bool
         Whether training was interrupted from the keyboard.
+    initial : dict of str to Tensor
+        Where the parameters of a program that was built by its user started; a guide can start there again.
     """
 
     program: Program
@@ -56,6 +58,7 @@ class Fit:
     validation_rows: np.ndarray
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     interrupted: bool = False
+    initial: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -140,6 +143,41 @@ class Fit:
             Equal seeds give equal draws.
         """
         return Posterior(self.program, self.read(data), particles, seed, self.schema)
+
+    def refit(self, objective: str | Objective, *, guide: str | Program | None = None, **settings) -> "Fit":
+        """Fit a fresh guide to the model as it is, and return a new fit.
+
+        The model's parameters and buffers stay bit for bit, and it runs in evaluation mode: no dropout, and batch
+        normalisation by its running statistics. The guide has new initial values and is trained on the same cells.
+
+        Parameters
+        ----------
+        objective : str or objective
+            How the guide is fitted, whatever the model was fitted by. The losses of other groups than ``phi`` are left
+            out.
+        guide : str or Program, optional
+            Family of the guide, for entries that take the argument ``guide``. For a program that you built yourself, a
+            newly built program whose guide is to be trained. By default the guide is as it was: built anew, or, in a
+            program that you built, with every layer that has a ``reset_parameters`` drawn anew and other parameters
+            starting where they started.
+        **settings
+            ``seed``, ``max_epochs`` (by default as many as the first fit had), ``batch_size``, ``learning_rate``,
+            ``early_stopping``, ``device``, ``compile``, ``callbacks``, ``checkpoint`` and ``progress`` as in
+            `fieldguide.inference.fit`; ``kl_warmup`` (by default 0: a frozen model cannot learn to ignore its
+            latents); ``data``, the training data of a fit that was loaded from a file.
+
+        Examples
+        --------
+        >>> import fieldguide.inference as fi
+        >>> x = np.random.default_rng(0).normal(size=(200, 4))
+        >>> first = fi.fit("ppca", {"x": x}, n_latent=2, max_epochs=5, progress=False)
+        >>> second = first.refit("iwae", guide="full_covariance", progress=False)
+        >>> torch.equal(first.program.loadings, second.program.loadings), second.arguments["guide"]
+        (True, 'full_covariance')
+        """
+        from fieldguide.inference.refit import refit
+
+        return refit(self, objective, guide=guide, **settings)
 
     def save(self, path: str | Path) -> None:
         """Write parameters, settings and history to one file (safetensors with JSON metadata, no pickle).

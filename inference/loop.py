@@ -119,6 +119,8 @@ def fit(
         program.to(fabric.device)
         torch.manual_seed(seed + 7919 * fabric.global_rank)
         result = Fit(program, spec, fitted_schema, target, arguments, dataset, train_rows, held_out)
+        if program is spec:
+            result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}
         loader.dataset = dataset = dataset.to(fabric.device) if _fits(dataset, fabric.device) else dataset
         trainer = _Trainer(result, fabric, loader, Loader(dataset, held_out, batch_size), learning_rate, compile)
         trainer.run(max_epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
@@ -128,9 +130,18 @@ def fit(
 class _Trainer:
     """State of one run of the loop."""
 
-    def __init__(self, result: Fit, fabric, loader: Loader, held_out: Loader, learning_rate: float, compile: bool):
+    def __init__(
+        self,
+        result: Fit,
+        fabric,
+        loader: Loader,
+        held_out: Loader,
+        learning_rate: float,
+        compile: bool,
+        mode=Program.train,
+    ):
         self.result, self.program, self.fabric = result, result.program, fabric
-        self.loader, self.held_out = loader, held_out
+        self.loader, self.held_out, self.mode = loader, held_out, mode
         self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
         self.parameters = [p for group in self.groups.values() for p in group]
         fused = fabric.device.type in ("cpu", "cuda")
@@ -176,7 +187,7 @@ class _Trainer:
     def epoch(self, epoch: int, kl_warmup: int) -> dict[str, Any]:
         start = time.perf_counter()
         self.loader.epoch = epoch
-        self.program.train()
+        self.mode(self.program)
         steps = len(self.loader)
         total, cells, weight = 0.0, 0, 1.0
         for number, batch in enumerate(self.loader):
@@ -209,6 +220,8 @@ class _Trainer:
             if unknown:
                 raise KeyError(f"the objective has a loss for '{unknown[0]}'; groups are {', '.join(self.groups)}")
             for group, loss in losses.items():
+                if not self.groups[group]:  # frozen
+                    continue
                 gradients = torch.autograd.grad(loss, self.groups[group], retain_graph=True, allow_unused=True)
                 for parameter, gradient in zip(self.groups[group], gradients, strict=True):
                     parameter.grad = gradient

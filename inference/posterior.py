@@ -1,6 +1,7 @@
 """Posterior expectations by self-normalised importance sampling, streamed over cells."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import log
 from typing import Any
 
@@ -37,14 +38,24 @@ class Posterior:
         S, draws for each cell.
     seed : int
     schema : FittedSchema, optional
+    proposal : callable, optional
+        From a minibatch and S to `Weights` of S draws for each of its cells; draws from the program's own guide by
+        default. A mixture of guides is another (see `fieldguide.inference.mix`).
     """
 
     def __init__(
-        self, program: Program, dataset: Dataset, particles: int, seed: int = 0, schema: FittedSchema | None = None
+        self,
+        program: Program,
+        dataset: Dataset,
+        particles: int,
+        seed: int = 0,
+        schema: FittedSchema | None = None,
+        proposal: Callable[[Batch, int], Weights] | None = None,
     ) -> None:
         if particles < 1:
             raise ValueError(f"particles must be positive, not {particles}")
         self.program, self.dataset, self.particles, self.seed, self.schema = program, dataset, particles, seed, schema
+        self.proposal = proposal or partial(weigh, program)
         self.n_cells = dataset.n_cells
         self._log_weights: np.ndarray | None = None
 
@@ -108,7 +119,7 @@ class Posterior:
             forked = [device] if device.type == "cuda" else []
             with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked):
                 torch.manual_seed(self.seed * 1_000_003 + number)
-                weights = weigh(self.program, batch, self.particles)
+                weights = self.proposal(batch, self.particles)
                 if weights.global_latents:
                     raise ValueError(
                         f"site '{weights.global_latents[0]}' is outside the plate '{self.program.plate}', so it has no "

@@ -11,7 +11,19 @@ from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
-from fieldguide.inference.objectives import ELBO, IWAE, Objective, resolve
+from fieldguide.inference.objectives import (
+    CUBO,
+    ELBO,
+    IWAE,
+    Chi,
+    ForwardKL,
+    Objective,
+    Renyi,
+    SleepPhi,
+    VRMax,
+    WakeWake,
+    resolve,
+)
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.schema import (
@@ -30,11 +42,13 @@ from fieldguide.inference.step import Step
 from fieldguide.inference.weights import Weights, weigh
 
 __all__ = [
+    "CUBO",
     "ELBO",
     "IWAE",
     "Batch",
     "Categories",
     "Category",
+    "Chi",
     "Comparison",
     "Continuous",
     "Counts",
@@ -42,15 +56,20 @@ __all__ = [
     "Field",
     "Fit",
     "FittedSchema",
+    "ForwardKL",
     "Loader",
     "Matrix",
     "Objective",
     "Positive",
     "Posterior",
     "Program",
+    "Renyi",
     "Schema",
     "SchemaError",
+    "SleepPhi",
     "Step",
+    "VRMax",
+    "WakeWake",
     "Weights",
     "compare",
     "fit",

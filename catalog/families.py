@@ -146,12 +146,12 @@ class EllipticalStudentT(TorchDistribution):
     loc, scale : Tensor [..., D]
     """
 
-    arg_constraints = {
+    arg_constraints = {  # pyright: ignore[reportAssignmentType]
         "df": constraints.positive,
         "loc": constraints.real_vector,
         "scale": constraints.independent(constraints.positive, 1),
     }
-    support = constraints.real_vector
+    support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     has_rsample = True
 
     def __init__(self, df: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
@@ -188,8 +188,8 @@ class EllipticalStudentT(TorchDistribution):
 class FlowAround(TorchDistribution):
     """``loc + scale * v`` where the ``transform`` of v is a standard Gaussian."""
 
-    arg_constraints = {}
-    support = constraints.real_vector
+    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
+    support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     has_rsample = True
 
     def __init__(self, loc: Tensor, scale: Tensor, transform) -> None:

@@ -12,7 +12,19 @@ from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
 from fieldguide.inference.mixture import Mixture, mix
-from fieldguide.inference.objectives import ELBO, IWAE, Objective, resolve
+from fieldguide.inference.objectives import (
+    CUBO,
+    ELBO,
+    IWAE,
+    Chi,
+    ForwardKL,
+    Objective,
+    Renyi,
+    SleepPhi,
+    VRMax,
+    WakeWake,
+    resolve,
+)
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.schema import (
@@ -31,11 +43,13 @@ from fieldguide.inference.step import Step
 from fieldguide.inference.weights import Weights, weigh
 
 __all__ = [
+    "CUBO",
     "ELBO",
     "IWAE",
     "Batch",
     "Categories",
     "Category",
+    "Chi",
     "Comparison",
     "Continuous",
     "Counts",
@@ -43,6 +57,7 @@ __all__ = [
     "Field",
     "Fit",
     "FittedSchema",
+    "ForwardKL",
     "Loader",
     "Matrix",
     "Mixture",
@@ -50,9 +65,13 @@ __all__ = [
     "Positive",
     "Posterior",
     "Program",
+    "Renyi",
     "Schema",
     "SchemaError",
+    "SleepPhi",
     "Step",
+    "VRMax",
+    "WakeWake",
     "Weights",
     "compare",
     "fit",

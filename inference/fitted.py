@@ -1,5 +1,6 @@
 """A fitted program: what it learnt, and what can be asked of it."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Fit:
     train_rows, validation_rows : array of int
         Which cells were trained on and held out.
     history : DataFrame
-        One row an epoch: ``train`` and ``validation`` loss per cell, ``kl_weight``, ``seconds``.
+        One row an epoch: ``train`` and ``validation`` loss per cell, what the objective logs (such as ``cubo``),
+        ``kl_weight``, ``seconds``.
     interrupted : bool
         Whether training was interrupted from the keyboard.
     initial : dict of str to Tensor
@@ -117,17 +119,36 @@ class Fit:
             New cells; the training data by default (see `validation_rows` for the cells held out).
         objective : str or objective, optional
             Such as ``IWAE(1000)``; the one used for training by default. Minibatches shrink with its particles.
+
+        Warns
+        -----
+        UserWarning
+            If the objective is `CUBO` and for some cells the weights are too uneven for it to be a bound.
+
+        Raises
+        ------
+        TypeError
+            If the objective has no bound for a cell: it is a callable without ``per_cell``.
         """
         target: Any = resolve(objective) if objective is not None else self.objective
+        if not hasattr(target, "per_cell"):
+            raise TypeError(
+                f"{target} has no bound for a cell (a method per_cell); pass objective=, such as IWAE(1000)"
+            )
         dataset = self.read(data)
         rows = max(1, min(batch_size, int(ELEMENTS / (target.particles * max(dataset.width, 1)))))
         kind = "analytic" if getattr(target, "kl", "") == "analytic" else "reparam"
-        parts = []
+        parts, log_weights = [], []
         with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(self._forked()):
             torch.manual_seed(seed)
             for batch in Loader(dataset, np.arange(dataset.n_cells), rows):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
-                parts.append(target.per_cell(weigh(self.program, batch, target.particles, kind)).double().cpu())
+                weights = weigh(self.program, batch, target.particles, kind)
+                parts.append(target.per_cell(weights).double().cpu())
+                if hasattr(target, "caveat"):
+                    log_weights.append(weights.log_w.double().cpu().numpy())
+        if log_weights and (said := target.caveat(np.concatenate(log_weights, 1))):
+            warnings.warn(said, stacklevel=2)
         return torch.cat(parts).numpy()
 
     def posterior(self, data=None, particles: int = 200, seed: int = 0) -> Posterior:

@@ -12,6 +12,7 @@ cell to cell.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ class Mixture:
         ]
         densities = torch.stack([*each, prior] if self.prior else each)
         share = torch.as_tensor(counts / particles, dtype=torch.float64, device=densities.device)
-        deterministic = {
+        deterministic: dict[str, Any] = {
             n: s["value"] for n, s in model.nodes.items() if s["type"] == "sample" and s["infer"].get("_deterministic")
         }
         weights = Weights(
@@ -273,7 +274,7 @@ def _names(fits: list[Fit]) -> list[str]:
 
 def _latents(trace: Trace, program: Program) -> dict[str, Tensor]:
     """The drawn latent values of a trace, in the order of the sites; all have to be inside the data plate."""
-    sites = {n: s for n, s in trace.nodes.items() if _is_random(s) and not s["is_observed"]}
+    sites: dict[str, Any] = {n: s for n, s in trace.nodes.items() if _is_random(s) and not s["is_observed"]}
     for name, site in sites.items():
         if not _in_plate(program, site):
             raise ValueError(

@@ -22,6 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 from fieldguide.inference.program import Batch, Program, batch_size
 
@@ -49,6 +50,8 @@ class Weights:
         Names of the latent sites.
     global_latents : tuple of str
         Latent sites outside the data plate, for which K-sample bounds do not factorise over cells.
+    kind : str
+        What the gradients mean, see `weigh`.
     """
 
     log_p: Tensor
@@ -59,6 +62,7 @@ class Weights:
     draws: dict[str, Tensor]
     latents: tuple[str, ...] = ()
     global_latents: tuple[str, ...] = ()
+    kind: Kind = "reparam"
     _depth: int = 1
     _aliases: list[Tensor] = field(default_factory=list, repr=False)
 
@@ -206,6 +210,7 @@ def weigh(
         draws=draws,
         latents=tuple(latents),
         global_latents=tuple(global_latents),
+        kind=kind,
         _depth=program.depth,
         _aliases=aliases,
     )
@@ -224,6 +229,10 @@ def _frozen_guide_trace(program: Program, batch: Batch, particles: int, values: 
 
     Detaching the distributions of the first trace would be wrong as soon as one guide site depends on another.
     """
+    if torch.compiler.is_exporting() and any(
+        isinstance(m, _DropoutNd) and m.training and m.p for m in program.modules()
+    ):
+        raise NotImplementedError("a captured step cannot repeat the dropout of the guide for path gradients")
     constants = {name: p.detach() for name, p in program.named_parameters()}
     constants |= {name: b.clone() for name, b in program.named_buffers()}
     with (

@@ -26,6 +26,7 @@ from fieldguide.inference.objectives import (
     resolve,
 )
 from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.procedure import ThreeStep, three_step
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.schema import (
     Categories,
@@ -70,6 +71,7 @@ __all__ = [
     "SchemaError",
     "SleepPhi",
     "Step",
+    "ThreeStep",
     "VRMax",
     "WakeWake",
     "Weights",
@@ -78,5 +80,6 @@ __all__ = [
     "load",
     "mix",
     "resolve",
+    "three_step",
     "weigh",
 ]

@@ -196,21 +196,22 @@ def _evaluated(rows: np.ndarray, cells: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(rows, cells, replace=False))
 
 
-def _table(fits: dict[str, Fit], held_out: dict[str, Posterior]) -> pd.DataFrame:
+def _table(fits: Mapping[str, Any], held_out: dict[str, Posterior]) -> pd.DataFrame:
     evidence = pd.DataFrame({label: posterior.log_evidence for label, posterior in held_out.items()})
     best = evidence.columns[evidence.to_numpy().mean(0).argmax()]
     rows = {}
     for label, posterior in held_out.items():
         behind, khat = evidence[best] - evidence[label], posterior.khat
+        history = getattr(fits[label], "history", None)  # a mixture has none
         rows[label] = {
-            "loss": repr(fits[label].objective),
+            "loss": repr(getattr(fits[label], "objective", fits[label])),
             "bound": evidence[label].mean(),
             "behind": behind.mean(),
             "behind_se": behind.std() / np.sqrt(len(behind)),
             "khat_median": np.median(khat),
             "khat_above": np.mean(khat > khat_limit(posterior.particles)),
             "ess_median": np.median(posterior.ess),
-            "epochs": len(fits[label].history),
-            "seconds": fits[label].history["seconds"].sum(),
+            "epochs": np.nan if history is None else len(history),
+            "seconds": np.nan if history is None else history["seconds"].sum(),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("objective")

@@ -8,7 +8,7 @@ and AUROC of |score| for the genes the microarrays call (adjusted p < 0.05). Pub
 Dendritic cells have 3.4 times the counts of B cells. Of the called genes 168 are higher in dendritic cells and 31 in B
 cells, so the reference sees the cells' content, and so does the plain difference, which grows with depth; its value at
 equal depth is shown too. Ours answers for proportions and for counts per cell, of populations and of cells, and is
-judged by counts.
+judged by counts (chosen after both had been seen).
 """
 
 import numpy as np

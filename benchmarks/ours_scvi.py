@@ -19,7 +19,7 @@ import torch
 
 from fieldguide.inference import ELBO, IWAE, fit
 
-OBJECTIVES = {"elbo": ELBO(kl="analytic"), "iwae": IWAE(10, gradient="dreg")}
+OBJECTIVES = {"elbo": ELBO(kl="analytic"), "iwae": IWAE(5, gradient="dreg")}
 
 
 def peak_rss_mb():

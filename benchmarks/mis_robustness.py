@@ -68,7 +68,7 @@ def run(dataset, seed, arguments):
         row["ESS best"] = max(size for _, size in found.values())
         row["shares"] = " ".join(f"{share:.2f}" for share in mixture.shares)
         rows.append(row)
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        print({k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     return rows
 
 

@@ -161,7 +161,7 @@ def test_optimised_shares_find_the_best_component_and_the_minimum():
     assert mixture.names == ["elbo", "elbo-2", "elbo-3", "prior"]
     assert mixture.shares[:3].argmax() == 1
     exact = mix([*fits[:1], gauss1d("posterior", 400)], "optimised", prior=False)
-    assert exact.shares[1] > 0.95
+    assert exact.shares[1] > 0.98
     ess = mixture.posterior(particles=400, seed=5).ess.mean()
     assert ess > mix(fits).posterior(particles=400, seed=5).ess.mean()
 
@@ -184,7 +184,7 @@ def test_optimal_shares_minimise_the_estimated_second_moment(seed, components, p
 
     assert found.shape == (guides,) and found.sum() == pytest.approx(1)
     others = rng.dirichlet(np.ones(guides), 30)
-    assert objective(found) <= min(objective(o) for o in others) + 1.1e-4
+    assert objective(found) <= min(objective(o) for o in others) + 1e-6
 
 
 class Chain(Program):

@@ -159,10 +159,6 @@ def conjugate_programs(
     ------
     ImportError
         If hypothesis is not installed.
-
-    Examples
-    --------
-    >>> program, batch = conjugate_programs(exact=True).example()  # doctest: +SKIP
     """
     try:
         from hypothesis import strategies as st

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -137,6 +137,7 @@ def density(mixture, values):
         return torch.logsumexp(torch.stack(parts) + torch.from_numpy(np.log(mixture.shares))[:, None, None], 0)
 
 
+@settings(max_examples=20)
 @given(st.permutations(["narrow_finite_chi2", "wide", "near"]), st.integers(0, 100))
 def test_order_does_not_matter_and_duplicates_merge(order, seed):
     torch.manual_seed(seed)
@@ -160,7 +161,7 @@ def test_optimised_shares_find_the_best_component_and_the_minimum():
     assert mixture.names == ["elbo", "elbo-2", "elbo-3", "prior"]
     assert mixture.shares[:3].argmax() == 1
     exact = mix([*fits[:1], gauss1d("posterior", 400)], "optimised", prior=False)
-    assert exact.shares[1] > 0.95
+    assert exact.shares[1] > 0.98
     ess = mixture.posterior(particles=400, seed=5).ess.mean()
     assert ess > mix(fits).posterior(particles=400, seed=5).ess.mean()
 
@@ -183,7 +184,7 @@ def test_optimal_shares_minimise_the_estimated_second_moment(seed, components, p
 
     assert found.shape == (guides,) and found.sum() == pytest.approx(1)
     others = rng.dirichlet(np.ones(guides), 30)
-    assert objective(found) <= min(objective(o) for o in others) + 1.1e-4
+    assert objective(found) <= min(objective(o) for o in others) + 1e-6
 
 
 class Chain(Program):

@@ -46,7 +46,10 @@ def test_import_is_light(tmp_path):
 
 
 def test_rooms_load_on_first_use(tmp_path):
-    done = python("import sys, fieldguide; print(fieldguide.catalog.__name__, dir(fieldguide), 'zuko' in sys.modules)", cwd=tmp_path)
+    done = python(
+        "import sys, fieldguide; print(fieldguide.catalog.__name__, dir(fieldguide), 'zuko' in sys.modules)",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fieldguide.catalog ")
     assert done.stdout.strip().endswith("False"), "flows are imported when a flow is built"

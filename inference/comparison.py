@@ -13,7 +13,7 @@ import pandas as pd
 from fieldguide.inference import registry
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
-from fieldguide.inference.objectives import Objective, resolve
+from fieldguide.inference.objectives import SHORT_NAMES, Objective, resolve
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.psis import khat_limit
 
@@ -33,8 +33,8 @@ DEFINITIONS = {
 }
 """What each column of `Comparison.table` means."""
 
-DEFAULT = ("elbo", "iwae", "wake", "chi")
-"""What is compared when nothing is asked for: objectives that train model and guide, one of each family."""
+ON_REQUEST = ("renyi", "vrmax", "forward_kl", "cubo")
+"""Objectives that are compared only when asked for: variants of others, and those that train no model."""
 
 TIMES = ["seconds"]
 """Columns that differ between two runs of the same seed."""
@@ -83,7 +83,7 @@ def compare(
     data : AnnData, DataFrame or dict of arrays
         Never changed.
     objectives : sequence of str or objectives, or mapping of label to either, optional
-        By default `DEFAULT`, as far as the entry supports it.
+        By default every short name that the entry supports, but for `ON_REQUEST`.
     particles : int, optional
         K of each objective that draws several particles; by default its own.
     draws : int
@@ -163,7 +163,8 @@ def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Ob
     if objectives is None:
         spec = registry.find(entry) if isinstance(entry, str) else entry
         supported = getattr(spec, "supports", None)
-        objectives = [name for name in DEFAULT if supported is None or name in supported]
+        known = [name for name in SHORT_NAMES if name not in ON_REQUEST]
+        objectives = [name for name in known if supported is None or name in supported]
     if isinstance(objectives, str):
         objectives = [objectives]
     if not objectives:

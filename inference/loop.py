@@ -210,16 +210,19 @@ class _Trainer:
             size = len(batch["index"])
             total, cells = total + value * size, cells + size
             logged = {name: logged.get(name, 0.0) + noted * size for name, noted in logs.items()}
-        value = self.fabric.all_reduce(torch.as_tensor(total / cells), reduce_op="mean")
-        row = {"epoch": epoch, "train": float(value)}
+        row = {"epoch": epoch, "train": self.mean(total / cells)}
         if not np.isfinite(row["train"]):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
         if self.fabric.world_size > 1:
             _average_buffers(self.fabric, self.program)
         if len(self.held_out.rows):
             row["validation"] = self.evaluate()
-        row |= {name: float(noted / cells) for name, noted in logged.items()}
+        row |= {name: self.mean(noted / cells) for name, noted in logged.items()}
         return row | {"kl_weight": weight, "seconds": time.perf_counter() - start}
+
+    def mean(self, value: Any) -> float:
+        """Mean over the processes."""
+        return float(self.fabric.all_reduce(torch.as_tensor(value), reduce_op="mean"))
 
     def backward(self, losses: Losses) -> None:
         self.optimizer.zero_grad(set_to_none=True)

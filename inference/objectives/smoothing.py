@@ -43,8 +43,9 @@ def pareto_smooth(log_w: Tensor) -> Tensor:
     cut, tail = ranked[-size - 1].exp(), ranked[-size:]
     excess = tail.exp() - cut
     flat = excess[0] <= torch.finfo(log_w.dtype).tiny  # ties at the cut: there is no tail to fit
-    shape, scale = _fit_pareto(torch.where(flat, torch.arange(1, size + 1).to(excess)[:, None] / size, excess))
-    middle = (torch.arange(size).to(excess)[:, None] + 0.5) / size
+    rank = torch.arange(size, dtype=log_w.dtype, device=log_w.device)[:, None]
+    middle = (rank + 0.5) / size
+    shape, scale = _fit_pareto(torch.where(flat, middle, excess))
     quantile = scale * torch.expm1(-shape * torch.log1p(-middle)) / shape
     smoothed = torch.where(flat, tail, torch.log(quantile + cut).clamp(max=0))
     return torch.empty_like(log_w).scatter_(0, order, torch.cat((ranked[:-size], smoothed))) + largest
@@ -55,8 +56,8 @@ def _fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     size = excess.shape[0]
     grid = 30 + int(sqrt(size))
     quarter, top = excess[int(size / 4 + 0.5) - 1], excess[-1]
-    steps = torch.arange(1, grid + 1).to(excess)[:, None]
-    b = 1 / top + (1 - torch.sqrt(grid / (steps - 0.5))) / (3 * quarter)
+    steps = torch.arange(grid, dtype=excess.dtype, device=excess.device)[:, None] + 0.5
+    b = 1 / top + (1 - torch.sqrt(grid / steps)) / (3 * quarter)
     k = torch.log1p(-b[:, None] * excess).mean(1)
     share = torch.softmax(size * (torch.log(-b / k) - k - 1), 0)
     chosen = (share * b).sum(0)

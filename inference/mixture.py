@@ -259,20 +259,16 @@ def optimal_shares(log_w: Tensor, ratio: Tensor, prior: float) -> np.ndarray:
         slope = torch.einsum("kb,jkb->jb", part / density, ratio[:guides]) / moment
         return moment.log().mean().item(), -(1 - prior) * slope.mean(1).numpy()
 
-    start = np.full(guides, 1 / guides)
     simplex = {"type": "eq", "fun": lambda a: a.sum() - 1, "jac": np.ones_like}
-    found = minimize(
-        objective, start, jac=True, method="SLSQP", bounds=[(0, 1)] * guides, constraints=simplex,
-        options={"ftol": 1e-9, "maxiter": 500},
-    )  # fmt: skip
-    shares = np.clip(found.x, 0, None)
-    shares[shares < LEAST] = 0
-    shares /= shares.sum()
+    bounds = [(LEAST / 10, 1)] * guides  # above zero, so that no pilot draw has density zero
+    start, options = np.full(guides, 1 / guides), {"ftol": 1e-9, "maxiter": 500}
+    shares = minimize(objective, start, jac=True, method="SLSQP", bounds=bounds, constraints=simplex, options=options).x
     slope = objective(shares)[1]
     gap = slope @ shares - slope.min()
     if not gap < GAP:
         warnings.warn(f"the shares of the mixture may be {gap:.2g} nats of log sample size from the best", stacklevel=4)
-    return shares
+    shares = np.where(shares < LEAST, 0, shares)
+    return shares / shares.sum()
 
 
 def _with_prior(shares: np.ndarray, prior: float) -> np.ndarray:

@@ -9,6 +9,7 @@ if not __name__.startswith("fieldguide."):
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.data import Dataset, Loader
+from fieldguide.inference.fields import Labels, UnitInterval
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
 from fieldguide.inference.objectives import ELBO, IWAE, Objective, resolve
@@ -42,6 +43,7 @@ __all__ = [
     "Field",
     "Fit",
     "FittedSchema",
+    "Labels",
     "Loader",
     "Matrix",
     "Objective",
@@ -51,6 +53,7 @@ __all__ = [
     "Schema",
     "SchemaError",
     "Step",
+    "UnitInterval",
     "Weights",
     "compare",
     "fit",

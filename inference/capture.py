@@ -25,7 +25,8 @@ class _Losses(nn.Module):
         self.program, self.objective, self.total = program, objective, total
 
     def forward(self, batch: Batch, kl_weight: Tensor) -> Losses:
-        return self.objective(Step(self.program, batch, self.total, {"kl_weight": kl_weight}))
+        step = Step(self.program, batch, self.total, {"kl_weight": kl_weight})
+        return self.program.training_loss(step, self.objective)
 
 
 def export_step(program: Program, objective, batch: Batch, total: int) -> nn.Module:

@@ -140,7 +140,8 @@ class _Trainer:
         self.losses = capture(self.program, result.objective, self.total) if compile else self.eager
 
     def eager(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | dict[str, Tensor]:
-        return self.result.objective(Step(self.program, batch, self.total, {"kl_weight": kl_weight}))
+        step = Step(self.program, batch, self.total, {"kl_weight": kl_weight})
+        return self.program.training_loss(step, self.result.objective)
 
     def run(self, max_epochs, kl_warmup, patience, callbacks, checkpoint, progress) -> None:
         best, best_state, since, saved = np.inf, None, 0, time.monotonic()

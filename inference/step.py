@@ -20,6 +20,13 @@ class Step:
         N, the number of cells in the data set; the minibatch itself by default.
     scalars : mapping of str to float or Tensor, optional
         Everything that changes over time: ``kl_weight``, multipliers.
+
+    Attributes
+    ----------
+    cell_weights : Tensor [B], optional
+        How much each cell counts in the gradients, whatever the objective; None counts all alike. It multiplies what
+        flows back into the log weights of the cell, not the weights themselves, so that no K-sample bound is changed;
+        the value of the loss stays the plain mean over cells.
     """
 
     def __init__(
@@ -33,15 +40,18 @@ class Step:
         self.batch = batch
         self.total = total
         self.scalars = dict(scalars or {})
+        self.cell_weights: Tensor | None = None
         self._cache: dict[tuple[int, str], Weights] = {}
 
     def weights(self, particles: int = 1, kind: Kind = "reparam") -> Weights:
         """Return the `Weights` of K fresh particles of the given kind; repeated calls return the same."""
         key = (particles, kind)
         if key not in self._cache:
-            self._cache[key] = weigh(
-                self.program, self.batch, particles, kind, self.total, self.scalars.get("kl_weight", 1.0)
-            )
+            found = weigh(self.program, self.batch, particles, kind, self.total, self.scalars.get("kl_weight", 1.0))
+            if self.cell_weights is not None:
+                found.log_p = _counted(found.log_p, self.cell_weights)
+                found.log_q = _counted(found.log_q, self.cell_weights)
+            self._cache[key] = found
         return self._cache[key]
 
     def value(self, site: str) -> Tensor:
@@ -50,3 +60,9 @@ class Step:
         if site not in weights.draws:
             raise KeyError(f"no site '{site}'; the program has {sorted(weights.draws)}")
         return weights.draws[site]
+
+
+def _counted(values: Tensor, times: Tensor) -> Tensor:
+    """Return ``values`` [K, B] with their gradients multiplied by ``times`` [B]."""
+    scaled = times * values
+    return scaled + (values - scaled).detach()

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.nets import join
@@ -218,7 +219,7 @@ class Gaussian(nn.Module):
         )
         self.head = nn.Linear(n_hidden, 2 * n_out)
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
+    def forward(self, x: Tensor) -> Distribution:
         loc, log_variance = self.head(self.layers(x)).chunk(2, -1)
         return dist.Normal(loc, (0.5 * log_variance.clamp(-17, 10)).exp()).to_event(1)
 

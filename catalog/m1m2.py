@@ -86,6 +86,9 @@ class M1M2(Program):
 
     latent = "z"
     warmup = ("z", "u", "c")
+    labelled_share: Tensor
+    temperature: Tensor
+    steps: Tensor
 
     def __init__(
         self,

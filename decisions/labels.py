@@ -132,9 +132,7 @@ def reject_option(
     best, second = order[:, 0], order[:, 1]
     found = pd.DataFrame(
         {
-            "decision": pd.Series(np.where(action == REJECT, None, names[action]), index=table.index).astype(
-                pd.CategoricalDtype(list(names))
-            ),
+            "decision": pd.Categorical.from_codes(action, list(names)),  # -1 is missing
             "rejected": action == REJECT,
             "best": names[best],
             "probability": values[rows, best],

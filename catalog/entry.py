@@ -7,6 +7,10 @@ from typing import Any
 import pandas as pd
 
 from fieldguide.inference import Objective, Program, Schema, registry
+from fieldguide.inference.objectives import SHORT_NAMES
+
+SUPPORTED = tuple(SHORT_NAMES)
+"""What an entry supports by default: every objective, by short name."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Entry:
     objective: Objective
     constraints: tuple = ()
     cite: str = ""
-    supports: tuple[str, ...] = ("elbo", "iwae")
+    supports: tuple[str, ...] = SUPPORTED
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -53,7 +57,7 @@ def entry(
     objective: Objective,
     schema: Schema | None = None,
     constraints: tuple = (),
-    supports: tuple[str, ...] = ("elbo", "iwae"),
+    supports: tuple[str, ...] = SUPPORTED,
     defaults: Mapping[str, Any] | None = None,
 ) -> Callable[[type[Program]], type[Program]]:
     """Class decorator that puts a Program into the catalog; the arguments are the attributes of `Entry`."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fieldguide.catalog.entry import entry
+from fieldguide.catalog.families import guide_head
 from fieldguide.catalog.nets import join
 from fieldguide.inference import ELBO, Program, Schema
 from fieldguide.inference.fields import Labels, UnitInterval
@@ -73,6 +74,8 @@ class M1M2(Program):
         Width of the network from z to x; ``n_features`` by default, as published.
     encoder : {"dense", "conv"}
         Network of q(z | x): two dense layers, or the published three convolutions for images of 28 x 28.
+    guide : {"mean_field", "student_t", "full_covariance", "flow"}
+        Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.families`.
     dropout : float
         Of the guide's networks.
     classes : {"enumerated", "relaxed"}
@@ -98,6 +101,7 @@ class M1M2(Program):
         n_hidden: int = 128,
         n_decoder: int | None = None,
         encoder: str = "dense",
+        guide: str = "mean_field",
         dropout: float = 0.1,
         classes: str = "enumerated",
         labelled: float | None = 0.05,
@@ -110,12 +114,12 @@ class M1M2(Program):
         self.labelled, self.classification = labelled, classification
         body = _convolutions(n_features, dropout) if encoder == "conv" else nn.Identity()
         width = 128 if encoder == "conv" else n_features
-        self.encoder_z = Gaussian(width, n_latent, n_hidden, dropout, body)
+        self.encoder_z = Encoder(width, n_latent, n_hidden, dropout, guide, body)
         self.encoder_c = nn.Sequential(
             nn.Linear(n_latent, n_labels), nn.SELU(), nn.Dropout(dropout), nn.Linear(n_labels, n_labels)
         )
-        self.encoder_u = Gaussian(n_latent + n_labels, n_latent, n_hidden, dropout)
-        self.prior_z = Gaussian(n_latent + n_labels, n_latent, n_hidden)
+        self.encoder_u = Encoder(n_latent + n_labels, n_latent, n_hidden, dropout, guide)
+        self.prior_z = Encoder(n_latent + n_labels, n_latent, n_hidden)
         n_decoder = n_decoder or n_features
         self.decoder = nn.Sequential(nn.Linear(n_latent, n_decoder), nn.SELU(), nn.Linear(n_decoder, n_features))
         self.register_buffer("origin", torch.zeros(n_latent))
@@ -202,14 +206,20 @@ class M1M2(Program):
         self.steps.add_(1)
 
 
-class Gaussian(nn.Module):
-    """A diagonal Gaussian [..., D] from inputs [..., I]: linear, SELU, (dropout,) linear; log variance clamped.
+class Encoder(nn.Module):
+    """Distribution of latents [..., D] from inputs [..., I]: linear, SELU, dropout, linear, SELU, and a head by name.
 
-    The published clamp is [-17, 10]. A body comes before the layers.
+    A body comes before the layers.
     """
 
     def __init__(
-        self, n_in: int, n_out: int, n_hidden: int, dropout: float = 0.0, body: nn.Module | None = None
+        self,
+        n_in: int,
+        n_out: int,
+        n_hidden: int,
+        dropout: float = 0.0,
+        guide: str = "mean_field",
+        body: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -220,11 +230,10 @@ class Gaussian(nn.Module):
             nn.Linear(n_hidden, n_hidden),
             nn.SELU(),
         )
-        self.head = nn.Linear(n_hidden, 2 * n_out)
+        self.head = guide_head(guide, n_hidden, n_out)
 
     def forward(self, x: Tensor) -> Distribution:
-        loc, log_variance = self.head(self.layers(x)).chunk(2, -1)
-        return dist.Normal(loc, (0.5 * log_variance.clamp(-17, 10)).exp()).to_event(1)
+        return self.head(self.layers(x))
 
 
 def _convolutions(n_features: int, dropout: float) -> nn.Module:

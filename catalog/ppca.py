@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
+from fieldguide.catalog.families import guide_head
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.program import Batch
 
@@ -36,7 +37,8 @@ class PPCA(Program):
         x ~ Normal(mean + loadings @ z, diag(noise ** 2))
 
     The guide is Normal(linear(x), diag(scale ** 2)) with one scale for all cells: the family of the exact
-    posterior, but for the correlations between latents.
+    posterior, but for the correlations between latents. Guides of the other families are linear in x throughout;
+    ``full_covariance`` contains the exact posterior.
 
     Parameters
     ----------
@@ -44,15 +46,21 @@ class PPCA(Program):
         F; filled in by ``fit``.
     n_latent : int
         D.
+    guide : {"mean_field", "student_t", "full_covariance", "flow"}
+        Family of the guide, see `fieldguide.catalog.families`.
     """
 
-    def __init__(self, n_features: int, n_latent: int = 5) -> None:
+    def __init__(self, n_features: int, n_latent: int = 5, guide: str = "mean_field") -> None:
         super().__init__()
         self.loadings = nn.Parameter(torch.randn(n_features, n_latent) / n_latent**0.5)
         self.mean = nn.Parameter(torch.zeros(n_features))
         self.log_noise = nn.Parameter(torch.zeros(n_features))
-        self.guide_loc = nn.Linear(n_features, n_latent)
-        self.guide_log_scale = nn.Parameter(torch.zeros(n_latent))
+        self.family = guide
+        if guide == "mean_field":
+            self.guide_loc = nn.Linear(n_features, n_latent)
+            self.guide_log_scale = nn.Parameter(torch.zeros(n_latent))
+        else:
+            self.guide_head = guide_head(guide, n_features, n_latent)
         self.register_buffer("prior_loc", torch.zeros(n_latent))
 
     def model(self, batch: Batch) -> None:
@@ -62,8 +70,13 @@ class PPCA(Program):
             pyro.sample("x", dist.Normal(loc, self.log_noise.exp()).to_event(1), obs=batch["x"])
 
     def guide(self, batch: Batch) -> None:
+        x = batch["x"]
+        if self.family == "mean_field":
+            found = dist.Normal(self.guide_loc(x), self.guide_log_scale.exp()).to_event(1)
+        else:
+            found = self.guide_head(x)
         with self.cells(batch):
-            pyro.sample("z", dist.Normal(self.guide_loc(batch["x"]), self.guide_log_scale.exp()).to_event(1))
+            pyro.sample("z", found)
 
     def exact_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean [B, D] and covariance [D, D] of the posterior of z."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
+from fieldguide.catalog.families import Encoder
 from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from fieldguide.catalog.nets import GaussianEncoder, Layers, one_hot
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
@@ -50,7 +51,7 @@ class SCVI(Program):
         rho = softmax(decoder(z, s))
         x_g ~ NegativeBinomial(mean l * rho_g, inverse dispersion theta_g)    or zero-inflated, or Poisson
 
-    The guide is Normal(encoder(log(1 + x))) for z, and likewise for log l.
+    The guide is Normal(encoder(log(1 + x))) for z (or of another family), and likewise for log l.
 
     Sites: ``z`` [D], ``log_library`` (when latent), ``rho`` [G] (proportions; outside training), ``counts`` [G].
 
@@ -71,6 +72,8 @@ class SCVI(Program):
         of its batch as a prior (the paper's).
     encode_covariates : bool
         Whether the encoder sees batch and covariates (the paper's notation; its code does not).
+    guide : {"mean_field", "student_t", "full_covariance", "flow"}
+        Family of the guide of z, see `fieldguide.catalog.families`; published: mean field.
     """
 
     latent = "z"
@@ -91,6 +94,7 @@ class SCVI(Program):
         dispersion: str = "gene",
         library: str = "observed",
         encode_covariates: bool = False,
+        guide: str = "mean_field",
     ) -> None:
         super().__init__()
         _one_of("likelihood", likelihood, LIKELIHOODS)
@@ -104,7 +108,7 @@ class SCVI(Program):
         self.encode_covariates = encode_covariates
         n_covariates = (n_batch if n_batch > 1 else 0) + sum(self.n_categorical) + n_continuous
         seen = {"n_covariates": n_covariates if encode_covariates else 0, "dropout": dropout}
-        self.encoder_z = GaussianEncoder(n_genes, n_latent, n_hidden, n_layers=n_layers, **seen)
+        self.encoder_z = Encoder(n_genes, n_latent, n_hidden, guide, n_layers=n_layers, **seen)
         if library == "latent":
             self.encoder_library = GaussianEncoder(n_genes, 1, n_hidden, **seen)
         self.register_buffer("library_prior", torch.tensor([[0.0, 1.0]]).repeat(n_batch, 1))
@@ -145,7 +149,7 @@ class SCVI(Program):
         features = batch["counts"].log1p()
         covariates = self.covariates(batch) if self.encode_covariates else None
         with self.cells(batch):
-            pyro.sample("z", dist.Normal(*self.encoder_z(features, covariates)).to_event(1))
+            pyro.sample("z", self.encoder_z(features, covariates))
             if self.library == "latent":
                 loc, scale = self.encoder_library(features, covariates)
                 pyro.sample("log_library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))

@@ -12,8 +12,22 @@ from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fields import Labels, UnitInterval
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
-from fieldguide.inference.objectives import ELBO, IWAE, Objective, resolve
+from fieldguide.inference.mixture import Mixture, mix
+from fieldguide.inference.objectives import (
+    CUBO,
+    ELBO,
+    IWAE,
+    Chi,
+    ForwardKL,
+    Objective,
+    Renyi,
+    SleepPhi,
+    VRMax,
+    WakeWake,
+    resolve,
+)
 from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.procedure import ThreeStep, three_step
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.schema import (
     Categories,
@@ -31,11 +45,13 @@ from fieldguide.inference.step import Step
 from fieldguide.inference.weights import Weights, weigh
 
 __all__ = [
+    "CUBO",
     "ELBO",
     "IWAE",
     "Batch",
     "Categories",
     "Category",
+    "Chi",
     "Comparison",
     "Continuous",
     "Counts",
@@ -43,21 +59,30 @@ __all__ = [
     "Field",
     "Fit",
     "FittedSchema",
+    "ForwardKL",
     "Labels",
     "Loader",
     "Matrix",
+    "Mixture",
     "Objective",
     "Positive",
     "Posterior",
     "Program",
+    "Renyi",
     "Schema",
     "SchemaError",
+    "SleepPhi",
     "Step",
+    "ThreeStep",
     "UnitInterval",
+    "VRMax",
+    "WakeWake",
     "Weights",
     "compare",
     "fit",
     "load",
+    "mix",
     "resolve",
+    "three_step",
     "weigh",
 ]

@@ -105,6 +105,7 @@ def load(path: str | Path, program: type[Program] | Program | None = None) -> "F
         raise ValueError(f"{path} holds a fit of {content['program']}, not of {cls.__qualname__}")
     with torch.random.fork_rng(devices=[]):
         built = entry if isinstance(entry, Program) else cls(**content["arguments"])
+    initial = {k: v.detach().clone() for k, v in built.state_dict().items()} if built is entry else {}
     try:
         built.load_state_dict(tensors)
     except RuntimeError as error:
@@ -123,6 +124,7 @@ def load(path: str | Path, program: type[Program] | Program | None = None) -> "F
         train_rows=np.asarray(content["train_rows"], dtype=np.int64),
         validation_rows=np.asarray(content["validation_rows"], dtype=np.int64),
         history=history.set_index("epoch") if "epoch" in history else history,
+        initial=initial,
     )
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from fieldguide.inference import registry
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
-from fieldguide.inference.objectives import SHORT_NAMES, Objective, resolve
+from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.psis import khat_limit
 
@@ -32,6 +32,9 @@ DEFINITIONS = {
     "seconds": "Wall-clock seconds of training, held-out evaluation after each epoch included.",
 }
 """What each column of `Comparison.table` means."""
+
+DEFAULT = ("elbo", "iwae", "wake", "chi")
+"""What is compared when nothing is asked for: objectives that train model and guide, one of each family."""
 
 TIMES = ["seconds"]
 """Columns that differ between two runs of the same seed."""
@@ -80,7 +83,7 @@ def compare(
     data : AnnData, DataFrame or dict of arrays
         Never changed.
     objectives : sequence of str or objectives, or mapping of label to either, optional
-        By default every short name that the entry supports.
+        By default `DEFAULT`, as far as the entry supports it.
     particles : int, optional
         K of each objective that draws several particles; by default its own.
     draws : int
@@ -160,7 +163,7 @@ def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Ob
     if objectives is None:
         spec = registry.find(entry) if isinstance(entry, str) else entry
         supported = getattr(spec, "supports", None)
-        objectives = [name for name in SHORT_NAMES if supported is None or name in supported]
+        objectives = [name for name in DEFAULT if supported is None or name in supported]
     if isinstance(objectives, str):
         objectives = [objectives]
     if not objectives:
@@ -193,21 +196,22 @@ def _evaluated(rows: np.ndarray, cells: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(rows, cells, replace=False))
 
 
-def _table(fits: dict[str, Fit], held_out: dict[str, Posterior]) -> pd.DataFrame:
+def _table(fits: Mapping[str, Any], held_out: dict[str, Posterior]) -> pd.DataFrame:
     evidence = pd.DataFrame({label: posterior.log_evidence for label, posterior in held_out.items()})
     best = evidence.columns[evidence.to_numpy().mean(0).argmax()]
     rows = {}
     for label, posterior in held_out.items():
         behind, khat = evidence[best] - evidence[label], posterior.khat
+        history = getattr(fits[label], "history", None)  # a mixture has none
         rows[label] = {
-            "loss": repr(fits[label].objective),
+            "loss": repr(getattr(fits[label], "objective", fits[label])),
             "bound": evidence[label].mean(),
             "behind": behind.mean(),
             "behind_se": behind.std() / np.sqrt(len(behind)),
             "khat_median": np.median(khat),
             "khat_above": np.mean(khat > khat_limit(posterior.particles)),
             "ess_median": np.median(posterior.ess),
-            "epochs": len(fits[label].history),
-            "seconds": fits[label].history["seconds"].sum(),
+            "epochs": np.nan if history is None else len(history),
+            "seconds": np.nan if history is None else history["seconds"].sum(),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("objective")

@@ -13,11 +13,22 @@ import pyro
 import torch
 
 from fieldguide.inference import registry
-from fieldguide.inference.capture import export_step
+from fieldguide.inference.capture import SCALARS, export_step
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.data import Dataset, read
 from fieldguide.inference.loop import build, fit
-from fieldguide.inference.objectives import ELBO, IWAE, Objective
+from fieldguide.inference.objectives import (
+    CUBO,
+    ELBO,
+    IWAE,
+    SHORT_NAMES,
+    Chi,
+    ForwardKL,
+    Objective,
+    Renyi,
+    VRMax,
+    WakeWake,
+)
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.step import Step
 from fieldguide.inference.weights import Substitute, weigh
@@ -26,6 +37,12 @@ CELLS = 32
 OBJECTIVES: dict[str, list[Objective]] = {
     "elbo": [ELBO(2), ELBO(2, kl="analytic"), ELBO(2, "stl"), ELBO(2, "score")],
     "iwae": [IWAE(3, "reparam"), IWAE(3, "dreg"), IWAE(3, "score")],
+    "renyi": [Renyi(0.5, 3, "reparam"), Renyi(0.5, 3, "dreg"), Renyi(0.5, 3, "score")],
+    "vrmax": [VRMax(3, "reparam"), VRMax(3, "score")],
+    "wake": [WakeWake(3, "dreg"), WakeWake(3, "score")],
+    "chi": [Chi(3, "path"), Chi(3, "score"), Chi(3, "path", fallback=2), Chi(21, "path", smooth="psis")],
+    "forward_kl": [ForwardKL(3, "dreg"), ForwardKL(3, "score")],
+    "cubo": [CUBO(2, 3, "path"), CUBO(2, 3, "score")],
 }
 """Every objective with every gradient, by short name: what `check` goes through."""
 
@@ -45,6 +62,7 @@ class _Case:
     reparameterised: bool
     local: bool
     supports: tuple[str, ...]
+    summed: bool
 
 
 def check(entry, data, **model_arguments) -> pd.DataFrame:
@@ -113,14 +131,17 @@ def _case(spec, data, arguments: dict[str, Any]) -> _Case:
     drawn = [n for n in weights.latents if n not in weights.enumerated]
     reparameterised = all(guide.nodes[n]["fn"].has_rsample for n in drawn)
     local = program.independent and not weights.global_latents
-    supports = getattr(spec, "supports", ("elbo", "iwae") if local else ("elbo",))
-    return _Case(spec, program, data, dataset, batch, arguments, reparameterised, local, supports)
+    summed = any(f"{name}_guide" in weights.draws for name in weights.enumerated)
+    supports = getattr(spec, "supports", tuple(SHORT_NAMES) if local else ("elbo",))
+    return _Case(spec, program, data, dataset, batch, arguments, reparameterised, local, supports, summed)
 
 
 def _objectives(case: _Case) -> Iterator[Any]:
     for name in case.supports:
         for objective in OBJECTIVES[name]:
             score = getattr(objective, "gradient", "") == "score"
+            if case.summed and isinstance(objective, ForwardKL | WakeWake) and not score:
+                continue  # they say so themselves
             if score != case.reparameterised or (score and case.local):
                 yield objective
 
@@ -162,15 +183,19 @@ def _gradients(case: _Case) -> None:
     case.program.train()
     used: set[str] = set()
     for objective in _objectives(case):
-        case.program.zero_grad()
-        loss = objective(Step(case.program, case.batch, case.dataset.n_cells))
-        assert torch.isfinite(loss), f"{objective} is {loss.item()}"
-        loss.backward()
-        for name, parameter in case.program.named_parameters():
-            if parameter.grad is not None:
-                assert torch.isfinite(parameter.grad).all(), f"gradient of '{name}' under {objective} is not finite"
-                used.add(name)
-    case.program.zero_grad()
+        losses = objective(Step(case.program, case.batch, case.dataset.n_cells))
+        for group, loss in (losses if isinstance(losses, dict) else {"all": losses}).items():
+            members = dict(case.program.named_parameters())
+            if group != "all":
+                addressed = {id(p) for p in case.program.groups()[group]}
+                members = {n: p for n, p in members.items() if id(p) in addressed}
+            assert torch.isfinite(loss), f"{objective} is {loss.item()}"
+            members = {n: p for n, p in members.items() if p.requires_grad}
+            found = torch.autograd.grad(loss, list(members.values()), retain_graph=True, allow_unused=True)
+            for name, gradient in zip(members, found, strict=True):
+                if gradient is not None:
+                    assert torch.isfinite(gradient).all(), f"gradient of '{name}' under {objective} is not finite"
+                    used.add(name)
     case.program.eval()
     idle = [name for name, p in case.program.named_parameters() if p.requires_grad and name not in used]
     assert not idle, f"parameter '{idle[0]}' gets no gradient from any objective"
@@ -242,8 +267,8 @@ def _export(case: _Case) -> str | None:
         return "discrete guides are trained without capture"
     objective = ELBO() if case.reparameterised else ELBO(2, "score")
     with pyro.validation_enabled(False):
-        step = export_step(case.program, objective, case.batch, case.dataset.n_cells)
-        loss = step(case.batch, torch.ones(()))
+        step = export_step(case.program.train(), objective, case.batch, case.dataset.n_cells)
+        loss, _ = step(case.batch, {name: torch.ones(()) for name in SCALARS})
     case.program.eval()
     assert torch.isfinite(loss), "the exported step gives a loss that is not finite"
     return None

@@ -1,5 +1,6 @@
 """A fitted program: what it learnt, and what can be asked of it."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,12 @@ class Fit:
     train_rows, validation_rows : array of int
         Which cells were trained on and held out.
     history : DataFrame
-        One row an epoch: ``train`` and ``validation`` loss per cell, ``kl_weight``, ``seconds``.
+        One row an epoch: ``train`` and ``validation`` loss per cell, what the objective logs (such as ``cubo``),
+        ``kl_weight``, ``seconds``.
     interrupted : bool
         Whether training was interrupted from the keyboard.
+    initial : dict of str to Tensor
+        Where the parameters of a program that was built by its user started; a guide can start there again.
     """
 
     program: Program
@@ -56,6 +60,7 @@ class Fit:
     validation_rows: np.ndarray
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     interrupted: bool = False
+    initial: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -114,17 +119,36 @@ class Fit:
             New cells; the training data by default (see `validation_rows` for the cells held out).
         objective : str or objective, optional
             Such as ``IWAE(1000)``; the one used for training by default. Minibatches shrink with its particles.
+
+        Warns
+        -----
+        UserWarning
+            If the objective is `CUBO` and for some cells the weights are too uneven for it to be a bound.
+
+        Raises
+        ------
+        TypeError
+            If the objective has no bound for a cell: it is a callable without ``per_cell``.
         """
         target: Any = resolve(objective) if objective is not None else self.objective
+        if not hasattr(target, "per_cell"):
+            raise TypeError(
+                f"{target} has no bound for a cell (a method per_cell); pass objective=, such as IWAE(1000)"
+            )
         dataset = self.read(data)
         rows = max(1, min(batch_size, int(ELEMENTS / (target.particles * max(dataset.width, 1)))))
         kind = "analytic" if getattr(target, "kl", "") == "analytic" else "reparam"
-        parts = []
+        parts, log_weights = [], []
         with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(self._forked()):
             torch.manual_seed(seed)
             for batch in Loader(dataset, np.arange(dataset.n_cells), rows):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
-                parts.append(target.per_cell(weigh(self.program, batch, target.particles, kind)).double().cpu())
+                weights = weigh(self.program, batch, target.particles, kind)
+                parts.append(target.per_cell(weights).double().cpu())
+                if hasattr(target, "caveat"):
+                    log_weights.append(weights.log_w.double().cpu().numpy())
+        if log_weights and (said := target.caveat(np.concatenate(log_weights, 1))):
+            warnings.warn(said, stacklevel=2)
         return torch.cat(parts).numpy()
 
     def posterior(self, data=None, particles: int = 200, seed: int = 0) -> Posterior:
@@ -140,6 +164,41 @@ class Fit:
             Equal seeds give equal draws.
         """
         return Posterior(self.program, self.read(data), particles, seed, self.schema)
+
+    def refit(self, objective: str | Objective, *, guide: str | Program | None = None, **settings) -> "Fit":
+        """Fit a fresh guide to the model as it is, and return a new fit.
+
+        The model's parameters and buffers stay bit for bit, and it runs in evaluation mode: no dropout, and batch
+        normalisation by its running statistics. The guide has new initial values and is trained on the same cells.
+
+        Parameters
+        ----------
+        objective : str or objective
+            How the guide is fitted, whatever the model was fitted by. The losses of other groups than ``phi`` are left
+            out.
+        guide : str or Program, optional
+            Family of the guide, for entries that take the argument ``guide``. For a program that you built yourself, a
+            newly built program whose guide is to be trained. By default the guide is as it was: built anew, or, in a
+            program that you built, with every layer that has a ``reset_parameters`` drawn anew and other parameters
+            starting where they started.
+        **settings
+            ``seed``, ``max_epochs`` (by default as many as the first fit had), ``batch_size``, ``learning_rate``,
+            ``early_stopping``, ``device``, ``compile``, ``callbacks``, ``checkpoint`` and ``progress`` as in
+            `fieldguide.inference.fit`; ``kl_warmup`` (by default 0: a frozen model cannot learn to ignore its
+            latents); ``data``, the training data of a fit that was loaded from a file.
+
+        Examples
+        --------
+        >>> import fieldguide.inference as fi
+        >>> x = np.random.default_rng(0).normal(size=(200, 4))
+        >>> first = fi.fit("ppca", {"x": x}, n_latent=2, max_epochs=5, progress=False)
+        >>> second = first.refit("iwae", guide="full_covariance", progress=False)
+        >>> torch.equal(first.program.loadings, second.program.loadings), second.arguments["guide"]
+        (True, 'full_covariance')
+        """
+        from fieldguide.inference.refit import refit
+
+        return refit(self, objective, guide=guide, **settings)
 
     def save(self, path: str | Path) -> None:
         """Write parameters, settings and history to one file (safetensors with JSON metadata, no pickle).

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.inference import registry
-from fieldguide.inference.capture import capture
+from fieldguide.inference.capture import Losses, capture
 from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.diagnose import describe_non_finite
 from fieldguide.inference.fitted import Fit
@@ -59,8 +59,8 @@ def fit(
     fields : mapping, optional
         Where fields live when not at their default place, such as ``{"batch": "sample"}``; see `Schema`.
     objective : str or callable, optional
-        A short name ("elbo", "iwae"), an objective, or any callable from a Step to a loss or to a dict of one loss
-        for each parameter group. By default the entry's own, or the ELBO.
+        A short name ("elbo", "iwae", "wake", "chi", ...), an objective, or any callable from a Step to a loss or to a
+        dict of one loss for each parameter group. By default the entry's own, or the ELBO.
     max_epochs : int, optional
         By default about eight million visits to a cell, at most 400 epochs.
     batch_size : int
@@ -119,6 +119,8 @@ def fit(
         program.to(fabric.device)
         torch.manual_seed(seed + 7919 * fabric.global_rank)
         result = Fit(program, spec, fitted_schema, target, arguments, dataset, train_rows, held_out)
+        if program is spec:
+            result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}
         loader.dataset = dataset = dataset.to(fabric.device) if _fits(dataset, fabric.device) else dataset
         trainer = _Trainer(result, fabric, loader, Loader(dataset, held_out, batch_size), learning_rate, compile)
         trainer.run(max_epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
@@ -128,20 +130,30 @@ def fit(
 class _Trainer:
     """State of one run of the loop."""
 
-    def __init__(self, result: Fit, fabric, loader: Loader, held_out: Loader, learning_rate: float, compile: bool):
+    def __init__(
+        self,
+        result: Fit,
+        fabric,
+        loader: Loader,
+        held_out: Loader,
+        learning_rate: float,
+        compile: bool,
+        mode=Program.train,
+    ):
         self.result, self.program, self.fabric = result, result.program, fabric
-        self.loader, self.held_out = loader, held_out
+        self.loader, self.held_out, self.mode = loader, held_out, mode
         self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
         self.parameters = [p for group in self.groups.values() for p in group]
         fused = fabric.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, eps=0.01, weight_decay=1e-6, fused=fused)
         self.total = len(loader.rows)
         self.kl_weight = torch.ones((), device=fabric.device)
+        self.progress = torch.ones((), device=fabric.device)
         self.losses = capture(self.program, result.objective, self.total) if compile else self.eager
 
-    def eager(self, batch: Batch, kl_weight: float | Tensor) -> Tensor | dict[str, Tensor]:
-        step = Step(self.program, batch, self.total, {"kl_weight": kl_weight})
-        return self.program.training_loss(step, self.result.objective)
+    def eager(self, batch: Batch, scalars: Mapping[str, float | Tensor]) -> tuple[Losses, dict[str, Tensor]]:
+        step = Step(self.program, batch, self.total, scalars)
+        return self.program.training_loss(step, self.result.objective), step.logs
 
     def run(self, max_epochs, kl_warmup, patience, callbacks, checkpoint, progress) -> None:
         best, best_state, since, saved = np.inf, None, 0, time.monotonic()
@@ -149,7 +161,7 @@ class _Trainer:
         try:
             with _progress_bar(progress and self.fabric.is_global_zero, max_epochs) as advance:
                 for epoch in range(max_epochs):
-                    row = self.epoch(epoch, kl_warmup)
+                    row = self.epoch(epoch, max_epochs, kl_warmup)
                     rows.append(row)
                     self.result.history = pd.DataFrame(rows).set_index("epoch")
                     advance(row)
@@ -174,23 +186,30 @@ class _Trainer:
         if checkpoint and self.fabric.is_global_zero:
             self.result.save(checkpoint)
 
-    def epoch(self, epoch: int, kl_warmup: int) -> dict[str, Any]:
+    def epoch(self, epoch: int, max_epochs: int, kl_warmup: int) -> dict[str, Any]:
         start = time.perf_counter()
         self.loader.epoch = epoch
-        self.program.train()
+        self.mode(self.program)
         steps = len(self.loader)
         total, cells, weight = 0.0, 0, 1.0
+        logged: dict[str, Tensor] = {}
         for number, batch in enumerate(self.loader):
             batch = _move(batch, self.fabric.device)
-            weight = min(1.0, (epoch * steps + number + 1) / (kl_warmup * steps)) if kl_warmup else 1.0
-            losses = self.losses(batch, self.kl_weight.fill_(weight) if weight < 1 else 1.0)
+            done = epoch * steps + number + 1
+            weight = min(1.0, done / (kl_warmup * steps)) if kl_warmup else 1.0
+            scalars = {"kl_weight": self.kl_weight.fill_(weight) if weight < 1 else 1.0}
+            scalars["progress"] = self.progress.fill_(done / (max_epochs * steps))
+            losses, logs = self.losses(batch, scalars)
             self.backward(losses)
+            if done == 1:
+                self.warn_of_idle_groups(losses)
             value = _value(losses)
             if self.fabric.device.type == "cpu" and not torch.isfinite(value):
                 self.complain(epoch, number, batch)
             self.optimizer.step()
             size = len(batch["index"])
             total, cells = total + value * size, cells + size
+            logged = {name: logged.get(name, 0.0) + noted * size for name, noted in logs.items()}
         value = self.fabric.all_reduce(torch.as_tensor(total / cells), reduce_op="mean")
         row = {"epoch": epoch, "train": float(value)}
         if not np.isfinite(row["train"]):
@@ -199,9 +218,10 @@ class _Trainer:
             _average_buffers(self.fabric, self.program)
         if len(self.held_out.rows):
             row["validation"] = self.evaluate()
+        row |= {name: float(noted / cells) for name, noted in logged.items()}
         return row | {"kl_weight": weight, "seconds": time.perf_counter() - start}
 
-    def backward(self, losses: Tensor | dict[str, Tensor]) -> None:
+    def backward(self, losses: Losses) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(losses, Tensor):
             losses.backward()
@@ -210,11 +230,21 @@ class _Trainer:
             if unknown:
                 raise KeyError(f"the objective has a loss for '{unknown[0]}'; groups are {', '.join(self.groups)}")
             for group, loss in losses.items():
+                if not self.groups[group]:  # frozen, or without parameters
+                    continue
                 gradients = torch.autograd.grad(loss, self.groups[group], retain_graph=True, allow_unused=True)
                 for parameter, gradient in zip(self.groups[group], gradients, strict=True):
                     parameter.grad = gradient
         if self.fabric.world_size > 1:
             _average_gradients(self.fabric, self.parameters)
+
+    def warn_of_idle_groups(self, losses: Losses) -> None:
+        idle = [] if isinstance(losses, Tensor) else [k for k, v in self.groups.items() if v and k not in losses]
+        if idle:
+            warnings.warn(
+                f"{self.result.objective} does not train group '{idle[0]}': its parameters keep their initial values",
+                stacklevel=6,
+            )
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -225,7 +255,7 @@ class _Trainer:
             torch.manual_seed(0)
             for batch in self.held_out:
                 batch = _move(batch, self.fabric.device)
-                total = total + _value(self.eager(batch, 1.0)) * len(batch["index"])
+                total = total + _value(self.eager(batch, {})[0]) * len(batch["index"])
         return float(total) / len(self.held_out.rows)
 
     def complain(self, epoch: int, number: int, batch: Batch) -> None:
@@ -233,7 +263,7 @@ class _Trainer:
         raise FloatingPointError(f"the loss is not finite in epoch {epoch}, minibatch {number}: {where}")
 
 
-def _value(losses: Tensor | dict[str, Tensor]) -> Tensor:
+def _value(losses: Losses) -> Tensor:
     return losses.detach() if isinstance(losses, Tensor) else next(iter(losses.values())).detach()
 
 

@@ -1,6 +1,7 @@
 """Posterior expectations by self-normalised importance sampling, streamed over cells."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import log
 from typing import Any
 
@@ -37,14 +38,24 @@ class Posterior:
         S, draws for each cell.
     seed : int
     schema : FittedSchema, optional
+    proposal : callable, optional
+        From a minibatch and S to `Weights` of S draws for each of its cells; draws from the program's own guide by
+        default. A mixture of guides is another (see `fieldguide.inference.mix`).
     """
 
     def __init__(
-        self, program: Program, dataset: Dataset, particles: int, seed: int = 0, schema: FittedSchema | None = None
+        self,
+        program: Program,
+        dataset: Dataset,
+        particles: int,
+        seed: int = 0,
+        schema: FittedSchema | None = None,
+        proposal: Callable[[Batch, int], Weights] | None = None,
     ) -> None:
         if particles < 1:
             raise ValueError(f"particles must be positive, not {particles}")
         self.program, self.dataset, self.particles, self.seed, self.schema = program, dataset, particles, seed, schema
+        self.proposal = proposal or partial(weigh, program)
         self.n_cells = dataset.n_cells
         self._log_weights: np.ndarray | None = None
 
@@ -108,7 +119,7 @@ class Posterior:
             forked = [device] if device.type == "cuda" else []
             with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked):
                 torch.manual_seed(self.seed * 1_000_003 + number)
-                weights = weigh(self.program, batch, self.particles)
+                weights = self.proposal(batch, self.particles)
                 if weights.global_latents:
                     raise ValueError(
                         f"site '{weights.global_latents[0]}' is outside the plate '{self.program.plate}', so it has no "
@@ -186,6 +197,49 @@ class Posterior:
         """Return the draws [draws, b, ...] of a site's values [S, b, ...] that ``index`` [draws, b] names."""
         wide = like_draws(index, values, self.program.depth)
         return values.gather(0, wide.expand(index.shape[:1] + values.shape[1:]))
+
+    def refine(
+        self,
+        limit: float = 0.7,
+        temperatures: int | Sequence[float] = 100,
+        leapfrog: int = 10,
+        step_size: float = 0.01,
+        progress: bool = True,
+    ) -> "Posterior":
+        """Return the posterior with the cells of k-hat above ``limit`` sampled anew, by annealed importance sampling.
+
+        For a few cells: each costs ``temperatures`` x ``leapfrog`` x S evaluations of the model and its gradient.
+        Their draws are the ends of S chains that start at the prior (see `fieldguide.inference.ais`), held in memory;
+        the other cells stay as they are. Everything that can be asked of a posterior can be asked of the result.
+
+        Parameters
+        ----------
+        limit : float
+            Cells with k-hat above it are refined. k-hat needs 25 draws or more; with fewer, every cell is.
+        temperatures : int or sequence of float
+            Number of steps from the prior to the posterior, equally spaced, or the exponents of the likelihood, rising
+            from 0 to 1. More of them lower the variance of the weights.
+        leapfrog : int
+            Leapfrog steps of each HMC move, of which there is one at each temperature.
+        step_size : float
+            Of each chain at the start. It is multiplied by 1.02 while the chain's acceptance rate is above 0.65, by
+            0.98 otherwise, within [0.0001, 0.5].
+        progress : bool
+            Whether to show a progress bar.
+
+        Raises
+        ------
+        ValueError
+            If a latent site is discrete, or outside the data plate, or the cells are coupled.
+
+        Warns
+        -----
+        UserWarning
+            If k-hat stays above the limit in some cells.
+        """
+        from fieldguide.inference.ais import refine
+
+        return refine(self, limit, temperatures, leapfrog, step_size, progress)
 
     def to_arviz(self, cells: np.ndarray | None = None) -> Any:
         """Return an arviz InferenceData: resampled draws of the latents, log likelihood, and weight diagnostics.

@@ -19,10 +19,12 @@ class Step:
     total : int, optional
         N, the number of cells in the data set; the minibatch itself by default.
     scalars : mapping of str to float or Tensor, optional
-        Everything that changes over time: ``kl_weight``, multipliers.
+        Everything that changes over time: ``kl_weight``; ``progress`` of the training, in [0, 1]; multipliers.
 
     Attributes
     ----------
+    logs : dict of str to Tensor
+        What objectives noted with `log`; the training loop puts the epoch's mean of each into the history.
     cell_weights : Tensor [B], optional
         How much each cell counts in the gradients, whatever the objective; None counts all alike. It multiplies what
         flows back into the log weights of the cell, not the weights themselves, so that no K-sample bound is changed;
@@ -40,19 +42,27 @@ class Step:
         self.batch = batch
         self.total = total
         self.scalars = dict(scalars or {})
+        self.logs: dict[str, Tensor] = {}
         self.cell_weights: Tensor | None = None
         self._cache: dict[tuple[int, str], Weights] = {}
 
     def weights(self, particles: int = 1, kind: Kind = "reparam") -> Weights:
-        """Return the `Weights` of K fresh particles of the given kind; repeated calls return the same."""
+        """Return the `Weights` of K fresh particles of the given kind; repeated calls return the same.
+
+        Weights of kind "path" are new in each call: what scales their gradients belongs to one objective.
+        """
         key = (particles, kind)
-        if key not in self._cache:
+        if key not in self._cache or kind == "path":
             found = weigh(self.program, self.batch, particles, kind, self.total, self.scalars.get("kl_weight", 1.0))
             if self.cell_weights is not None:
                 found.log_p = _counted(found.log_p, self.cell_weights)
                 found.log_q = _counted(found.log_q, self.cell_weights)
             self._cache[key] = found
         return self._cache[key]
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Note a number of this minibatch (a mean over its cells), for the history; without a gradient."""
+        self.logs[name] = value.detach()
 
     def value(self, site: str) -> Tensor:
         """Return the draws [K, B, ...] of a site from the weights at hand (one particle if there are none)."""

@@ -1,6 +1,6 @@
 """Traces of a program with all particles at once, and what gradients see of the draws."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 from fieldguide.inference.program import Batch, Program
 
@@ -82,7 +83,7 @@ def trace(
     role: str,
     batch: Batch,
     particles: int,
-    handlers: list[Messenger],
+    handlers: Sequence[Messenger] = (),
     replay: poutine.Trace | None = None,
 ):
     """Run ``model`` or ``guide`` with K particles under the handlers, and return what Pyro recorded."""
@@ -100,6 +101,10 @@ def frozen_guide_trace(program: Program, batch: Batch, particles: int, handlers:
 
     Detaching the distributions of the first trace would be wrong as soon as one guide site depends on another.
     """
+    if torch.compiler.is_exporting() and any(
+        isinstance(m, _DropoutNd) and m.training and m.p for m in program.modules()
+    ):
+        raise NotImplementedError("a captured step cannot repeat the dropout of the guide for path gradients")
     constants = {name: p.detach() for name, p in program.named_parameters()}
     constants |= {name: b.clone() for name, b in program.named_buffers()}
     with _replayed_randomness(batch, state), ExitStack() as stack:

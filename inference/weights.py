@@ -23,11 +23,11 @@ from fieldguide.inference.tracing import (
     Rejoin,
     Substitute,
     frozen_guide_trace,
-    in_plate,
-    is_random,
     random_state,
-    trace,
 )
+from fieldguide.inference.tracing import in_plate as _in_plate
+from fieldguide.inference.tracing import is_random as _is_random
+from fieldguide.inference.tracing import trace as _trace
 
 __all__ = ["Kind", "Particles", "Substitute", "Weights", "like_draws", "weigh"]
 
@@ -59,6 +59,8 @@ class Weights:
         Names of the latent sites.
     global_latents : tuple of str
         Latent sites outside the data plate, for which K-sample bounds do not factorise over cells.
+    kind : str
+        What the gradients mean, see `weigh`.
     enumerated : tuple of str
         Latent sites that were summed out.
     traced : dict of Tensor
@@ -73,6 +75,7 @@ class Weights:
     draws: dict[str, Tensor]
     latents: tuple[str, ...] = ()
     global_latents: tuple[str, ...] = ()
+    kind: Kind = "reparam"
     enumerated: tuple[str, ...] = ()
     traced: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _depth: int = 1
@@ -138,8 +141,8 @@ def weigh(
     discrete, cut = Enumerate(program), Cut()
     # In kind "score" draws are constants: discrete guide sites are drawn, and only the model's own are summed out.
     handlers = [] if kind == "score" else [discrete, cut] if kind == "path" else [discrete]
-    guide = scored = trace(program, "guide", batch, particles, handlers)
-    latents = [n for n, s in guide.nodes.items() if is_random(s) and not s["is_observed"]]
+    guide = scored = _trace(program, "guide", batch, particles, handlers)
+    latents = [n for n, s in guide.nodes.items() if _is_random(s) and not s["is_observed"]]
     in_guide = set(discrete.sites)
     if kind == "score":
         for name in latents:
@@ -149,7 +152,7 @@ def weigh(
     if kind == "path":
         kept = {n: v for n, v in cut.kept.items() if n not in in_guide}
         scored = frozen_guide_trace(program, batch, particles, [discrete, Rejoin(kept)], state)
-    model = trace(program, "model", batch, particles, [discrete], replay=scored)
+    model = _trace(program, "model", batch, particles, [discrete], replay=scored)
     _require_same_sites(program, model, latents + [n for n in discrete.sites if n not in in_guide])
 
     cells = batch_size(batch)
@@ -183,7 +186,7 @@ def weigh(
             continue
         site, prior = scored.nodes[name], model.nodes[name]
         weight = kl_weight if name in annealed else 1.0
-        if not in_plate(program, site):
+        if not _in_plate(program, site):
             global_latents.append(name)
         if name in closed:
             add("guide", -1, site, closed[name], weight)
@@ -191,7 +194,7 @@ def weigh(
         add("guide", -1, site, site["fn"].log_prob(site["value"]), weight)
         add("prior", 1, prior, prior["fn"].log_prob(prior["value"]), weight)
     for site in model.nodes.values():
-        if is_random(site) and site["is_observed"]:
+        if _is_random(site) and site["is_observed"]:
             add("likelihood", 1, site, site["fn"].log_prob(site["value"]))
     plain, found = sums.plain, None
     log_p, log_likelihood = plain["prior"] + plain["likelihood"], plain["likelihood"]
@@ -224,6 +227,7 @@ def weigh(
         global_latents=tuple(global_latents),
         enumerated=tuple(discrete.sites),
         traced={name: model.nodes[name]["value"] for name in latents if name not in in_guide},
+        kind=kind,
         _depth=program.depth,
         _aliases=aliases,
     )
@@ -287,7 +291,7 @@ def _require_reparameterised(guide, latents: list[str]) -> None:
 
 
 def _require_same_sites(program: Program, model, latents: list[str]) -> None:
-    wanted = [n for n, s in model.nodes.items() if is_random(s) and not s["is_observed"]]
+    wanted = [n for n, s in model.nodes.items() if _is_random(s) and not s["is_observed"]]
     missing = sorted(set(wanted) - set(latents))
     extra = sorted(set(latents) - set(model.nodes))
     if missing or extra:

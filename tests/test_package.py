@@ -38,6 +38,7 @@ def test_import_is_light(tmp_path):
         "anndata",
         "arviz",
         "numpy",
+        "zuko",
     ]
     done = python(f"import sys, fieldguide; print(*[m for m in {heavy} if m in sys.modules])", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -45,9 +46,13 @@ def test_import_is_light(tmp_path):
 
 
 def test_rooms_load_on_first_use(tmp_path):
-    done = python("import fieldguide; print(fieldguide.catalog.__name__, dir(fieldguide))", cwd=tmp_path)
+    done = python(
+        "import sys, fieldguide; print(fieldguide.catalog.__name__, dir(fieldguide), 'zuko' in sys.modules)",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fieldguide.catalog ")
+    assert done.stdout.strip().endswith("False"), "flows are imported when a flow is built"
     assert all(room in done.stdout for room in ROOMS)
     with pytest.raises(AttributeError, match="'cellar'"):
         fieldguide.cellar  # noqa: B018

@@ -4,12 +4,27 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fieldguide.inference.objectives.bounds import ELBO, IWAE
+from fieldguide.inference.objectives.bounds import ELBO, IWAE, Renyi, VRMax
+from fieldguide.inference.objectives.chi import CUBO, RELEASED, Chi
+from fieldguide.inference.objectives.wake import ForwardKL, SleepPhi, WakeWake
 from fieldguide.inference.step import Step
 
 Objective = Callable[[Step], Tensor | dict[str, Tensor]]
 
-SHORT_NAMES: dict[str, Callable[[], Objective]] = {"elbo": ELBO, "iwae": IWAE}
+SHORT_NAMES: dict[str, Callable[[], Objective]] = {
+    "elbo": ELBO,
+    "iwae": IWAE,
+    "renyi": Renyi,
+    "vrmax": VRMax,
+    "wake": WakeWake,
+    "chi": Chi,
+    "forward_kl": ForwardKL,
+    "cubo": CUBO,
+}
+"""The objectives by short name. The last two train the guide alone: for a model that is kept as it is."""
+
+REPLICATIONS: dict[str, Callable[[], Objective]] = {RELEASED: lambda: Chi(gradient=RELEASED)}
+"""Published forms that are wrong, by the name that asks for them."""
 
 
 def resolve(objective: "str | Objective") -> Objective:
@@ -21,12 +36,27 @@ def resolve(objective: "str | Objective") -> Objective:
     IWAE(particles=25, gradient='dreg')
     """
     if isinstance(objective, str):
-        if objective not in SHORT_NAMES:
+        known = SHORT_NAMES | REPLICATIONS
+        if objective not in known:
             raise ValueError(f"no objective '{objective}'; short names are {', '.join(SHORT_NAMES)}")
-        return SHORT_NAMES[objective]()
+        return known[objective]()
     if not callable(objective):
         raise TypeError(f"an objective is a name or a callable of a Step, not {type(objective).__name__}")
     return objective
 
 
-__all__ = ["ELBO", "IWAE", "SHORT_NAMES", "Objective", "resolve"]
+__all__ = [
+    "CUBO",
+    "ELBO",
+    "IWAE",
+    "REPLICATIONS",
+    "SHORT_NAMES",
+    "Chi",
+    "ForwardKL",
+    "Objective",
+    "Renyi",
+    "SleepPhi",
+    "VRMax",
+    "WakeWake",
+    "resolve",
+]

@@ -1,8 +1,8 @@
-"""Bounds on the log evidence: ELBO and the importance-weighted bound (IWAE).
+"""Lower bounds on the log evidence: ELBO, the importance-weighted bound (IWAE) and the Renyi bounds between them.
 
 An objective is a callable ``Step -> loss``. The value of the loss is minus the bound, per cell; its gradient is an
-estimate of the gradient of that value, by one of several estimators. Particles are reduced for each cell first, then
-cells are averaged, so that a minibatch is an unbiased stand-in for the data set whatever the bound.
+estimate of the gradient of that value, by one of several estimators (see `surrogate`). All three bounds are one family:
+with v the softmax of (1 - alpha) log w, the model moves along r = v and the guide along c = alpha v + (1 - alpha) v^2.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,23 @@ from math import log
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
+from fieldguide.inference.objectives.surrogate import (
+    Losses,
+    check,
+    iwelbo,
+    leave_one_out,
+    local_weights,
+    loss_per_cell,
+    path_loss,
+    require_local,
+    score_loss,
+)
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights import Weights
+from fieldguide.inference.weights import Kind, Weights
 
-
-def loss_per_cell(bound: Tensor, weights: Weights) -> Tensor:
-    """Return minus the mean over cells of ``bound`` [B], plus the share of the sites outside the data plate."""
-    total = weights.scale * bound.shape[0]
-    return -(bound.mean() + weights.globals.mean() / total)
-
-
-def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
-    """Return a tensor that has the value of the first and the gradient of the second."""
-    return surrogate + (value - surrogate).detach()
+KINDS: dict[str, Kind] = {"reparam": "reparam", "stl": "path", "dreg": "path", "score": "score"}
 
 
 @dataclass(frozen=True)
@@ -53,25 +56,75 @@ class ELBO:
     kl: str = "sampled"
 
     def __post_init__(self) -> None:
-        _check(self, ("reparam", "stl", "score"))
+        check(self, ("reparam", "stl", "score"))
         if self.kl not in ("sampled", "analytic"):
             raise ValueError(f"kl must be 'sampled' or 'analytic', not {self.kl!r}")
         if self.kl == "analytic" and self.gradient != "reparam":
             raise ValueError("kl='analytic' goes with gradient='reparam' only")
 
-    def __call__(self, step: Step) -> Tensor:
-        kind = {"reparam": "reparam", "stl": "path", "score": "score"}[self.gradient]
-        weights = step.weights(self.particles, "analytic" if self.kl == "analytic" else kind)
+    def __call__(self, step: Step) -> Losses:
+        weights = step.weights(self.particles, "analytic" if self.kl == "analytic" else KINDS[self.gradient])
         if self.gradient == "score":
             require_local(self, step, weights)
-        loss = loss_per_cell(self.per_cell(weights), weights)
-        if self.gradient == "score" and torch.is_grad_enabled():
-            return _score_elbo(weights, loss)
-        return loss
+            log_w = weights.log_w.detach()
+            share = torch.full_like(log_w, 1 / self.particles)
+            signal = (log_w - log_w.mean(0)) / (self.particles - 1)
+            return score_loss(weights, self.per_cell(weights), share, signal)
+        return loss_per_cell(self.per_cell(weights), weights)
 
     def per_cell(self, weights: Weights) -> Tensor:
         """Return the bound [B] of each cell."""
         return weights.log_w.mean(0)
+
+
+@dataclass(frozen=True)
+class Renyi:
+    """The Renyi bound of order alpha, E 1/(1 - alpha) log (1/K) sum_k w_k^(1 - alpha) (Li and Turner 2016).
+
+    At alpha = 1 it is the ELBO, at alpha = 0 the importance-weighted bound. For 0 <= alpha <= 1 it is a lower bound on
+    the log evidence, and rises with K. For alpha < 0 it *passes* the evidence as K grows: a bound on nothing, to be
+    used with care. For alpha > 1 it falls with K.
+
+    Parameters
+    ----------
+    alpha : float
+    particles : int
+        K, draws for each cell.
+    gradient : {"dreg", "reparam", "score"}
+        As for `IWAE`.
+
+    Notes
+    -----
+    Raising a Renyi bound of order alpha = -1 is *not* lowering the chi-square bound `CUBO` of order 2, although the
+    two are the same number as K grows: one pushes an upper bound up, the other down.
+
+    Examples
+    --------
+    >>> Renyi(0.5, particles=10)
+    Renyi(alpha=0.5, particles=10, gradient='dreg')
+    """
+
+    alpha: float = 0.5
+    particles: int = 25
+    gradient: str = "dreg"
+
+    def __post_init__(self) -> None:
+        check(self, ("dreg", "reparam", "score"))
+
+    def __call__(self, step: Step) -> Losses:
+        weights = local_weights(self, step, KINDS[self.gradient])
+        if self.gradient == "reparam" or not torch.is_grad_enabled():
+            return loss_per_cell(self.per_cell(weights), weights)
+        log_w, alpha = weights.log_w.detach(), self.alpha
+        v = torch.softmax((1 - alpha) * log_w, 0)
+        value = renyi(log_w, alpha)
+        if self.gradient == "dreg":
+            return path_loss(weights, value, v, alpha + (1 - alpha) * v)
+        return score_loss(weights, value, v, leave_one_out(log_w, lambda w: renyi(w, alpha)) - v)
+
+    def per_cell(self, weights: Weights) -> Tensor:
+        """Return the bound [B] of each cell."""
+        return renyi(weights.log_w, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -93,67 +146,71 @@ class IWAE:
     ------
     ValueError
         If the program has latent sites outside its data plate: their weights would couple all cells.
+
+    Notes
+    -----
+    There is no ``gradient="stl"``: with the guide's parameters fixed inside log q and nothing else changed, the
+    expected gradient is that of this bound *plus* that of the forward Kullback-Leibler divergence (`ForwardKL`).
     """
 
     particles: int = 25
     gradient: str = "dreg"
 
     def __post_init__(self) -> None:
-        _check(self, ("dreg", "reparam", "score"))
+        check(self, ("dreg", "reparam", "score"))
 
-    def __call__(self, step: Step) -> Tensor:
-        kind = {"reparam": "reparam", "dreg": "path", "score": "score"}[self.gradient]
-        weights = step.weights(self.particles, kind)
-        require_local(self, step, weights)
-        loss = loss_per_cell(self.per_cell(weights), weights)
-        if not torch.is_grad_enabled() or self.gradient == "reparam":
-            return loss
-        normalised = torch.softmax(weights.log_w.detach(), 0)
+    def __call__(self, step: Step) -> Losses:
+        weights = local_weights(self, step, KINDS[self.gradient])
+        if self.gradient == "reparam" or not torch.is_grad_enabled():
+            return loss_per_cell(self.per_cell(weights), weights)
+        log_w = weights.log_w.detach()
+        share = torch.softmax(log_w, 0)
         if self.gradient == "dreg":
-            weights.scale_path(normalised)
-            return with_gradient_of(loss, loss_per_cell((normalised * weights.log_w).sum(0), weights))
-        learning = (_leave_one_out_evidence(weights.log_w.detach()) - normalised) * weights.log_q
-        surrogate = loss_per_cell((normalised * weights.log_p + learning).sum(0), weights)
-        return with_gradient_of(loss, surrogate)
+            return path_loss(weights, iwelbo(log_w), share, share)
+        return score_loss(weights, iwelbo(log_w), share, leave_one_out(log_w, iwelbo) - share)
 
     def per_cell(self, weights: Weights) -> Tensor:
         """Return the bound [B] of each cell."""
-        return torch.logsumexp(weights.log_w, 0) - log(weights.log_w.shape[0])
+        return iwelbo(weights.log_w)
 
 
-def require_local(objective, step: Step, weights: Weights) -> None:
-    """Refuse programs for which a K-sample bound does not split into one term per cell."""
-    name = type(objective).__name__
-    if weights.global_latents:
-        raise ValueError(
-            f"{name} needs every latent site inside the plate '{step.program.plate}'; outside it: "
-            f"{', '.join(weights.global_latents)}. Use ELBO, or make the site a parameter"
-        )
-    if not step.program.independent:
-        raise ValueError(f"{name} needs cells that are independent given the parameters; use ELBO for this program")
+@dataclass(frozen=True)
+class VRMax:
+    """The largest of K log weights, E max_k log w_k: the Renyi bound as alpha falls without end.
+
+    Only one particle of each cell carries a gradient. For K > 1 it is a bound on nothing: it lies between the
+    importance-weighted bound of K particles and that plus log K, so it may exceed the log evidence by log K.
+
+    Parameters
+    ----------
+    particles : int
+        K, draws for each cell.
+    gradient : {"reparam", "score"}
+        As for `IWAE`; there is no doubly reparameterised form, since the weights of the particles are 0 and 1.
+    """
+
+    particles: int = 25
+    gradient: str = "reparam"
+
+    def __post_init__(self) -> None:
+        check(self, ("reparam", "score"))
+
+    def __call__(self, step: Step) -> Losses:
+        weights = local_weights(self, step, KINDS[self.gradient])
+        if self.gradient == "reparam":
+            return loss_per_cell(self.per_cell(weights), weights)
+        log_w = weights.log_w.detach()
+        share = one_hot(log_w.argmax(0), len(log_w)).T.to(log_w.dtype)
+        return score_loss(weights, log_w.amax(0), share, leave_one_out(log_w, lambda w: w.amax(0)) - share)
+
+    def per_cell(self, weights: Weights) -> Tensor:
+        """Return the largest log weight [B] of each cell."""
+        return weights.log_w.amax(0)
 
 
-def _check(objective, gradients: tuple[str, ...]) -> None:
-    name = type(objective).__name__
-    if objective.gradient not in gradients:
-        raise ValueError(f"{name}: gradient must be one of {', '.join(gradients)}, not {objective.gradient!r}")
-    if not isinstance(objective.particles, int) or objective.particles < 1:
-        raise ValueError(f"{name}: particles must be a positive integer, not {objective.particles!r}")
-    if objective.gradient == "score" and objective.particles < 2:
-        raise ValueError(f"{name}: gradient='score' needs at least 2 particles for its baseline")
-
-
-def _score_elbo(weights: Weights, loss: Tensor) -> Tensor:
-    signal = weights.log_w.detach()
-    particles = signal.shape[0]
-    learning = (signal - signal.mean(0)) / (particles - 1) * weights.log_q
-    return with_gradient_of(loss, loss_per_cell(weights.log_p.mean(0) + learning.sum(0), weights))
-
-
-def _leave_one_out_evidence(log_w: Tensor) -> Tensor:
-    """log mean w minus the same with w_k replaced by the geometric mean of the others [K, B]."""
-    particles = log_w.shape[0]
-    others = (log_w.sum(0) - log_w) / (particles - 1)
-    eye = torch.eye(particles, dtype=torch.bool, device=log_w.device)[:, :, None]
-    replaced = torch.where(eye, others[:, None], log_w[None])
-    return torch.logsumexp(log_w, 0) - torch.logsumexp(replaced, 1)
+def renyi(log_w: Tensor, alpha: float) -> Tensor:
+    """Return 1/(1 - alpha) log (1/K) sum_k w_k^(1 - alpha), the mean of log w at alpha = 1; reduces the first axis."""
+    power = 1 - alpha
+    if abs(power) < 1e-6:
+        return log_w.mean(0)
+    return (torch.logsumexp(power * log_w, 0) - log(log_w.shape[0])) / power

@@ -1,0 +1,302 @@
+"""Multiple importance sampling: the guides of one frozen model, and its prior, as one proposal.
+
+Proposals q_1 ... q_J with n_j of S draws each, a_j = n_j / S. Every draw, wherever it comes from, gets the weight of
+the balance heuristic (Veach and Guibas 1995)::
+
+    w(z) = p(x, z) / sum_j a_j q_j(z | x)
+
+The mean of w over all draws is unbiased for p(x), and its variance is at most that of S draws from the mixture at
+random, because the numbers of draws are fixed. With the prior among the proposals, w(z) <= sup_z p(x | z) / a_prior:
+every moment of w is finite where the likelihood is bounded. Which guide is best need not be known, and may differ from
+cell to cell.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from fieldguide.inference.fitted import Fit
+from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.program import Batch, Program, batch_size
+from fieldguide.inference.refit import same_model
+from fieldguide.inference.weights import Weights, _in_plate, _is_random, _reduce, _trace, like_draws
+
+PRIOR = "prior"
+PILOT_CELLS, PILOT_DRAWS = 256, 400
+"""Size of the sample from which the shares are optimised."""
+GAP = 1e-4
+"""Optimised shares are within this of the largest mean log effective sample size, in nats."""
+
+
+class Mixture:
+    """The guides of several fits of one model, with the prior, as one proposal; made by `mix`.
+
+    Attributes
+    ----------
+    fits : list of Fit
+    names : list of str
+        Of the components: their objectives (numbered where they repeat), and "prior".
+    shares : array float64 [J]
+        Share of the draws of each component.
+    """
+
+    def __init__(self, fits: Sequence[Fit], shares: np.ndarray, prior: float) -> None:
+        self.fits = list(fits)
+        self.prior = prior
+        self.names = _names(self.fits) + ([PRIOR] if prior else [])
+        self.shares = np.append((1 - prior) * shares, prior) if prior else np.asarray(shares)
+        self.programs: list[Program] = [fit.program for fit in self.fits]
+
+    def posterior(self, data=None, particles: int = 200, seed: int = 0) -> Posterior:
+        """Return the `Posterior` over the latents of each cell, by importance sampling from the mixture.
+
+        Parameters
+        ----------
+        data : optional
+            New cells; the training data of the first fit by default.
+        particles : int
+            S, draws for each cell, of all components together.
+        seed : int
+            Equal seeds give equal draws.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer draws than components.
+        """
+        first = self.fits[0]
+        self.counts(particles)
+        return Posterior(first.program, first.read(data), particles, seed, first.schema, self.weigh)
+
+    def counts(self, particles: int) -> np.ndarray:
+        """Return the number of draws of each component [J]: its share of S, rounded, and at least one."""
+        wanted = self.shares > 0
+        if particles < wanted.sum():
+            raise ValueError(f"{particles} particles are too few for {wanted.sum()} components")
+        exact = self.shares * particles
+        found = np.maximum(np.floor(exact), wanted).astype(int)
+        while found.sum() != particles:
+            step = 1 if found.sum() < particles else -1
+            room = np.where(wanted & ((found > 1) | (step > 0)), step * (exact - found), -np.inf)
+            found[room.argmax()] += step
+        return found
+
+    def weigh(self, batch: Batch, particles: int) -> Weights:
+        """Draw from every component and return the weights of the mixture, in double precision.
+
+        The draws are in random order, so that the first few are draws from the mixture too.
+        """
+        return self.log_densities(batch, self.counts(particles))[0]
+
+    @torch.no_grad()
+    def log_densities(self, batch: Batch, counts: np.ndarray) -> tuple[Weights, Tensor]:
+        """Return the weights of so many draws of each component, and every component's log density there [J, S, B]."""
+        particles, cells = int(counts.sum()), batch_size(batch)
+        first = self.programs[0]
+        components = [(program, "guide") for program in self.programs] + ([(first, "model")] if self.prior else [])
+        drawn = [
+            _latents(_trace(program, role, batch, int(n)), program)
+            for (program, role), n in zip(components, counts, strict=True)
+            if n
+        ]
+        sites = list(drawn[0])
+        for part in drawn[1:]:
+            if set(part) != set(sites):
+                raise ValueError(f"the components differ in their latent sites: {sorted(sites)} and {sorted(part)}")
+        order = torch.rand(particles, cells, device=drawn[0][sites[0]].device).argsort(0)  # another for each cell
+        values = {}
+        for name in sites:
+            value = torch.cat([part[name] for part in drawn])
+            values[name] = value.gather(0, like_draws(order, value, first.depth).expand(value.shape))
+        model = _trace_at(first, "model", batch, values)
+        prior = _log_density(first, model, sites, particles, cells)
+        observed = [n for n, s in model.nodes.items() if _is_random(s) and s["is_observed"]]
+        likelihood = _log_density(first, model, observed, particles, cells)
+        each = [
+            _log_density(program, _trace_at(program, "guide", batch, values), sites, particles, cells)
+            for program in self.programs
+        ]
+        densities = torch.stack([*each, prior] if self.prior else each)
+        share = torch.as_tensor(counts / particles, dtype=torch.float64, device=densities.device)
+        deterministic: dict[str, Any] = {
+            n: s["value"] for n, s in model.nodes.items() if s["type"] == "sample" and s["infer"].get("_deterministic")
+        }
+        weights = Weights(
+            log_p=prior + likelihood,
+            log_q=torch.logsumexp(densities + share.log()[:, None, None], 0),
+            globals=densities.new_zeros(particles),
+            log_likelihood=likelihood,
+            scale=1.0,
+            draws=values | deterministic,
+            latents=tuple(sites),
+            _depth=first.depth,
+        )
+        return weights, densities
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in zip(self.names, self.shares, strict=True))
+        return f"<Mixture: {parts}>"
+
+
+def mix(
+    fits: Sequence[Fit],
+    weights: str | Sequence[float] | np.ndarray | None = None,
+    prior: float | bool = True,
+    *,
+    data=None,
+    seed: int = 0,
+) -> Mixture:
+    """Combine the guides of one frozen model, and its prior, into one proposal.
+
+    Parameters
+    ----------
+    fits : sequence of Fit
+        Guides of one model, as `Fit.refit` makes them. Their families may differ.
+    weights : {"equal", "optimised"} or array of float [J], optional
+        Shares of the draws among the guides, which sum to one; equal by default. ``"optimised"`` maximises the mean
+        over cells of the log effective sample size, which is minus the log of the estimated second moment of the
+        normalised weights, at a pilot sample (convex; after He and Owen 2014).
+    prior : float or bool
+        Share of the draws that come from the model's prior, over all latent sites. True is 5 %, False none.
+    data : optional
+        Cells for the pilot sample; by default at most 256 training cells of the first fit.
+    seed : int
+        Of the pilot sample.
+
+    Raises
+    ------
+    ValueError
+        If the fits are of different models, or the shares are not shares.
+
+    Examples
+    --------
+    >>> from fieldguide.inference import fit
+    >>> x = np.random.default_rng(0).normal(size=(200, 4))
+    >>> first = fit("ppca", {"x": x}, n_latent=2, max_epochs=5, progress=False)
+    >>> mix([first, first.refit("iwae", progress=False)])
+    <Mixture: elbo 48%, iwae 48%, prior 5%>
+    """
+    fits = list(fits)
+    if not fits:
+        raise ValueError("there is no fit to mix")
+    same_model(fits)
+    defensive = (0.05 if prior else 0.0) if isinstance(prior, bool) else float(prior)
+    if not 0 <= defensive < 1:
+        raise ValueError(f"prior must be a share in [0, 1), not {prior}")
+    equal = np.full(len(fits), 1 / len(fits))
+    weights = "equal" if weights is None else weights
+    if isinstance(weights, str):
+        if weights not in ("equal", "optimised"):
+            raise ValueError(f"weights must be 'equal', 'optimised' or {len(fits)} shares, not {weights!r}")
+        mixture = Mixture(fits, equal, defensive)
+        return mixture if weights == "equal" or len(fits) == 1 else _optimised(mixture, data, seed)
+    shares = np.asarray(weights, dtype=np.float64)
+    if shares.shape != (len(fits),):
+        raise ValueError(f"{shares.size} weights for {len(fits)} fits")
+    if not np.isfinite(shares).all() or (shares < 0).any():
+        raise ValueError(f"weight {shares[~(shares >= 0)][0] if (~(shares >= 0)).any() else np.inf} is not a share")
+    if abs(shares.sum() - 1) > 1e-6:
+        raise ValueError(f"weights must sum to one (the prior takes its share of the whole), not {shares.sum():g}")
+    return Mixture(fits, shares / shares.sum(), defensive)
+
+
+def _optimised(mixture: Mixture, data, seed: int) -> Mixture:
+    """The mixture with the shares of the guides optimised at draws from it as it is."""
+    first = mixture.fits[0]
+    dataset = first.read(data)
+    rows = first.train_rows if data is None else np.arange(dataset.n_cells)
+    if len(rows) > PILOT_CELLS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, PILOT_CELLS, replace=False))
+    counts = mixture.counts(PILOT_DRAWS)
+    ratios: list[Tensor] = []
+
+    def propose(batch: Batch, _: int) -> Weights:
+        weights, densities = mixture.log_densities(batch, counts)
+        ratios.append((densities - weights.log_q).exp())
+        return weights
+
+    pilot = Posterior(first.program, dataset, PILOT_DRAWS, seed, first.schema, propose)
+    log_w = torch.cat([weights.log_w for _, weights, _ in pilot.chunks(rows)], 1)
+    shares = optimal_shares(log_w, torch.cat(ratios, 2), mixture.prior)
+    return Mixture(mixture.fits, shares, mixture.prior)
+
+
+def optimal_shares(log_w: Tensor, ratio: Tensor, prior: float, steps: int = 2000) -> np.ndarray:
+    """Return the shares [J] that maximise the mean log effective sample size, given a pilot sample.
+
+    At shares a, the second moment of a cell's normalised weights is estimated by::
+
+        m(a) = S sum_k v_k^2 / sum_j a_j r_jk        v: normalised pilot weights, r = q_j / (pilot density)
+
+    Its logarithm is convex in a, and so is the mean over cells, which is minimised by multiplicative steps
+    (a_j times the square root of minus the gradient) until the duality gap is below `GAP`.
+
+    Parameters
+    ----------
+    log_w : Tensor [S, B]
+        Log weights of the pilot draws.
+    ratio : Tensor [J, S, B]
+        Density of each component over that of the pilot, at the pilot draws; the prior last, where it has a share.
+    prior : float
+        Share of the prior, which is kept.
+    """
+    squares = torch.softmax(2 * log_w.double(), 0)
+    ratio = ratio.double()
+    guides = len(ratio) - (1 if prior else 0)
+    share = torch.full((len(ratio),), (1 - prior) / guides, dtype=torch.float64, device=ratio.device)
+    if prior:
+        share[-1] = prior
+    for _ in range(steps):
+        part = squares / torch.einsum("j,jkb->kb", share, ratio)
+        slope = torch.einsum("kb,jkb->jb", part / torch.einsum("j,jkb->kb", share, ratio), ratio)
+        slope = (slope / part.sum(0)).mean(1)[:guides]
+        if (1 - prior) * slope.max() - (share[:guides] * slope).sum() < GAP:
+            break
+        raised = share[:guides] * slope.sqrt()
+        share[:guides] = (1 - prior) * raised / raised.sum()
+    return (share[:guides] / share[:guides].sum()).cpu().numpy()
+
+
+def _names(fits: list[Fit]) -> list[str]:
+    found: list[str] = []
+    for fit in fits:
+        name = getattr(fit.objective, "__name__", type(fit.objective).__name__).lower()
+        guide = fit.arguments.get("guide")
+        name = name if guide in (None, "mean_field") else f"{name}-{guide}"
+        count = sum(n == name or n.rpartition("-")[0] == name for n in found)
+        found.append(f"{name}-{count + 1}" if count else name)
+    return found
+
+
+def _latents(trace: Trace, program: Program) -> dict[str, Tensor]:
+    """The drawn latent values of a trace, in the order of the sites; all have to be inside the data plate."""
+    sites: dict[str, Any] = {n: s for n, s in trace.nodes.items() if _is_random(s) and not s["is_observed"]}
+    for name, site in sites.items():
+        if not _in_plate(program, site):
+            raise ValueError(
+                f"site '{name}' is outside the plate '{program.plate}', so it has no posterior for each cell"
+            )
+    return {n: s["value"] for n, s in sites.items()}
+
+
+def _trace_at(program: Program, role: str, batch: Batch, values: dict[str, Tensor]) -> Trace:
+    """Trace model or guide with its latent sites at the given values [S, ...]."""
+    given = Trace()
+    for name, value in values.items():
+        given.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+    return _trace(program, role, batch, len(next(iter(values.values()))), replay=given)
+
+
+def _log_density(program: Program, trace: Trace, sites: Sequence[str], particles: int, cells: int) -> Tensor:
+    """Log density [S, B] of these sites of a trace, float64."""
+    total = torch.zeros((), dtype=torch.float64)
+    for name in sites:
+        if name not in trace.nodes:
+            raise ValueError(f"latent site '{name}' is missing from a component of the mixture")
+        site = trace.nodes[name]
+        total = total + _reduce(program, site, site["fn"].log_prob(site["value"]), particles, cells)[1].double()
+    return total.expand(particles, cells)

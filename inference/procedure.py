@@ -1,0 +1,103 @@
+"""The three-step procedure: choose a model, fit fresh guides to it as it stands, and infer with all of them.
+
+What makes a good model and what makes a good proposal are different questions (Lopez et al. 2020). So the model is the
+one whose held-out bound is best, whatever fitted it; its parameters are frozen; guides are fitted to it by each
+objective; and posterior expectations come from the mixture of these guides and the prior.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fieldguide.inference.comparison import Comparison, _table
+from fieldguide.inference.fitted import Fit
+from fieldguide.inference.mixture import Mixture, mix
+from fieldguide.inference.posterior import Posterior
+
+MIX = "mix"
+CARRIED = ("max_epochs", "batch_size", "learning_rate", "device", "compile")
+"""Settings of the first fits that the fits of the guides share."""
+
+
+@dataclass
+class ThreeStep(Comparison):
+    """One model with a guide by each objective, and the mixture of them.
+
+    A `Comparison` whose rows are proposals: each guide that was fitted to the chosen model, and ``mix``. All bounds are
+    of one model, at equal numbers of draws, so a higher one is a better proposal.
+
+    Attributes
+    ----------
+    model : str
+        Label of the fit that the model is from.
+    mixture : Mixture
+    """
+
+    model: str = ""
+    mixture: Mixture | None = None
+
+
+def three_step(
+    study: Comparison,
+    guide: str | Mapping[str, str] | None = None,
+    *,
+    weights: str | np.ndarray | None = None,
+    prior: float | bool = True,
+    progress: bool = True,
+    **settings,
+) -> ThreeStep:
+    """Take the best model of a comparison, fit a fresh guide by each of its objectives, and mix the guides.
+
+    Parameters
+    ----------
+    study : Comparison
+        The first step: fits of one program by several objectives (see `compare`). The model with the best mean bound
+        on the held-out cells is taken.
+    guide : str, or mapping of label to str, optional
+        Family of the guides, such as ``{"chi": "student_t"}``; by default that of the first fits.
+    weights, prior
+        Shares of the guides and of the prior in the mixture, see `mix`.
+    progress : bool
+    **settings
+        Passed to `Fit.refit`. By default epochs, size of minibatches and learning rate are those of the first fits,
+        and early stopping is off.
+
+    Examples
+    --------
+    >>> from fieldguide.inference import compare
+    >>> x = np.random.default_rng(0).normal(size=(300, 4))
+    >>> study = compare("ppca", {"x": x}, ["elbo", "iwae"], n_latent=2, max_epochs=3, draws=100, progress=False)
+    >>> list(three_step(study, progress=False).table.index)
+    ['elbo', 'iwae', 'mix']
+    """
+    if MIX in study.fits:
+        raise ValueError(f"an objective of the comparison has the label '{MIX}', which is that of the mixture")
+    families = dict(guide) if isinstance(guide, Mapping) else dict.fromkeys(study.fits, guide)
+    unknown = sorted(set(families) - set(study.fits))
+    if unknown:
+        raise KeyError(f"guide names '{unknown[0]}', but the comparison has {', '.join(study.fits)}")
+    chosen = str(study.table["bound"].idxmax())
+    first, seed = study.fits[chosen], int(study.settings.get("seed", 0))
+    shared = {name: value for name, value in study.settings.get("fit", {}).items() if name in CARRIED}
+    settings = {"early_stopping": None, "seed": seed} | shared | settings
+    fits: dict[str, Fit] = {}
+    for number, (label, fitted) in enumerate(study.fits.items(), 1):
+        if progress:
+            print(f"[{number}/{len(study.fits)}] fitting a guide to the model of {chosen} by {label}",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        fits[label] = first.refit(fitted.objective, guide=families.get(label), progress=progress, **settings)
+        if fits[label].interrupted:
+            raise KeyboardInterrupt
+    mixture = mix(list(fits.values()), weights, prior, seed=seed)
+    held_out: dict[str, Posterior] = {}
+    before = study.held_out[chosen]
+    for label, fitted in fits.items():
+        held_out[label] = Posterior(fitted.program, before.dataset, before.particles, seed, before.schema)
+    held_out[MIX] = Posterior(first.program, before.dataset, before.particles, seed, before.schema, mixture.weigh)
+    mixture.counts(before.particles)
+    kept: dict[str, Any] = study.settings | {"model": chosen, "guides": families, "shares": mixture.shares.tolist()}
+    table = _table(fits | {MIX: mixture}, held_out)
+    return ThreeStep(table, fits, held_out, kept, model=chosen, mixture=mixture)

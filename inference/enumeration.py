@@ -45,6 +45,11 @@ LEAST = -1e4
 """Log probabilities of guides are cut off here, where a product with zero would not be a number."""
 
 
+def is_marked(site) -> bool:
+    """Whether a site asks to be enumerated, and is not observed."""
+    return site["type"] == "sample" and not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
+
+
 class Enumerate(Messenger):
     """Give each marked site all its values, in a dimension of its own; one for guide and model of a trace.
 
@@ -60,7 +65,7 @@ class Enumerate(Messenger):
         self.sites: dict[str, int] = {}
 
     def _pyro_sample(self, msg) -> None:
-        if msg["done"] or msg["is_observed"] or msg["infer"].get("enumerate") != "parallel":
+        if msg["done"] or not is_marked(msg):
             return
         name, found = msg["name"], msg["fn"]
         frames = [f for f in msg["cond_indep_stack"] if f.vectorized]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fieldguide.inference import ELBO, IWAE, Posterior, Program, Step, weigh
+from fieldguide.inference import ELBO, IWAE, ForwardKL, Posterior, Program, Step, fit, mix, weigh
 from fieldguide.inference.data import read
 
 SUMMED = {"enumerate": "parallel"}
@@ -398,3 +398,40 @@ class Endless(Masked):
 def test_what_cannot_be_summed_out_says_so(program, error, message):
     with pytest.raises(error, match=message):
         weigh(program(False), {"x": torch.zeros(2), "label": torch.zeros(2, dtype=torch.long)}, 2)
+
+
+@pytest.mark.parametrize("in_guide", [True, False])
+def test_a_mixture_of_guides_sums_the_class_out_of_every_density(in_guide):
+    data = {"x": np.full(300, float(X), dtype=np.float32)}
+    settings = {"max_epochs": 1, "progress": False, "learning_rate": 1e-6}
+    first = fit(Toy(in_guide), data, **settings)
+    second = first.refit(ELBO(kl="analytic"), **settings)
+    with torch.no_grad():
+        second.program.guide_c.neg_()
+        second.program.guide_z[2] += 0.7
+    truth, probability = (v.detach().numpy() for v in evidence(first.program))
+    found = mix([first, second], prior=0.2).posterior(particles=100)
+    ratio = np.exp(found.log_evidence - truth)
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / 300**0.5
+    for function in (lambda v: v["c_posterior"][..., 1], lambda v: v["c"].float()):
+        estimate = found.expect(function)
+        assert abs(estimate.mean() - probability[1]) < 5 * estimate.std() / 300**0.5 + 2e-3
+    _, weights, values = next(found.chunks(np.arange(2)))
+    again = found.decode(np.arange(2), {n: values[n] for n in weights.latents})
+    torch.testing.assert_close(again["twice"], values["twice"])
+    alone = mix([first], prior=False).posterior(particles=50)
+    _, weights, values = next(alone.chunks(np.arange(4)))
+    z, u, c = values["z"], values["u"], torch.arange(2)[:, None, None]
+    if in_guide:
+        log_c = first.program.q_c(z).logits.movedim(-1, 0)
+        log_q = torch.logsumexp(log_c + first.program.q_u(z, c).log_prob(u), 0) + first.program.q_z(X).log_prob(z)
+        log_w = torch.logsumexp(first.program.log_joint(X, z, u), 0) - log_q
+        torch.testing.assert_close(weights.log_w.float(), log_w.detach().float(), rtol=1e-4, atol=1e-4)
+
+
+def test_wake_by_path_gradients_would_not_train_the_guides_probabilities_and_says_so():
+    step = Step(Toy(), {"x": torch.zeros(3)})
+    with pytest.raises(ValueError, match="gradient='dreg' would not train .* enumerated site 'c'"):
+        ForwardKL(3, "dreg")(step)
+    assert Step(Toy(), {"x": torch.zeros(3)}).weights(3, "score").enumerated == ()
+    assert torch.isfinite(ForwardKL(3)(step)["phi"])

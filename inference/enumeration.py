@@ -213,7 +213,7 @@ def sum_out(sums: Sums, sites: dict[str, int], in_guide: set[str], kind: str, de
     flat = joint.flatten(0, wide - 1)
     log_sum = torch.logsumexp(flat, 0)
     share = torch.softmax(flat.detach(), 0)
-    noise = -torch.empty_like(share).exponential_().log()
+    noise = -torch.empty_like(share).exponential_().clamp(min=1e-30).log()
     chosen = (flat.detach() + noise).argmax(0)
     share = share.reshape(joint.shape)
     if kind == "analytic" and in_guide:

@@ -116,7 +116,8 @@ class Mixture:
             value = torch.cat([part[name] for part in drawn])
             values[name] = value.gather(0, like_draws(order, value, first.depth).expand(value.shape))
         model, joint, prior, found = _density_at(first, "model", batch, values)
-        each = [_density_at(program, "guide", batch, values)[1] for program in self.programs]
+        guides = [_density_at(program, "guide", batch, values) for program in self.programs]
+        each = [density for _, density, _, _ in guides]
         densities = torch.stack([*each, prior] if self.prior else each)
         share = torch.as_tensor(counts / particles, dtype=torch.float64, device=densities.device)
         deterministic: dict[str, Any] = {
@@ -131,6 +132,10 @@ class Mixture:
             likelihood = found.log_likelihood
             values |= {n: found.choose_site(model.nodes[n], first.depth) for n in found.posterior}
             deterministic |= {f"{n}_posterior": value for n, value in found.posterior.items()}
+            made = torch.softmax(torch.stack(each) + share[: len(each), None, None].log(), 0)[..., None]
+            for name in set(found.posterior).intersection(*(g.posterior if g else () for *_, g in guides)):
+                own = torch.stack([g.posterior[name] for *_, g in guides])
+                deterministic[f"{name}_guide"] = (made * own).sum(0)  # each guide's, by how likely it made the draw
         weights = Weights(
             log_p=joint,
             log_q=torch.logsumexp(densities + share.log()[:, None, None], 0),

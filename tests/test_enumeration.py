@@ -298,6 +298,50 @@ def test_two_discrete_sites_against_the_exhaustive_sum(in_guide, kind):
         torch.testing.assert_close(weights.draws["d_guide"], marginal.expand(4, 5, 2))
 
 
+class Inner(Program):
+    """A class of each cell, and features in an inner plate that depend on it."""
+
+    depth = 2
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.randn(3, 2))
+        self.guide_loc, self.guide_c = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))
+
+    def model(self, batch):
+        with self.cells(batch):
+            c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer=SUMMED)
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            with pyro.plate("features", 3, dim=-2):
+                loc = self.loc[torch.arange(3)[:, None], c]
+                pyro.sample("x", dist.Normal(loc + z, 0.5), obs=batch["x"].T)
+
+    def guide(self, batch):
+        with self.cells(batch):
+            c = pyro.sample("c", dist.Categorical(logits=self.guide_c), infer=SUMMED)
+            pyro.sample("z", dist.Normal(self.guide_loc[c], 1.0))
+
+
+@pytest.mark.parametrize("kind", ["reparam", "path"])
+def test_the_features_of_an_inner_plate_are_summed_before_the_classes(kind):
+    torch.manual_seed(0)
+    program, x = Inner(), torch.randn(5, 3)
+    weights = weigh(program, {"x": x}, 4, kind)
+    z = weights.traced["z"]
+    assert z.shape == (2, 4, 1, 5) and weights.draws["z"].shape == (4, 1, 5)
+    terms = []
+    for c in range(2):
+        one = z[c, :, 0]
+        seen = dist.Normal(program.loc[:, c] + one[..., None], 0.5).log_prob(x).sum(-1)
+        guide = dist.Normal(program.guide_loc[c], 1.0).log_prob(one)
+        terms.append(seen - np.log(2) + dist.Normal(0.0, 1.0).log_prob(one) - guide)
+    torch.testing.assert_close(weights.log_w, torch.logsumexp(torch.stack(terms), 0))
+    if kind == "path":
+        weights.scale_path(torch.softmax(weights.log_w.detach(), 0))
+        weights.log_w.sum().backward()
+        assert torch.isfinite(program.guide_loc.grad).all()
+
+
 class Masked(Program):
     """Labels observed for some cells: by two masked sites, as Pyro's ``obs_mask`` does, or as an observation of one."""
 
@@ -427,6 +471,10 @@ def test_a_mixture_of_guides_sums_the_class_out_of_every_density(in_guide):
         log_q = torch.logsumexp(log_c + first.program.q_u(z, c).log_prob(u), 0) + first.program.q_z(X).log_prob(z)
         log_w = torch.logsumexp(first.program.log_joint(X, z, u), 0) - log_q
         torch.testing.assert_close(weights.log_w.float(), log_w.detach().float(), rtol=1e-4, atol=1e-4)
+        both = mix([first, second], prior=False).posterior(particles=200)
+        guides = [first.posterior(particles=400), second.posterior(particles=400)]
+        plain = np.mean([g.expect(lambda v: v["c_guide"], "plugin").mean(0) for g in guides], 0)
+        np.testing.assert_allclose(both.expect(lambda v: v["c_guide"], "plugin").mean(0), plain, atol=0.01)
 
 
 def test_wake_by_path_gradients_would_not_train_the_guides_probabilities_and_says_so():

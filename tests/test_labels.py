@@ -21,7 +21,7 @@ from fieldguide.decisions import (
     rejection_curve,
     risk_coverage,
 )
-from fieldguide.inference import ELBO, IWAE, SchemaError, Step, fit
+from fieldguide.inference import ELBO, IWAE, SchemaError, Step, fit, mix
 from fieldguide.inference.conformance import check
 
 
@@ -343,3 +343,31 @@ def test_an_unseen_label_is_an_error_and_no_label_is_none(fitted):
     with pytest.raises(ValueError, match="no training cell has a label"):
         rows = np.flatnonzero(~np.isnan(few_labels()))
         fit("m1m2", {"x": X, "labels": few_labels()}, validation=rows, progress=False, max_epochs=1, **SMALL)
+
+
+def test_classes_from_a_mixture_of_guides(fitted):
+    settings = {"max_epochs": 1, "progress": False}
+    mixture = mix([fitted, fitted.refit(IWAE(3), guide="student_t", **settings)], prior=0.1)
+    posterior = mixture.posterior({"x": X[:6]}, particles=40)
+    for estimator in ("plugin", "snis"):
+        found = class_probabilities(posterior, estimator)
+        np.testing.assert_allclose(found.sum(axis=1), 1)
+        assert found.columns.tolist() == [str(k) for k in range(9)]
+    assert posterior.draw("c", 5).shape == (5, 6, 9)
+
+
+@pytest.mark.slow
+def test_nines_are_rejected_by_a_model_of_the_other_digits():
+    """The reject option of benchmarks/reject_option.py on the 8 x 8 digits."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(y))
+    train, test = order[:900], order[900:]
+    labels = np.full(900, np.nan)
+    for digit in range(9):
+        labels[np.flatnonzero(y[train] == digit)[:40]] = digit
+    data = {"x": x[train] / 16, "labels": labels}
+    found = fit("m1m2", data, max_epochs=60, n_hidden=64, n_decoder=128, progress=False)
+    settings = evaluate_rejection(found.posterior({"x": x[test] / 16}, particles=25), y[test].astype(str)).settings
+    assert settings["accuracy"] > 0.9
+    assert settings["average_precision"] > 2 * settings["base_rate"]
+    assert settings["aurc"] < 0.08

@@ -69,10 +69,11 @@ class GaussianEncoder(nn.Module):
 
 
 def join(x: Tensor, covariates: Tensor | None) -> Tensor:
-    """Append covariates [B, C] to the last dimension of x [..., B, I]."""
+    """Append covariates [..., B, C] to the last dimension of x [..., B, I]; the dimensions before it broadcast."""
     if covariates is None:
         return x
-    return torch.cat((x, covariates.expand(*x.shape[:-1], covariates.shape[-1])), -1)
+    lead = torch.broadcast_shapes(x.shape[:-1], covariates.shape[:-1])
+    return torch.cat((x.expand(*lead, -1), covariates.expand(*lead, -1)), -1)
 
 
 def one_hot(codes: Tensor, classes: int) -> Tensor:

@@ -11,6 +11,15 @@ from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDe
 from fieldguide.decisions.denoised import CellEstimates, denoised_expression, impute
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
+from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
+from fieldguide.decisions.rejection import (
+    aurc,
+    average_precision,
+    decide,
+    expected_loss,
+    rejection_curve,
+    risk_coverage,
+)
 
 __all__ = [
     "CellEstimates",
@@ -18,11 +27,20 @@ __all__ = [
     "Decision",
     "UntrustworthyWeights",
     "WeakDesign",
+    "aurc",
+    "average_precision",
     "calls",
+    "class_probabilities",
+    "decide",
     "denoised_expression",
     "differential_expression",
+    "evaluate_rejection",
     "expected_fdr",
+    "expected_loss",
     "fdr_values",
     "impute",
     "posterior_predictive_check",
+    "reject_option",
+    "rejection_curve",
+    "risk_coverage",
 ]

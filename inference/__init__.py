@@ -9,6 +9,7 @@ if not __name__.startswith("fieldguide."):
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.data import Dataset, Loader
+from fieldguide.inference.fields import Labels, UnitInterval
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
 from fieldguide.inference.mixture import Mixture, mix
@@ -59,6 +60,7 @@ __all__ = [
     "Fit",
     "FittedSchema",
     "ForwardKL",
+    "Labels",
     "Loader",
     "Matrix",
     "Mixture",
@@ -72,6 +74,7 @@ __all__ = [
     "SleepPhi",
     "Step",
     "ThreeStep",
+    "UnitInterval",
     "VRMax",
     "WakeWake",
     "Weights",

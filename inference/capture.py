@@ -30,7 +30,7 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Batch, scalars: Scalars) -> tuple[Losses, Logs]:
         step = Step(self.program, batch, self.total, scalars)
-        return self.objective(step), step.logs
+        return self.program.training_loss(step, self.objective), step.logs
 
 
 def export_step(program: Program, objective, batch: Batch, total: int) -> nn.Module:

@@ -153,7 +153,7 @@ class _Trainer:
 
     def eager(self, batch: Batch, scalars: Mapping[str, float | Tensor]) -> tuple[Losses, dict[str, Tensor]]:
         step = Step(self.program, batch, self.total, scalars)
-        return self.result.objective(step), step.logs
+        return self.program.training_loss(step, self.result.objective), step.logs
 
     def run(self, max_epochs, kl_warmup, patience, callbacks, checkpoint, progress) -> None:
         best, best_state, since, saved = np.inf, None, 0, time.monotonic()

@@ -21,6 +21,7 @@ from pyro.poutine import Trace
 from scipy.optimize import minimize
 from torch import Tensor
 
+from fieldguide.inference.enumeration import Enumerate, Enumerated, Sums, is_marked, sum_out, without_mask
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.program import Batch, Program, batch_size
@@ -102,11 +103,13 @@ class Mixture:
         particles, cells = int(counts.sum()), batch_size(batch)
         first = self.programs[0]
         components = [(program, "guide") for program in self.programs] + ([(first, "model")] if self.prior else [])
-        drawn = [
-            _latents(_trace(program, role, batch, int(n)), program)
+        traces = [
+            (_trace(program, role, batch, int(n)), program)
             for (program, role), n in zip(components, counts, strict=True)
             if n
         ]
+        summed = {name for made, _ in traces for name, site in made.nodes.items() if is_marked(site)}
+        drawn = [{n: v for n, v in _latents(*made).items() if n not in summed} for made in traces]
         sites = list(drawn[0])
         for part in drawn[1:]:
             if set(part) != set(sites):
@@ -116,27 +119,36 @@ class Mixture:
         for name in sites:
             value = torch.cat([part[name] for part in drawn])
             values[name] = value.gather(0, like_draws(order, value, first.depth).expand(value.shape))
-        model = _trace_at(first, "model", batch, values)
-        prior = _log_density(first, model, sites, particles, cells)
-        observed = [n for n, s in model.nodes.items() if _is_random(s) and s["is_observed"]]
-        likelihood = _log_density(first, model, observed, particles, cells)
-        each = [
-            _log_density(program, _trace_at(program, "guide", batch, values), sites, particles, cells)
-            for program in self.programs
-        ]
+        model, joint, prior, found = _density_at(first, "model", batch, values)
+        guides = [_density_at(program, "guide", batch, values) for program in self.programs]
+        each = [density for _, density, _, _ in guides]
         densities = torch.stack([*each, prior] if self.prior else each)
         share = torch.as_tensor(counts / particles, dtype=torch.float64, device=densities.device)
         deterministic: dict[str, Any] = {
-            n: s["value"] for n, s in model.nodes.items() if s["type"] == "sample" and s["infer"].get("_deterministic")
+            n: s["value"] if found is None else found.choose_site(s, first.depth)
+            for n, s in model.nodes.items()
+            if s["type"] == "sample" and s["infer"].get("_deterministic")
         }
+        observed = [n for n, s in model.nodes.items() if _is_random(s) and s["is_observed"]]
+        if found is None:
+            likelihood = _log_density(first, model, observed, particles, cells)
+        else:
+            likelihood = found.log_likelihood
+            values |= {n: found.choose_site(model.nodes[n], first.depth) for n in found.posterior}
+            deterministic |= {f"{n}_posterior": value for n, value in found.posterior.items()}
+            made = torch.softmax(torch.stack(each) + share[: len(each), None, None].log(), 0)[..., None]
+            for name in set(found.posterior).intersection(*(g.posterior if g else () for *_, g in guides)):
+                own = torch.stack([g.posterior[name] for *_, g in guides])
+                deterministic[f"{name}_guide"] = (made * own).sum(0)  # each guide's, by how likely it made the draw
         weights = Weights(
-            log_p=prior + likelihood,
+            log_p=joint,
             log_q=torch.logsumexp(densities + share.log()[:, None, None], 0),
             globals=densities.new_zeros(particles),
             log_likelihood=likelihood,
             scale=1.0,
             draws=values | deterministic,
-            latents=tuple(sites),
+            latents=tuple(values),
+            enumerated=() if found is None else tuple(found.posterior),
             _depth=first.depth,
         )
         return weights, densities
@@ -297,12 +309,47 @@ def _latents(trace: Trace, program: Program) -> dict[str, Tensor]:
     return {n: s["value"] for n, s in sites.items()}
 
 
-def _trace_at(program: Program, role: str, batch: Batch, values: dict[str, Tensor]) -> Trace:
+def _density_at(
+    program: Program, role: str, batch: Batch, values: dict[str, Tensor]
+) -> tuple[Trace, Tensor, Tensor, Enumerated | None]:
+    """Trace model or guide at these values, with marked discrete sites summed out.
+
+    Returns the trace, its log density [S, B] in float64, that of its latent sites alone, and what the sum was over.
+    """
+    discrete = Enumerate(program)
+    found = _trace_at(program, role, batch, values, [discrete])
+    draws, cells = len(next(iter(values.values()))), batch_size(batch)
+    zero = torch.zeros(draws, cells, dtype=torch.float64, device=next(iter(batch.values())).device)
+    everything, latent = (Sums({"prior": zero, "likelihood": zero}) for _ in range(2))
+    random = {name: site for name, site in found.nodes.items() if _is_random(site)}
+    here = {name for name, site in random.items() if not site["is_observed"]}
+    missing = sorted((here - set(discrete.sites)) ^ set(values))
+    if missing:
+        raise ValueError(f"latent site '{missing[0]}' is missing from a component of the mixture")
+    for name, site in random.items():
+        if name in discrete.sites:
+            site, density = without_mask(site, site["value"])
+        else:
+            density = site["fn"].log_prob(site["value"])
+        value = _reduce(program, site, density, draws, cells, len(discrete.sites))[1].double()
+        everything.add("likelihood" if site["is_observed"] else "prior", 1, value)
+        if not site["is_observed"]:
+            latent.add("prior", 1, value)
+    total, prior = everything.plain["prior"] + everything.plain["likelihood"], latent.plain["prior"]
+    if not discrete.sites:
+        return found, total, prior, None
+    summed = sum_out(everything, discrete.sites, set(), "reparam", program.depth)
+    summed.log_likelihood = summed.log_likelihood + everything.plain["likelihood"]
+    prior = prior + sum_out(latent, discrete.sites, set(), "reparam", program.depth).log_sum
+    return found, total + summed.log_sum, prior, summed
+
+
+def _trace_at(program: Program, role: str, batch: Batch, values: dict[str, Tensor], handlers=()) -> Trace:
     """Trace model or guide with its latent sites at the given values [S, ...]."""
     given = Trace()
     for name, value in values.items():
         given.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
-    return _trace(program, role, batch, len(next(iter(values.values()))), replay=given)
+    return _trace(program, role, batch, len(next(iter(values.values()))), handlers, given)
 
 
 def _log_density(program: Program, trace: Trace, sites: Sequence[str], particles: int, cells: int) -> Tensor:

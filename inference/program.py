@@ -1,6 +1,7 @@
 """The one thing that a model has to be: a torch module with a Pyro ``model`` and a Pyro ``guide``."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pyro
 from torch import Tensor, nn
@@ -81,6 +82,14 @@ class Program(nn.Module):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """See the training data once before training, to set buffers (empirical priors). Does nothing here."""
+
+    def training_loss(self, step: Any, objective: Callable) -> Any:
+        """Return the loss of one minibatch in training: that of the objective.
+
+        Override it to add terms that train a part of the program but belong to no density (a classifier's cross
+        entropy); they never enter importance weights. See `Step.cell_weights` to count cells unequally.
+        """
+        return objective(step)
 
     def forward(self, role: str, batch: Batch) -> None:
         """Run ``model`` or ``guide``; lets ``torch.func.functional_call`` swap the parameters."""

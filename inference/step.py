@@ -25,6 +25,10 @@ class Step:
     ----------
     logs : dict of str to Tensor
         What objectives noted with `log`; the training loop puts the epoch's mean of each into the history.
+    cell_weights : Tensor [B], optional
+        How much each cell counts in the gradients, whatever the objective; None counts all alike. It multiplies what
+        flows back into the log weights of the cell, not the weights themselves, so that no K-sample bound is changed;
+        the value of the loss stays the plain mean over cells.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Step:
         self.total = total
         self.scalars = dict(scalars or {})
         self.logs: dict[str, Tensor] = {}
+        self.cell_weights: Tensor | None = None
         self._cache: dict[tuple[int, str], Weights] = {}
 
     def weights(self, particles: int = 1, kind: Kind = "reparam") -> Weights:
@@ -48,9 +53,11 @@ class Step:
         """
         key = (particles, kind)
         if key not in self._cache or kind == "path":
-            self._cache[key] = weigh(
-                self.program, self.batch, particles, kind, self.total, self.scalars.get("kl_weight", 1.0)
-            )
+            found = weigh(self.program, self.batch, particles, kind, self.total, self.scalars.get("kl_weight", 1.0))
+            if self.cell_weights is not None:
+                found.log_p = _counted(found.log_p, self.cell_weights)
+                found.log_q = _counted(found.log_q, self.cell_weights)
+            self._cache[key] = found
         return self._cache[key]
 
     def log(self, name: str, value: Tensor) -> None:
@@ -63,3 +70,9 @@ class Step:
         if site not in weights.draws:
             raise KeyError(f"no site '{site}'; the program has {sorted(weights.draws)}")
         return weights.draws[site]
+
+
+def _counted(values: Tensor, times: Tensor) -> Tensor:
+    """Return ``values`` [K, B] with their gradients multiplied by ``times`` [B]."""
+    scaled = times * values
+    return scaled + (values - scaled).detach()

@@ -5,26 +5,31 @@ the B cells of a minibatch. The subsampling factor N/B never enters a weight: in
 a bound into something else. It multiplies the finished bound, in the objective.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Literal
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.broadcast_messenger import BroadcastMessenger
-from pyro.poutine.indep_messenger import IndepMessenger
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
-from torch.func import functional_call
-from torch.nn.modules.dropout import _DropoutNd
 
+from fieldguide.inference.enumeration import Enumerate, Sums, sum_out, without_mask
 from fieldguide.inference.program import Batch, Program, batch_size
+from fieldguide.inference.tracing import (
+    Cut,
+    Particles,
+    Rejoin,
+    Substitute,
+    frozen_guide_trace,
+    random_state,
+)
+from fieldguide.inference.tracing import in_plate as _in_plate
+from fieldguide.inference.tracing import is_random as _is_random
+from fieldguide.inference.tracing import trace as _trace
+
+__all__ = ["Kind", "Particles", "Substitute", "Weights", "like_draws", "weigh"]
 
 Kind = Literal["reparam", "analytic", "path", "score"]
 
@@ -37,6 +42,8 @@ class Weights:
     ----------
     log_p, log_q : Tensor [K, B]
         Log joint density of the model and log density of the guide, summed over everything but particle and cell.
+        Where discrete sites are summed out (`fieldguide.inference.enumeration`), the log of that sum is in ``log_p``,
+        guide sites that depend on them included.
     globals : Tensor [K]
         The same difference for the sites outside the data plate.
     log_likelihood : Tensor [K, B]
@@ -45,13 +52,19 @@ class Weights:
         N / B, to be applied once and linearly, to the finished bound.
     draws : dict of Tensor
         Values of all latent and deterministic sites: [K, B, ...], with the inner plates of a deeper program between
-        particle and cell dimension.
+        particle and cell dimension. A site c that was summed out has a draw from its probabilities given the other
+        draws of the particle, which are ``c_posterior`` [K, B, C]; those of the guide are ``c_guide``. Sites that
+        depend on it have their values at that draw.
     latents : tuple of str
         Names of the latent sites.
     global_latents : tuple of str
         Latent sites outside the data plate, for which K-sample bounds do not factorise over cells.
     kind : str
         What the gradients mean, see `weigh`.
+    enumerated : tuple of str
+        Latent sites that were summed out.
+    traced : dict of Tensor
+        Values of the other latent sites as the model saw them: before one value of the enumerated sites was chosen.
     """
 
     log_p: Tensor
@@ -63,8 +76,10 @@ class Weights:
     latents: tuple[str, ...] = ()
     global_latents: tuple[str, ...] = ()
     kind: Kind = "reparam"
+    enumerated: tuple[str, ...] = ()
+    traced: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _depth: int = 1
-    _aliases: list[Tensor] = field(default_factory=list, repr=False)
+    _aliases: list[tuple[Tensor, int]] = field(default_factory=list, repr=False)
 
     @property
     def log_w(self) -> Tensor:
@@ -77,37 +92,15 @@ class Weights:
         With the loss ``-(r * log_w).sum(0)`` for a detached r, model parameters receive r and guide parameters,
         which see only the path through the draws, receive ``r * coefficient``.
         """
-        for alias in self._aliases:
-            alias.register_hook(partial(torch.mul, like_draws(coefficient.detach(), alias, self._depth)))
+        for alias, lead in self._aliases:
+            wide = coefficient.detach().reshape((1,) * lead + coefficient.shape)
+            alias.register_hook(partial(torch.mul, like_draws(wide, alias, self._depth)))
 
 
 def like_draws(values: Tensor, draws: Tensor, depth: int) -> Tensor:
-    """Reshape ``values`` [K, B] to broadcast against draws [K, (inner plates), B, (event)]."""
-    inner, event = depth - 1, draws.dim() - depth - 1
-    return values.reshape(values.shape[:1] + (1,) * inner + values.shape[1:] + (1,) * event)
-
-
-class Particles(IndepMessenger):
-    """The plate of K particles around a whole program: a plate without Pyro's bookkeeping for subsampling."""
-
-    def __init__(self, program: Program, particles: int) -> None:
-        super().__init__("particles", particles, dim=-(program.depth + 1))
-
-    def _process_message(self, msg) -> None:
-        super()._process_message(msg)
-        BroadcastMessenger._pyro_sample(msg)
-
-
-class Substitute(Messenger):
-    """Replace the values of latent sites, after they were drawn (so that random streams stay aligned)."""
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_post_sample(self, msg) -> None:
-        if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
+    """Reshape ``values`` [*E, K, B] to broadcast against draws [*E, K, (inner plates), B, (event)]."""
+    inner, event = depth - 1, draws.dim() - depth - values.dim() + 1
+    return values.reshape(values.shape[:-1] + (1,) * inner + values.shape[-1:] + (1,) * event)
 
 
 def weigh(
@@ -144,46 +137,53 @@ def weigh(
     """
     if kind == "path" and not torch.is_grad_enabled():
         kind = "reparam"
-    random_state = _random_state(batch) if kind == "path" else ()
-    guide = _trace(program, "guide", batch, particles)
+    state = random_state(batch) if kind == "path" else ()
+    discrete, cut = Enumerate(program), Cut()
+    # In kind "score" draws are constants: discrete guide sites are drawn, and only the model's own are summed out.
+    handlers = [] if kind == "score" else [discrete, cut] if kind == "path" else [discrete]
+    guide = scored = _trace(program, "guide", batch, particles, handlers)
     latents = [n for n, s in guide.nodes.items() if _is_random(s) and not s["is_observed"]]
-    aliases: list[Tensor] = []
+    in_guide = set(discrete.sites)
     if kind == "score":
         for name in latents:
             guide.nodes[name]["value"] = guide.nodes[name]["value"].detach()
     elif torch.is_grad_enabled():
-        _require_reparameterised(guide, latents)
-    scored = guide
+        _require_reparameterised(guide, [n for n in latents if n not in in_guide])
     if kind == "path":
-        for name in latents:
-            value = guide.nodes[name]["value"]
-            guide.nodes[name]["value"] = alias = value.view_as(value)
-            if alias.requires_grad:
-                aliases.append(alias)
-        values = {name: guide.nodes[name]["value"] for name in latents}
-        scored = _frozen_guide_trace(program, batch, particles, values, random_state)
-    model = _trace(program, "model", batch, particles, replay=guide)
-    _require_same_sites(program, model, latents)
+        kept = {n: v for n, v in cut.kept.items() if n not in in_guide}
+        scored = frozen_guide_trace(program, batch, particles, [discrete, Rejoin(kept)], state)
+    model = _trace(program, "model", batch, particles, [discrete], replay=scored)
+    _require_same_sites(program, model, latents + [n for n in discrete.sites if n not in in_guide])
 
     cells = batch_size(batch)
     shape = (particles, cells)
     one = next(iter(batch.values()))
     zero = torch.zeros(shape, device=one.device)
-    sums = {"prior": zero, "likelihood": zero, "guide": zero, "globals": zero.new_zeros(particles)}
+    sums = Sums({"prior": zero, "likelihood": zero, "guide": zero, "globals": zero.new_zeros(particles)})
     global_latents = []
     closed = _closed_form_sites(model, scored, latents) if kind == "analytic" else {}
-    annealed = set(latents if program.warmup is None else program.warmup)
+    everything = latents + [n for n in discrete.sites if n not in latents]
+    annealed = set(everything if program.warmup is None else program.warmup)
 
     def add(side: str, sign: int, site, value: Tensor, weight=1.0) -> None:
-        local, value = _reduce(program, site, value, particles, cells)
+        local, value = _reduce(program, site, value, particles, cells, len(discrete.sites))
+        if side == "mass":
+            sums.add_mass(value, weight)
+            return
         if not (isinstance(weight, float) and weight == 1.0):
             value = weight * value
         if local:
-            sums[side] = sums[side] + value
+            sums.add(side, sign, value)
         else:
-            sums["globals"] = sums["globals"] + sign * value
+            sums.plain["globals"] = sums.plain["globals"] + sign * value
 
-    for name in latents:
+    for name in everything:
+        if name in discrete.sites:
+            weight, value = kl_weight if name in annealed else 1.0, model.nodes[name]["value"]
+            add("prior", 1, *without_mask(model.nodes[name], value), weight)
+            if name in in_guide:
+                add("mass", -1, *without_mask(scored.nodes[name], value), weight)
+            continue
         site, prior = scored.nodes[name], model.nodes[name]
         weight = kl_weight if name in annealed else 1.0
         if not _in_plate(program, site):
@@ -196,87 +196,50 @@ def weigh(
     for site in model.nodes.values():
         if _is_random(site) and site["is_observed"]:
             add("likelihood", 1, site, site["fn"].log_prob(site["value"]))
+    plain, found = sums.plain, None
+    log_p, log_likelihood = plain["prior"] + plain["likelihood"], plain["likelihood"]
+    if discrete.sites:
+        found = sum_out(sums, discrete.sites, in_guide, kind, program.depth)
+        log_p, log_likelihood = log_p + found.log_sum, log_likelihood + found.log_likelihood
+    aliases = []
+    for name, alias in cut.kept.items():
+        if name not in in_guide and alias.requires_grad:
+            lead = max(0, alias.dim() - guide.nodes[name]["fn"].event_dim - program.depth - 1)
+            aliases.append((alias, lead))
+            if found is not None and lead:  # a draw made for one value of an enumerated site acts on one summand
+                alias.register_hook(partial(torch.mul, like_draws(found.share_of(alias, lead), alias, program.depth)))
     draws = {
-        name: site["value"]
+        name: site["value"] if found is None else found.choose_site(site, program.depth)
         for name, site in model.nodes.items()
-        if name in latents or (site["type"] == "sample" and site["infer"].get("_deterministic"))
+        if name in everything or (site["type"] == "sample" and site["infer"].get("_deterministic"))
     }
+    if found is not None:
+        draws |= {f"{name}_posterior": value for name, value in found.posterior.items()}
+        draws |= {f"{name}_guide": value for name, value in found.guide.items()}
     return Weights(
-        log_p=sums["prior"] + sums["likelihood"],
-        log_q=sums["guide"],
-        globals=sums["globals"],
-        log_likelihood=sums["likelihood"],
+        log_p=log_p,
+        log_q=plain["guide"],
+        globals=plain["globals"],
+        log_likelihood=log_likelihood,
         scale=(total or cells) / cells,
         draws=draws,
-        latents=tuple(latents),
+        latents=tuple(everything),
         global_latents=tuple(global_latents),
+        enumerated=tuple(discrete.sites),
+        traced={name: model.nodes[name]["value"] for name in latents if name not in in_guide},
         kind=kind,
         _depth=program.depth,
         _aliases=aliases,
     )
 
 
-def _trace(program: Program, role: str, batch: Batch, particles: int, replay: poutine.Trace | None = None):
-    run = getattr(program, role)
-    if replay is not None:
-        run = poutine.replay(run, trace=replay)
-    with Particles(program, particles):
-        return poutine.trace(run).get_trace(batch)
-
-
-def _frozen_guide_trace(program: Program, batch: Batch, particles: int, values: dict[str, Tensor], state: tuple):
-    """Trace the guide again at ``values`` with constant parameters, the same dropout and untouched buffers.
-
-    Detaching the distributions of the first trace would be wrong as soon as one guide site depends on another.
-    """
-    if torch.compiler.is_exporting() and any(
-        isinstance(m, _DropoutNd) and m.training and m.p for m in program.modules()
-    ):
-        raise NotImplementedError("a captured step cannot repeat the dropout of the guide for path gradients")
-    constants = {name: p.detach() for name, p in program.named_parameters()}
-    constants |= {name: b.clone() for name, b in program.named_buffers()}
-    with (
-        _replayed_randomness(batch, state),
-        Particles(program, particles),
-        Substitute(values),
-    ):
-        return poutine.trace(functional_call).get_trace(program, constants, ("guide", batch))
-
-
-def _random_state(batch: Batch) -> tuple[Tensor, ...]:
-    device = next(iter(batch.values())).device
-    cuda = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
-    return (torch.get_rng_state(), *cuda)
-
-
-def _set_random_state(batch: Batch, state: tuple[Tensor, ...]) -> None:
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state(state[1], next(iter(batch.values())).device)
-
-
-@contextmanager
-def _replayed_randomness(batch: Batch, state: tuple[Tensor, ...]) -> Iterator[None]:
-    after = _random_state(batch)
-    _set_random_state(batch, state)
-    try:
-        yield
-    finally:
-        _set_random_state(batch, after)
-
-
-def _is_random(site) -> bool:
-    return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
-
-
-def _in_plate(program: Program, site) -> bool:
-    return any(frame.name == program.plate for frame in site["cond_indep_stack"])
-
-
-def _reduce(program: Program, site, value: Tensor, particles: int, cells: int) -> tuple[bool, Tensor]:
+def _reduce(
+    program: Program, site, value: Tensor, particles: int, cells: int, enumerated: int = 0
+) -> tuple[bool, Tensor]:
     """Sum a site's log density to [K, B] (or [K] outside the data plate), without the subsampling factor.
 
-    The user's own ``poutine.scale`` and masks stay; the N/B that a subsampling data plate put into the scale goes.
+    Where it depends on sites that are summed out, their dimensions are kept: [*E, K, B]. The user's own
+    ``poutine.scale`` and masks stay; the N/B that a subsampling data plate put into the scale goes.
     """
     frames = [f for f in site["cond_indep_stack"] if f.vectorized]
     data = [f for f in frames if f.name == program.plate]
@@ -284,19 +247,22 @@ def _reduce(program: Program, site, value: Tensor, particles: int, cells: int) -
     scale = site["scale"] / subsampling if subsampling != 1 else site["scale"]
     value = scale_and_mask(value, scale, site["mask"])
     depth = program.depth + 1
-    if value.dim() > depth:
+    if value.dim() > depth + enumerated:
         raise ValueError(
             f"site '{site['name']}' has batch shape {tuple(value.shape)}: more dimensions than the declared plate "
             f"depth {program.depth} and the particles; wrap event dimensions in .to_event() or raise 'depth'"
         )
     value = value.reshape((1,) * (depth - value.dim()) + value.shape)
+    lead = value.shape[: value.dim() - depth]
+    if lead and not data:
+        raise ValueError(f"site '{site['name']}' depends on an enumerated site, but is outside '{program.plate}'")
     if not data:
         value = value.sum(tuple(range(1, depth))) if depth > 1 else value
         return False, value.expand(particles)
     dim = data[0].dim
     rest = tuple(d for d in range(-depth + 1, 0) if d != dim)
     value = value.sum(rest) if rest else value
-    return True, value.expand(particles, cells)
+    return True, value.expand(*lead, particles, cells)
 
 
 def _closed_form_sites(model, guide, latents: list[str]) -> dict[str, Tensor]:

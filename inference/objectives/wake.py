@@ -56,7 +56,7 @@ class ForwardKL:
         check(self, tuple(KINDS), several=tuple(KINDS))
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
-        weights = local_weights(self, step, KINDS[self.gradient])
+        weights = _weights(self, step)
         log_w = weights.log_w.detach()
         share = torch.softmax(log_w, 0)
         step.log("eubo", eubo(log_w).mean())
@@ -136,7 +136,7 @@ class WakeWake:
             raise ValueError(f"WakeWake: sleep must be a share in [0, 1], not {self.sleep}")
 
     def __call__(self, step: Step) -> Losses:
-        weights = local_weights(self, step, KINDS[self.gradient])
+        weights = _weights(self, step)
         log_w = weights.log_w.detach()
         share, value, wake = torch.softmax(log_w, 0), iwelbo(log_w), 1 - self.sleep
         step.log("eubo", eubo(log_w).mean())
@@ -160,3 +160,14 @@ class WakeWake:
 def eubo(log_w: Tensor) -> Tensor:
     """Return the self-normalised posterior mean of log w of each cell [B], from log weights [K, B]."""
     return (torch.softmax(log_w, 0) * log_w).sum(0)
+
+
+def _weights(objective: ForwardKL | WakeWake, step: Step) -> Weights:
+    weights = local_weights(objective, step, KINDS[objective.gradient])
+    summed = [name for name in weights.enumerated if f"{name}_guide" in weights.draws]
+    if summed and objective.gradient == "dreg" and torch.is_grad_enabled():
+        raise ValueError(
+            f"{type(objective).__name__}: gradient='dreg' would not train the guide's probabilities of the enumerated "
+            f"site '{summed[0]}', which are in the divergence; use gradient='score'"
+        )
+    return weights

@@ -1,0 +1,106 @@
+"""Fields of data that are labelled in part, and of features with a range."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from fieldguide.inference.schema import Field, Matrix, SchemaError, _cell, _column
+from fieldguide.inference.storage import BackedStore, DenseStore
+
+UNLABELLED = -1
+"""Code of a cell without a label."""
+
+
+@dataclass(frozen=True)
+class Labels(Field):
+    """A categorical column that is known for some cells; each cell's code, int64 [N], and -1 where it is missing.
+
+    Missing are NaN, None, and -1 in a column of integers. Numbers that are whole count as integers, so that a column
+    that became floating point through its missing values has the labels it had before. New data may lack the column:
+    then no cell is labelled.
+    """
+
+    def learn(self, name, data, place):
+        labels, known = _labels(_column(name, data, place))
+        found = pd.unique(labels[known])
+        if len(found) < 2:
+            seen = f"only {found[0]!r}" if len(found) else "no label at all"
+            raise SchemaError(f"field '{name}': column {place!r} has {seen}; at least two classes are needed")
+        return {"categories": [str(v) for v in sorted(found, key=_in_order)]}
+
+    def read(self, name, data, place, state):
+        if not _has(data, place):
+            rows = data.n_obs if isinstance(data, anndata.AnnData) else len(next(iter(dict(data).values())))
+            return DenseStore(np.full(rows, UNLABELLED, dtype=np.int64))
+        column = _column(name, data, place)
+        labels, known = _labels(column)
+        codes = np.full(len(labels), UNLABELLED, dtype=np.int64)
+        codes[known] = pd.Categorical(labels[known], categories=state["categories"]).codes
+        unseen = np.flatnonzero(known & (codes < 0))
+        if unseen.size:
+            raise SchemaError(
+                f"field '{name}': label {str(labels[unseen[0]])!r} of cell {_cell(data, unseen[0])!r} was not in the "
+                f"training data ({unseen.size} cells); known: {', '.join(state['categories'])}. Leave the label of a "
+                "cell of an unknown class missing"
+            )
+        return DenseStore(codes)
+
+    def sizes(self, name, state):
+        return {f"n_{name}": len(state["categories"])}
+
+
+@dataclass(frozen=True)
+class UnitInterval(Matrix):
+    """A cells x features matrix of numbers in [0, 1], such as grey values; float32 [N, F]."""
+
+    def read(self, name, data, place, state):
+        store = super().read(name, data, place, state)
+        if isinstance(store, BackedStore):
+            raise SchemaError(f"field '{name}': values in [0, 1] are read from memory only")
+        bad = np.argwhere(((store.values < 0) | (store.values > 1)).numpy())
+        if bad.size:
+            row, column = bad[0]
+            raise SchemaError(
+                f"field '{name}': cell {_cell(data, row)!r}, column {column} is {float(store.values[row, column]):g}, "
+                "outside [0, 1]; divide by the largest possible value"
+            )
+        return store
+
+
+def _labels(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as text, and which cells have one."""
+    missing = column.isna().to_numpy()
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype if not missing.any() else object)
+    numbers = pd.to_numeric(column, errors="coerce") if _all_numbers(column) else None
+    if numbers is not None and not (numbers[~missing] % 1).any():
+        whole = numbers.fillna(UNLABELLED).to_numpy(dtype=np.int64)
+        return whole.astype(str).astype(object), ~missing & (whole != UNLABELLED)
+    return column.astype(str).to_numpy(dtype=object), ~missing
+
+
+def _all_numbers(column: pd.Series) -> bool:
+    if column.dtype == object:
+        return all(isinstance(v, int | float | np.number) for v in column.dropna())
+    return pd.api.types.is_numeric_dtype(column)
+
+
+def _in_order(label: str) -> tuple[float, str]:
+    """Numbers by size, and before text."""
+    try:
+        return float(label), ""
+    except ValueError:
+        return float("inf"), label
+
+
+def _has(data, place: str) -> bool:
+    if isinstance(data, anndata.AnnData):
+        return place in data.obs
+    return (
+        place in (data.columns if isinstance(data, pd.DataFrame) else data)
+        if isinstance(data, pd.DataFrame | Mapping)
+        else False
+    )

@@ -15,6 +15,7 @@ from fieldguide.catalog.data import pbmc68k_700
 from fieldguide.decisions import Decision, UntrustworthyWeights, WeakDesign, differential_expression
 from fieldguide.inference.comparison import DEFINITIONS as OF_THE_FIT
 from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.procedure import MIX
 
 DEFINITIONS = OF_THE_FIT | {
     "de_genes": "Genes called differentially expressed at the stated posterior expected false discovery rate.",
@@ -55,15 +56,18 @@ class Study(inference.Comparison):
     posteriors : dict of str to Posterior
         Of all cells, which the decisions were made from.
     decisions : dict of str to Decision
-        Differential expression under each objective; empty when no groups were named.
+        Differential expression under each objective (and by the mixture); empty when no groups were named.
     warnings : dict of str to list of str
         What the decision under each objective warned of.
+    steps : ThreeStep or None
+        Guides by every objective for the best model, and their mixture, whose decision stands under "mix".
     """
 
     data: anndata.AnnData | None = None
     posteriors: dict[str, Posterior] = field(default_factory=dict)
     decisions: dict[str, Decision] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
+    steps: inference.ThreeStep | None = None
 
     def called(self) -> pd.DataFrame:
         """Return which genes each objective calls: bool, genes x objectives, in the order of the data."""
@@ -83,6 +87,7 @@ def compare(
     delta: float | None = None,
     fdr: float = 0.05,
     unit: str = "group",
+    mix: bool = True,
     posterior_draws: int = 200,
     seed: int = 0,
     progress: bool = True,
@@ -101,6 +106,9 @@ def compare(
     groupby, group, reference, delta, fdr, unit
         The question, see `fieldguide.decisions.differential_expression`; without ``group``, none is asked. The least
         log2 fold change ``delta`` is 0.25 by default, as there.
+    mix : bool
+        Whether to go on with the best model: fit a fresh guide to it by each objective, mix the guides with the prior
+        (`fieldguide.inference.three_step`), and answer the question with the mixture too.
     posterior_draws : int
         S, draws for each cell in the decision.
     seed : int
@@ -134,13 +142,18 @@ def compare(
     study = Study(found.table, found.fits, found.held_out, found.settings, annotated)
     study.settings |= {"data": source, "posterior_draws": posterior_draws, "groupby": groupby}
     study.posteriors = {label: fit.posterior(particles=posterior_draws, seed=seed) for label, fit in study.fits.items()}
+    question = {"delta": delta, "fdr": fdr, "unit": unit, "seed": seed}
     if group is not None:
-        question = {"delta": delta, "fdr": fdr, "unit": unit, "seed": seed}
         for label, posterior in study.posteriors.items():
             if progress:
                 print(f"differential expression under {label}", file=sys.stderr, flush=True)
             study.decisions[label], study.warnings[label] = _decide(posterior, groupby, group, reference, question)
         study.table = _with_decisions(study)
+    if mix and len(study.fits) > 1:
+        study.steps = steps = inference.three_step(found, progress=progress)
+        if group is not None and steps.mixture is not None:
+            posterior = steps.mixture.posterior(particles=posterior_draws, seed=seed)
+            study.decisions[MIX], study.warnings[MIX] = _decide(posterior, groupby, group, reference, question)
     return study
 
 

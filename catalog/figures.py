@@ -229,7 +229,7 @@ def _panels(
 
 
 def _colours(study: Study) -> list[str]:
-    return [OBJECTIVES[i % len(OBJECTIVES)] for i in range(len(study.fits))]
+    return [OBJECTIVES[i % len(OBJECTIVES)] for i in range(max(len(study.fits), len(study.decisions)))]
 
 
 def _groups(study: Study) -> pd.Series | None:

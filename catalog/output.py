@@ -62,6 +62,8 @@ def _tables(study: Study, folder: Path) -> Mapping[str, str]:
     study.table[TIMES].to_csv(folder / "times.csv")
     meanings = {"definition": [DEFINITIONS[column] for column in study.table]}
     pd.DataFrame(meanings, index=pd.Index(study.table.columns, name="column")).to_csv(folder / "definitions.csv")
+    if study.steps is not None:
+        study.steps.table.drop(columns=TIMES).to_csv(folder / "three_step.csv")
     (folder / "settings.json").write_text(json.dumps(study.settings, indent=2, default=str) + "\n", encoding="utf-8")
     for label, fit in study.fits.items():
         fit.history.drop(columns=TIMES).to_csv(folder / f"history_{label}.csv")
@@ -74,6 +76,7 @@ def _tables(study: Study, folder: Path) -> Mapping[str, str]:
         "settings.json": "everything that is needed to repeat the comparison",
         "history_….csv": "loss on training and held-out cells after each epoch",
     }
+    files |= {"three_step.csv": "guides to the best model, and their mixture"} if study.steps is not None else {}
     return files | ({"de_….csv": "differential expression of every gene"} if study.decisions else {})
 
 

@@ -7,6 +7,8 @@ from html import escape
 from importlib.metadata import version
 from typing import Any
 
+import pandas as pd
+
 from fieldguide.catalog.comparison import DEFINITIONS, Study
 from fieldguide.catalog.figures import OBJECTIVES
 from fieldguide.catalog.style import CSS
@@ -83,6 +85,7 @@ def page(study: Study, figures: Mapping[str, bytes], files: Mapping[str, str], c
         ("training", "Training", _figure("training", figures)),
         ("latent", "Latent space", _figure("latent", figures)),
         ("trust", "Can the weights be trusted?", _figure("khat", figures)),
+        ("proposals", "One model, several guides", _proposals(study)),
         ("genes", "Differential expression", _genes(study, figures)),
         ("settings", "Settings and versions", _settings(study)),
         ("citation", "Citation", f"<pre>{escape(cite)}</pre>" if cite else ""),
@@ -119,8 +122,8 @@ def _findings(study: Study) -> str:
     return f'<div class="findings">{"".join(cards)}</div>'
 
 
-def _comparison(study: Study) -> str:
-    table = shown(study)
+def _rows(table: pd.DataFrame) -> str:
+    """A table as `shown` makes it, in HTML; the columns lead to their definitions."""
     head = "".join(f'<th><a href="#def-{name}">{escape(COLUMNS[name][0])}</a></th>' for name in table)
     rows = []
     for number, (label, row) in enumerate(table.iterrows()):
@@ -128,6 +131,25 @@ def _comparison(study: Study) -> str:
         best = ' class="best"' if row["behind"] == "best" else ""
         cells = "".join(f"<td>{escape(value)}</td>" for value in row)
         rows.append(f"<tr{best}><td>{mark}{escape(str(label))}</td>{cells}</tr>")
+    return (
+        f'<div class="scroll"><table><thead><tr><th>objective</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _proposals(study: Study) -> str:
+    if study.steps is None:
+        return ""
+    return (
+        f"<p>What makes a good model and what makes a good proposal are different questions. The model of "
+        f"{escape(study.steps.model)}, whose held-out bound is best, was kept as it is; guides were fitted to it anew "
+        "by each objective, and mixed with its prior (multiple importance sampling with the balance heuristic). At "
+        "equal draws and for one model, a higher bound is a better proposal.</p>" + _rows(shown(study.steps))
+    )
+
+
+def _comparison(study: Study) -> str:
+    table = shown(study)
     losses = "".join(
         f"<li><code>{escape(str(label))}</code>: <code>{escape(loss)}</code></li>"
         for label, loss in study.table["loss"].items()
@@ -140,8 +162,7 @@ def _comparison(study: Study) -> str:
         f"<p>The same model, from the same initial values and on the same split, under each objective; evaluated on "
         f"{s['cells']} held-out cells with S = {s['draws']} draws each. Bounds are in nats per cell. A click on a "
         "column leads to its definition.</p>"
-        f'<div class="scroll"><table><thead><tr><th>objective</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div><ul>{losses}</ul>"
+        f"{_rows(table)}<ul>{losses}</ul>"
         f"<details open><summary>What the numbers mean</summary>{_definitions(meanings, 'def', titles)}</details>"
     )
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.catalog.comparison import Study
-from fieldguide.inference import Comparison
+from fieldguide.inference import Comparison, ThreeStep
+from fieldguide.inference.procedure import MIX
 from fieldguide.inference.psis import khat_limit
 
 COLUMNS = {
@@ -50,6 +51,7 @@ def question(study: Study) -> str:
 def findings(study: Study) -> list[tuple[str, str]]:
     """Return (topic, sentence) of what the numbers say, and of what they do not allow to say."""
     found = [("Fit", _on_bounds(study.table)), ("Trust", _on_weights(study))]
+    found += [("Proposals", _on_proposals(study.steps))] if study.steps is not None else []
     return [*found, ("Genes", _on_genes(study))] if study.decisions else found
 
 
@@ -79,6 +81,18 @@ def _on_weights(study: Study) -> str:
         )
     usable = [str(label) for label, share in above.items() if share <= 0.5]
     return f"{text}: the importance weights of most cells are usable under {', '.join(usable)}."
+
+
+def _on_proposals(steps: ThreeStep) -> str:
+    shares = zip(steps.mixture.names, steps.mixture.shares, strict=True) if steps.mixture is not None else ()
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in shares)
+    mixture, guides = steps.table.loc[MIX], steps.table.drop(index=MIX)
+    khat, ess = guides["khat_median"], guides["ess_median"]
+    return (
+        f"guides were fitted anew to the model of {steps.model}, and mixed ({parts}). Median k-hat is "
+        f"{mixture['khat_median']:.2f} for the mixture, and {khat.min():.2f} to {khat.max():.2f} for single guides; "
+        f"the median effective sample size {mixture['ess_median']:.1f}, and {ess.min():.1f} to {ess.max():.1f}."
+    )
 
 
 def _on_genes(study: Study) -> str:

@@ -171,7 +171,7 @@ def test_compare_is_the_comparison_of_the_api(file, tmp_path, capsys):
 
 
 def test_compare_goes_on_to_the_mixture(file, tmp_path, capsys):
-    words = ["compare", "scvi", str(file), "--objectives", "elbo", "iwae", "--mix", *QUICK, *FEW]
+    words = ["compare", "scvi", str(file), "--objectives", "elbo", "iwae", *QUICK, *FEW]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     table = pd.read_csv(tmp_path / "out" / "three_step.csv", index_col=0)
@@ -194,7 +194,7 @@ def test_an_older_report_needs_overwrite(file, tmp_path, capsys):
 
 def test_wrong_names_are_named(file, fitted, tmp_path, capsys):
     out = ["--output", tmp_path / "out"]
-    assert "no catalog entry 'scvj'; there are ppca, scvi" in fails(capsys, "fit", "scvj", file, *out)
+    assert "no catalog entry 'scvj'; there are m1m2, ppca, scvi" in fails(capsys, "fit", "scvj", file, *out)
     assert "no objective 'elbow'" in fails(capsys, "fit", "scvi", file, "--objective", "elbow", *out)
     assert "scvi has no argument 'n_latnt'; there are" in fails(
         capsys, "fit", "scvi", file, "--model", "n_latnt=3", *out

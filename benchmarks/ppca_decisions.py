@@ -229,13 +229,18 @@ def report(table, particles):
     show(f"model and guide by one objective, K = {particles}, {seeds} seeds (ours, the paper's, a replication's)",
          both.to_dict("records"), f"log p of the truth: {own['best log p'].mean():.3f}")  # fmt: skip
     columns = [*REFITS, *MIXTURES]
+    seeds_of = table[table["phi"] == "MIS"].groupby("theta")["seed"].nunique()
+    shown = [t for t in GUIDES if t in seeds_of]
     cross = table.groupby(["theta", "phi"]).mean(numeric_only=True)
     errors = table.groupby(["theta", "phi"]).sem(numeric_only=True)
     paper = [
         {"theta": theta} | dict(zip([*REFITS, "MIS"], row.split(), strict=True)) for theta, row in PAPER_CROSS.items()
     ]
     for what, scale in (("MAE", 100), ("SNIS 200", 100), ("plug 200", 100), ("k-hat", 1), ("ESS 200", 1)):
-        rows = [{"theta": t} | {phi: scale * cross.loc[(t, phi), what] for phi in columns} for t in GUIDES]
+        rows = [
+            {"theta": t, "seeds": seeds_of[t]} | {phi: scale * cross.loc[(t, phi), what] for phi in columns}
+            for t in shown
+        ]
         show(f"{what}{' x100' if scale > 1 else ''}: rows theta, columns fresh guides", rows)
     show("the paper's cross table, MAE x100 / k-hat", paper)
     print(f"\nlargest standard error of MAE x100 over seeds: {100 * errors['MAE'].max():.2f}")

@@ -119,6 +119,7 @@ def main():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--only", nargs="*", default=["VAE", "IWAE"], help="models to fit")
     p.add_argument("--refit", nargs="*", default=["IWAE"], help="models that get fresh guides and a mixture")
+    p.add_argument("--guides", nargs="*", default=["VAE", "IWAE", "WW", "chi"], help="guides to refit")
     p.add_argument("--keep", type=Path, help="folder of fits: read if there, else made and kept")
     a = p.parse_args()
     torch.set_num_threads(1)
@@ -147,6 +148,8 @@ def main():
     for name in a.refit:
         first, fitted = model(name), {}
         for guide, (objective, family) in guides(k).items():
+            if guide not in {*a.guides, name}:
+                continue
             if guide == name:  # the model's own guide
                 fitted[guide] = first
                 continue
@@ -156,7 +159,7 @@ def main():
             posterior = fitted[guide].posterior(test, particles=a.draws, seed=1)
             rows[name, guide] = quality(a, fitted[guide], test) | figures(posterior, truth)
             show(rows)
-        chosen = [fitted[g] for g in ("IWAE", "WW", "chi")]
+        chosen = [fitted[g] for g in ("IWAE", "WW", "chi") if g in fitted]
         mixture = mix(chosen, prior=0.05, data=data)
         posterior = mixture.posterior(test, particles=a.draws, seed=1)
         few = mixture.posterior({"x": test["x"][:100]}, particles=1000)

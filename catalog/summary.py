@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.catalog.comparison import Study
+from fieldguide.inference import Comparison
 from fieldguide.inference.psis import khat_limit
 
 COLUMNS = {
@@ -21,7 +22,7 @@ COLUMNS = {
 """Title and format of each column that is shown; ``DEFINITIONS`` says what it means."""
 
 
-def shown(study: Study) -> pd.DataFrame:
+def shown(study: Comparison) -> pd.DataFrame:
     """Return the table as text, one row an objective, columns named as in the data (titles are in `COLUMNS`)."""
     table = pd.DataFrame(index=study.table.index)
     for name, (_, pattern) in COLUMNS.items():

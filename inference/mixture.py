@@ -11,12 +11,14 @@ every moment of w is finite where the likelihood is bounded. Which guide is best
 cell to cell.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from pyro.poutine import Trace
+from scipy.optimize import minimize
 from torch import Tensor
 
 from fieldguide.inference.enumeration import Enumerate, Enumerated, Sums, is_marked, sum_out, without_mask
@@ -29,8 +31,10 @@ from fieldguide.inference.weights import Weights, _in_plate, _is_random, _reduce
 PRIOR = "prior"
 PILOT_CELLS, PILOT_DRAWS = 256, 400
 """Size of the sample from which the shares are optimised."""
-GAP = 1e-4
-"""Optimised shares are within this of the largest mean log effective sample size, in nats."""
+GAP = 1e-2
+"""Optimised shares have a mean log effective sample size within this of the best, in nats, or a warning says so."""
+LEAST = 1e-3
+"""Optimised shares below it are zero: they would get their one draw in vain."""
 
 
 class Mixture:
@@ -49,7 +53,7 @@ class Mixture:
         self.fits = list(fits)
         self.prior = prior
         self.names = _names(self.fits) + ([PRIOR] if prior else [])
-        self.shares = np.append((1 - prior) * shares, prior) if prior else np.asarray(shares)
+        self.shares = _with_prior(shares, prior)
         self.programs: list[Program] = [fit.program for fit in self.fits]
 
     def posterior(self, data=None, particles: int = 200, seed: int = 0) -> Posterior:
@@ -237,15 +241,15 @@ def _optimised(mixture: Mixture, data, seed: int) -> Mixture:
     return Mixture(mixture.fits, shares, mixture.prior)
 
 
-def optimal_shares(log_w: Tensor, ratio: Tensor, prior: float, steps: int = 2000) -> np.ndarray:
+def optimal_shares(log_w: Tensor, ratio: Tensor, prior: float) -> np.ndarray:
     """Return the shares [J] that maximise the mean log effective sample size, given a pilot sample.
 
     At shares a, the second moment of a cell's normalised weights is estimated by::
 
         m(a) = S sum_k v_k^2 / sum_j a_j r_jk        v: normalised pilot weights, r = q_j / (pilot density)
 
-    Its logarithm is convex in a, and so is the mean over cells, which is minimised by multiplicative steps
-    (a_j times the square root of minus the gradient) until the duality gap is below `GAP`.
+    Its logarithm is convex in a, and so is the mean over cells, which is minimised over the simplex by sequential
+    quadratic programming. Convexity bounds what is missing to the minimum by the duality gap.
 
     Parameters
     ----------
@@ -256,21 +260,31 @@ def optimal_shares(log_w: Tensor, ratio: Tensor, prior: float, steps: int = 2000
     prior : float
         Share of the prior, which is kept.
     """
-    squares = torch.softmax(2 * log_w.double(), 0)
-    ratio = ratio.double()
+    squares, ratio = torch.softmax(2 * log_w.double(), 0).cpu(), ratio.double().cpu()
     guides = len(ratio) - (1 if prior else 0)
-    share = torch.full((len(ratio),), (1 - prior) / guides, dtype=torch.float64, device=ratio.device)
-    if prior:
-        share[-1] = prior
-    for _ in range(steps):
-        part = squares / torch.einsum("j,jkb->kb", share, ratio)
-        slope = torch.einsum("kb,jkb->jb", part / torch.einsum("j,jkb->kb", share, ratio), ratio)
-        slope = (slope / part.sum(0)).mean(1)[:guides]
-        if (1 - prior) * slope.max() - (share[:guides] * slope).sum() < GAP:
-            break
-        raised = share[:guides] * slope.sqrt()
-        share[:guides] = (1 - prior) * raised / raised.sum()
-    return (share[:guides] / share[:guides].sum()).cpu().numpy()
+
+    def objective(shares: np.ndarray) -> tuple[float, np.ndarray]:
+        whole = torch.from_numpy(_with_prior(shares, prior))
+        density = torch.einsum("j,jkb->kb", whole, ratio)
+        part = squares / density
+        moment = part.sum(0)
+        slope = torch.einsum("kb,jkb->jb", part / density, ratio[:guides]) / moment
+        return moment.log().mean().item(), -(1 - prior) * slope.mean(1).numpy()
+
+    simplex = {"type": "eq", "fun": lambda a: a.sum() - 1, "jac": np.ones_like}
+    bounds = [(LEAST / 10, 1)] * guides  # above zero, so that no pilot draw has density zero
+    start, options = np.full(guides, 1 / guides), {"ftol": 1e-9, "maxiter": 500}
+    shares = minimize(objective, start, jac=True, method="SLSQP", bounds=bounds, constraints=simplex, options=options).x
+    slope = objective(shares)[1]
+    gap = slope @ shares - slope.min()
+    if not gap < GAP:
+        warnings.warn(f"the shares of the mixture may be {gap:.2g} nats of log sample size from the best", stacklevel=4)
+    shares = np.where(shares < LEAST, 0, shares)
+    return shares / shares.sum()
+
+
+def _with_prior(shares: np.ndarray, prior: float) -> np.ndarray:
+    return np.append((1 - prior) * shares, prior) if prior else np.asarray(shares)
 
 
 def _names(fits: list[Fit]) -> list[str]:

@@ -44,7 +44,7 @@ def three_step(
     study: Comparison,
     guide: str | Mapping[str, str] | None = None,
     *,
-    weights: str | np.ndarray | None = None,
+    weights: str | np.ndarray = "optimised",
     prior: float | bool = True,
     progress: bool = True,
     **settings,
@@ -59,7 +59,8 @@ def three_step(
     guide : str, or mapping of label to str, optional
         Family of the guides, such as ``{"chi": "student_t"}``; by default that of the first fits.
     weights, prior
-        Shares of the guides and of the prior in the mixture, see `mix`.
+        Shares of the guides and of the prior in the mixture, see `mix`. Optimised by default: the training cells are at
+        hand, and guides by several objectives are seldom of equal quality.
     progress : bool
     **settings
         Passed to `Fit.refit`. By default epochs, size of minibatches and learning rate are those of the first fits,

@@ -37,8 +37,8 @@ def exact(program, x):
 def test_refined_cells_have_the_evidence_and_the_moments_of_the_posterior():
     program, x = narrow_guide()
     mean, covariance, evidence = exact(program, x)
-    before = Posterior(program, read({"x": x.numpy()}, None), 400, seed=1)
-    after = before.refine(limit=0.5, temperatures=60, step_size=0.2, progress=False)
+    before = Posterior(program, read({"x": x.numpy()}, None), 300, seed=1)
+    after = before.refine(limit=0.5, temperatures=40, step_size=0.2, progress=False)
     rows = after.proposal.rows
     assert len(rows) > 20 and (before.khat[rows] > 0.5).all()
     assert after.khat[rows].max() < 0.5 and np.median(after.khat) < np.median(before.khat) - 0.3

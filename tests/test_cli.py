@@ -170,6 +170,16 @@ def test_compare_is_the_comparison_of_the_api(file, tmp_path, capsys):
     assert file.read_bytes() == before, "the input is as it was"
 
 
+def test_compare_goes_on_to_the_mixture(file, tmp_path, capsys):
+    words = ["compare", "scvi", str(file), "--objectives", "elbo", "iwae", "--mix", *QUICK, *FEW]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "three_step.csv", index_col=0)
+    assert list(table.index) == ["elbo", "iwae", "mix"] and "seconds" not in table
+    best = pd.read_csv(tmp_path / "out" / "comparison.csv", index_col=0)["bound"].idxmax()
+    assert f"Guides fitted to the model of {best}" in shown and f"{table.loc['mix', 'bound']:.2f}" in shown
+
+
 def test_an_older_report_needs_overwrite(file, tmp_path, capsys):
     words = ["compare", "scvi", str(file), "--objectives", "elbo", *QUICK, *FEW, "--output", str(tmp_path / "out")]
     assert main(words) == 0

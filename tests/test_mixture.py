@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -137,6 +137,7 @@ def density(mixture, values):
         return torch.logsumexp(torch.stack(parts) + torch.from_numpy(np.log(mixture.shares))[:, None, None], 0)
 
 
+@settings(max_examples=20)
 @given(st.permutations(["narrow_finite_chi2", "wide", "near"]), st.integers(0, 100))
 def test_order_does_not_matter_and_duplicates_merge(order, seed):
     torch.manual_seed(seed)
@@ -160,7 +161,7 @@ def test_optimised_shares_find_the_best_component_and_the_minimum():
     assert mixture.names == ["elbo", "elbo-2", "elbo-3", "prior"]
     assert mixture.shares[:3].argmax() == 1
     exact = mix([*fits[:1], gauss1d("posterior", 400)], "optimised", prior=False)
-    assert exact.shares[1] > 0.95
+    assert exact.shares[1] > 0.98
     ess = mixture.posterior(particles=400, seed=5).ess.mean()
     assert ess > mix(fits).posterior(particles=400, seed=5).ess.mean()
 
@@ -182,8 +183,19 @@ def test_optimal_shares_minimise_the_estimated_second_moment(seed, components, p
         return (squares / torch.einsum("j,jkb->kb", torch.from_numpy(full), ratio)).sum(0).log().mean().item()
 
     assert found.shape == (guides,) and found.sum() == pytest.approx(1)
-    others = rng.dirichlet(np.ones(guides), 30)
-    assert objective(found) <= min(objective(o) for o in others) + 1.1e-4
+    others = [*rng.dirichlet(np.ones(guides), 30), *np.eye(guides)]
+    assert objective(found) <= min(objective(o) for o in others) + 1e-3  # shares below 1e-3 are dropped
+
+
+def test_optimal_shares_of_components_that_do_not_meet():
+    """Every draw has density zero under all components but one: the shares are those of the weights."""
+    log_w = torch.zeros(40, 5).double()
+    ratio = torch.zeros(2, 40, 5).double()
+    ratio[0, :10], ratio[1, 10:] = 4.0, 4 / 3
+    log_w[10:] = -2000.0
+    assert optimal_shares(log_w, ratio, 0.0).tolist() == [1.0, 0.0]
+    log_w[10:] = 0.0
+    np.testing.assert_allclose(optimal_shares(log_w, ratio, 0.0), [0.25, 0.75], atol=1e-4)
 
 
 class Chain(Program):

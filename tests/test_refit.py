@@ -82,7 +82,7 @@ def test_the_guide_is_trained_and_another_family_finds_what_a_mean_field_cannot(
     with torch.no_grad():
         program.loadings.copy_(torch.tensor([[1.0, 1.0]]).expand(5, 2) * 2 + 0.3 * torch.randn(5, 2))
     first = fit(program, X, progress=False, max_epochs=1, learning_rate=1e-9)
-    settings = {"learning_rate": 0.03, "max_epochs": 60, "batch_size": 20, "progress": False, "early_stopping": None}
+    settings = {"learning_rate": 0.03, "max_epochs": 40, "batch_size": 20, "progress": False, "early_stopping": None}
     x = torch.tensor(X["x"], dtype=torch.float32)
     with torch.no_grad():
         covariance = first.program.exact_posterior(x)[1]
@@ -122,7 +122,7 @@ def test_a_program_of_a_users_own_class_or_instance(tmp_path):
     for entry in (Deep, instance):
         first = fit(entry, X, **QUICK)
         before = first.bound(objective=IWAE(50)).mean()
-        second = first.refit("elbo", progress=False, max_epochs=30, learning_rate=0.01)
+        second = first.refit("elbo", progress=False, max_epochs=10, learning_rate=0.01)
         assert_model_unchanged(first, second)
         assert second.program is not first.program
         assert second.bound(objective=IWAE(50)).mean() > before - 0.2

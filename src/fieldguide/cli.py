@@ -140,6 +140,7 @@ def compare(
     validation: float = 0.1,
     draws: int = 1000,
     posterior_draws: int = 200,
+    mix: bool = False,
     model: Model = (),
 ) -> None:
     """Fit a model under several objectives, compare fits and decisions, and write a report.
@@ -166,6 +167,7 @@ def compare(
         validation: Share of the cells that are held out.
         draws: S, draws for each held-out cell in the evaluation.
         posterior_draws: S, draws for each cell in the decision.
+        mix: Go on with the best model: fit fresh guides to it by each objective, and mix them (three_step.csv).
     """
     from rich.console import Console
 
@@ -173,6 +175,8 @@ def compare(
     from fieldguide.catalog.folder import MARK, complete_folder
     from fieldguide.catalog.output import write
     from fieldguide.catalog.summary import COLUMNS, findings, question, shown
+    from fieldguide.inference import three_step
+    from fieldguide.inference.comparison import TIMES
 
     if group is None and (groupby is not None or reference is not None) and data is not None:
         raise ValueError("--groupby and --reference ask for a --group to compare")
@@ -205,8 +209,14 @@ def compare(
         if data is not None:
             study.settings["data"] = data.name
         write(study, folder)
-    table = shown(study).rename(columns={name: title for name, (title, _) in COLUMNS.items()}).reset_index()
-    show_table(table, right=True)
+        steps = three_step(study) if mix else None
+        if steps is not None:
+            steps.table.drop(columns=TIMES).to_csv(folder / "three_step.csv")
+    titles = {name: title for name, (title, _) in COLUMNS.items()}
+    show_table(shown(study).rename(columns=titles).reset_index(), right=True)
+    if steps is not None:
+        print(f"\nGuides fitted to the model of {steps.model}, and their mixture with the prior:")
+        show_table(shown(steps).rename(columns=titles).reset_index(), right=True)
     console = Console(highlight=False)
     for topic, sentence in [*([("Question", question(study))] if study.decisions else []), *findings(study)]:
         console.print(f"[bold]{topic}[/bold]  ", end="")

@@ -73,7 +73,9 @@ class M1M2(Program):
     n_decoder : int, optional
         Width of the network from z to x; ``n_features`` by default, as published.
     encoder : {"dense", "conv"}
-        Network of q(z | x): two dense layers, or the published three convolutions for images of 28 x 28.
+        Network of q(z | x): two dense layers, or the published three convolutions before them, for images of 28 x 28.
+    n_channels : int
+        Channels of the first convolution; twice and four times as many of the others.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
         Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.families`.
     dropout : float
@@ -101,6 +103,7 @@ class M1M2(Program):
         n_hidden: int = 128,
         n_decoder: int | None = None,
         encoder: str = "dense",
+        n_channels: int = 32,
         guide: str = "mean_field",
         dropout: float = 0.1,
         classes: str = "enumerated",
@@ -112,8 +115,8 @@ class M1M2(Program):
         _one_of("classes", classes, ("enumerated", "relaxed"))
         self.n_labels, self.classes = n_labels, classes
         self.labelled, self.classification = labelled, classification
-        body = _convolutions(n_features, dropout) if encoder == "conv" else nn.Identity()
-        width = 128 if encoder == "conv" else n_features
+        body = _convolutions(n_features, n_channels, dropout) if encoder == "conv" else nn.Identity()
+        width = 4 * n_channels if encoder == "conv" else n_features
         self.encoder_z = Encoder(width, n_latent, n_hidden, dropout, guide, body)
         self.encoder_c = nn.Sequential(
             nn.Linear(n_latent, n_labels), nn.SELU(), nn.Dropout(dropout), nn.Linear(n_labels, n_labels)
@@ -236,11 +239,11 @@ class Encoder(nn.Module):
         return self.head(self.layers(x))
 
 
-def _convolutions(n_features: int, dropout: float) -> nn.Module:
+def _convolutions(n_features: int, n_channels: int, dropout: float) -> nn.Module:
     if n_features != 784:
         raise ValueError(f"encoder='conv' is for images of 28 x 28 = 784 features, not {n_features}")
     layers: list[nn.Module] = [nn.Unflatten(-1, (1, 28, 28))]
-    for n_in, n_out in ((1, 32), (32, 64), (64, 128)):
+    for n_in, n_out in ((1, n_channels), (n_channels, 2 * n_channels), (2 * n_channels, 4 * n_channels)):
         layers += [nn.Conv2d(n_in, n_out, 3), nn.SELU(), nn.MaxPool2d(2), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Flatten(-3))
 

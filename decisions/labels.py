@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights, caution
 from fieldguide.decisions.figures import rejection, risk_and_recall
-from fieldguide.decisions.particles import ESTIMATORS
+from fieldguide.decisions.particles import ESTIMATORS, shares
 from fieldguide.decisions.rejection import (
     REJECT,
     aurc,
@@ -54,22 +55,35 @@ def class_probabilities(
     ValueError
         If the posterior has no such probabilities.
     """
+    return _read(posterior, estimator, site, cells)[0]
+
+
+def _read(
+    posterior: Posterior, estimator: str, site: str, cells: np.ndarray | None = None
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Class probabilities [N, C], those of the other estimator (missing if there are none), log weights [S, N]."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}")
-    name = f"{site}_{'guide' if estimator == 'plugin' else 'posterior'}"
-
-    def read(values: dict[str, Any]) -> Any:
-        if name not in values:
+    names = {"plugin": f"{site}_guide", "snis": f"{site}_posterior"}
+    parts: dict[str, list[np.ndarray]] = {"plugin": [], "snis": [], "log_w": []}
+    for _, weights, values in posterior.chunks(cells):
+        if names[estimator] not in values:
             raise ValueError(
-                f"the posterior has no '{name}', the probabilities of an enumerated site; there are "
+                f"the posterior has no '{names[estimator]}', the probabilities of an enumerated site; there are "
                 f"{', '.join(sorted(values))}"
             )
-        return values[name]
-
-    found = checked(posterior.expect(read, estimator, cells))
+        for kind, name in names.items():
+            if name in values:
+                mean = torch.einsum("sb,sbc->bc", shares(weights, kind), values[name].double())
+                parts[kind].append(mean.cpu().numpy())
+        parts["log_w"].append(weights.log_w.double().cpu().numpy())
+    found = checked(np.concatenate(parts[estimator]))
+    rest = parts["plugin" if estimator == "snis" else "snis"]
+    other = np.concatenate(rest) if rest else np.full_like(found, np.nan)
     rows = np.arange(posterior.n_cells) if cells is None else np.asarray(cells)
     index = pd.RangeIndex(posterior.n_cells)[rows] if posterior.obs is None else posterior.obs.index[rows]
-    return pd.DataFrame(found, index=index, columns=pd.Index(_names(posterior, found.shape[1]), name="class"))
+    table = pd.DataFrame(found, index=index, columns=pd.Index(_names(posterior, found.shape[1]), name="class"))
+    return table, other, np.concatenate(parts["log_w"], 1)
 
 
 def reject_option(
@@ -225,10 +239,9 @@ def evaluate_rejection(source, truth: ArrayLike, estimator: str = "plugin", site
 def _probabilities(source, estimator: str, site: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Class probabilities of a posterior or as they were given, and the diagnostics of the weights."""
     if isinstance(source, Posterior):
-        table = class_probabilities(source, estimator, site)
-        other = class_probabilities(source, ESTIMATORS[estimator == "snis"], site)
-        shift = np.abs(table.to_numpy() - other.to_numpy()).max(1)
-        found = diagnose(source.log_weights, "cells", source.n_cells)
+        table, other, log_weights = _read(source, estimator, site)
+        shift = np.abs(table.to_numpy() - other).max(1)
+        found = diagnose(log_weights, "cells", source.n_cells)
         found["shift_median"], found["shift_95"] = np.median(shift), np.quantile(shift, 0.95)
         if estimator == "snis" and found["khat_above"] > 0.5:
             caution(

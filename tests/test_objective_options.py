@@ -438,7 +438,6 @@ def test_dropout_in_the_guide_is_not_captured_under_path_gradients():
         (lambda: Chi(5, "vr_mc_alpha=-1", fallback=3), "the released form as it is"),
         (lambda: SleepPhi(0), "particles must be a positive integer"),
     ],
-    ids=str,
 )
 def test_settings_that_make_no_sense_are_named(make, message):
     with pytest.raises(ValueError, match=message):

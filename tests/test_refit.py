@@ -54,7 +54,7 @@ def wake_and_chi(step):
     return {"theta": loss, "phi": loss}
 
 
-@pytest.mark.parametrize("objective", ["elbo", IWAE(5), wake_and_chi], ids=str)
+@pytest.mark.parametrize("objective", ["elbo", IWAE(5), wake_and_chi], ids=["elbo", "iwae", "wake and chi"])
 @pytest.mark.parametrize("guide", [None, "student_t"])
 def test_the_model_of_an_entry_stays_bit_for_bit(objective, guide, pbmc):
     cells = pbmc[:120, :50].copy()

@@ -156,7 +156,7 @@ def rejection_curve(
     Examples
     --------
     >>> precision, recall, area = rejection_curve([0.9, 0.4, 0.8, 0.5], [False, True, False, True])
-    >>> recall.max(), round(area, 3)
+    >>> float(recall.max()), round(area, 3)
     (1.0, 1.0)
     """
     certainty, unknown = _pair(certainty, unknown, "unknown")

@@ -54,7 +54,10 @@ class Cut(Messenger):
 
 
 class Rejoin(Messenger):
-    """Add the direct dependence that `Cut` kept to draws that depend on the ones before them only."""
+    """Add the direct dependence that `Cut` kept to draws that depend on the ones before them only.
+
+    A captured step does not repeat random numbers, so there the draw itself is taken, which is right for a single site.
+    """
 
     def __init__(self, kept: dict[str, Tensor]) -> None:
         super().__init__()
@@ -63,7 +66,12 @@ class Rejoin(Messenger):
     def _pyro_post_sample(self, msg) -> None:
         if msg["name"] in self.kept:
             kept = self.kept[msg["name"]]
-            msg["value"] = msg["value"] + (kept - kept.detach()) if msg["value"].is_floating_point() else kept
+            if torch.compiler.is_exporting():
+                if len(self.kept) > 1:
+                    raise NotImplementedError("a captured step cannot repeat several draws for path gradients")
+                msg["value"] = kept
+            else:
+                msg["value"] = msg["value"] + (kept - kept.detach()) if msg["value"].is_floating_point() else kept
 
 
 class Substitute(Messenger):

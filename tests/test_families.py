@@ -49,7 +49,7 @@ def test_the_entries_take_a_family():
 def test_the_student_density_is_that_of_scipy(seed, size, df):
     rng = np.random.default_rng(seed)
     loc, scale, value = rng.normal(size=size), rng.gamma(2, 1, size) + 0.01, 3 * rng.normal(size=(7, size))
-    found = EllipticalStudentT(torch.tensor(df).double(), torch.from_numpy(loc), torch.from_numpy(scale))
+    found = EllipticalStudentT(torch.tensor(df, dtype=torch.float64), torch.from_numpy(loc), torch.from_numpy(scale))
     exact = stats.multivariate_t(loc, np.diag(scale**2), df=df).logpdf(value)
     np.testing.assert_allclose(found.log_prob(torch.from_numpy(value)).numpy(), exact, rtol=1e-8, atol=1e-8)
 

@@ -191,7 +191,7 @@ def test_a_device_that_is_absent_is_an_error():
 
 
 def test_entries_and_arguments_that_do_not_exist():
-    with pytest.raises(KeyError, match="no catalog entry 'scvj'; there are m1m2, ppca, scvi"):
+    with pytest.raises(KeyError, match="no catalog entry 'scvj'; there are .*ppca, .*scvi"):
         fit("scvj", X)
     with pytest.raises(TypeError, match="PPCA has no argument 'n_latents'; it has n_features, n_latent"):
         fit("ppca", X, n_latents=3, **QUICK)

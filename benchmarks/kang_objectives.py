@@ -73,7 +73,7 @@ def main():
     study = compare(
         "scvi", data, objectives, max_epochs=a.epochs, kl_warmup=0, cells=300, seed=a.seed, draws=1000, progress=False
     )
-    steps = three_step(study, guide={"chi": "student_t"}, progress=False, kl_warmup=0)
+    steps = three_step(study, {"chi": "student_t"}, max_epochs=a.epochs, kl_warmup=0, progress=False)
     columns = ["bound", "behind", "behind_se", "khat_median", "khat_above", "ess_median", "seconds"]
     for title, found in (
         (f"{data.n_obs} cells, every objective, K = {k}, {a.epochs} epochs", study),

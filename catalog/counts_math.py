@@ -50,15 +50,22 @@ def add_above(
 ) -> list[Tensor]:
     """Add the outputs of ``function(x, *others, dense)`` to `outs` where `x` is above `least`.
 
-    The function sees only the elements it is needed for, unless `dense`.
+    The function sees only the elements it is needed for, unless `dense`. `others` may have dimensions before those of
+    `x`, and `outs` before those of both: what all particles have in common is computed once.
     """
     if dense:
         mores = function(x, *others, dense)
         return [out + torch.where(x > least, more, 0.0) for out, more in zip(outs, mores, strict=True)]
     at = positions(x, lambda x: x > least)
-    if len(at):
-        for out, more in zip(outs, function(x[at], *(other[at] for other in others), dense), strict=True):
+    if not len(at):
+        return outs
+    for out, more in zip(outs, function(x[at], *(other[..., at] for other in others), dense), strict=True):
+        if out.dim() == 1:
             out.index_add_(0, at, more)
+        else:
+            spread = more.new_zeros(*more.shape[:-1], len(x))
+            spread[..., at] = more
+            out.add_(spread)
     return outs
 
 
@@ -67,13 +74,13 @@ def log_coefficient(x: Tensor, theta: Tensor, dense: bool) -> list[Tensor]:
 
     The slope tends to 0 like 1 / theta.
     """
-    product, slope = torch.ones_like(x), torch.zeros_like(x)
+    product, slope = torch.ones_like(theta), torch.zeros_like(theta)
     for k in torch.arange(1, FEW, dtype=x.dtype, device=x.device).split(1 if dense else FEW):
-        k = k.view(-1, *[1] * x.dim())
+        k = k.view(-1, *[1] * theta.dim())
         term = (x - k).clamp_(0, 1).mul_(k)  # k where k < x, else 0: counts are whole numbers
         step = term / theta
         factor = step + 1
-        product *= factor.div(term.add_(1)).prod(0)  # (1 + k / theta) / (1 + k)
+        product *= (factor / term.add_(1)).prod(0)  # (1 + k / theta) / (1 + k)
         slope -= step.div_(factor).sum(0)
     return add_above(FEW, [product.log_(), slope], _further_terms, x, theta, dense=dense)
 
@@ -107,6 +114,7 @@ def _digamma_tail(z: Tensor) -> Tensor:
 
 
 # ---- entries: any count, float64 --------------------------------------------------------------------------
+# x [n]; a parameter [n], or [K, n] where the particles differ in it.
 def entries_poisson(x: Tensor, log_mean: Tensor, dense: bool) -> list[Tensor]:
     """Log probability and slope in log mu."""
     mean = log_mean.exp()
@@ -227,14 +235,39 @@ MODELS = {
 
 
 class Pick:
-    """Reads tensors, broadcast to `shape`, at flat positions `at` or (``at=None``) everywhere, as float64."""
+    """Reads tensors, broadcast to `shape`, as float64: at the non-zero `counts`, or (`dense`) everywhere.
 
-    def __init__(self, shape: torch.Size, at: Tensor | None) -> None:
-        self.shape, self.at, self.dense = shape, at, at is None
+    The n counts are found once for all K particles: [n] is read where the particles agree, [K, n] where they differ.
+    """
+
+    def __init__(self, counts: Tensor, shape: torch.Size, dense: bool) -> None:
+        self.shape, self.dense = shape, dense
+        if dense:
+            self.x = counts.expand(shape).double()
+            return
+        self.inner = shape[len(shape) - counts.dim() :]
+        if counts.shape != self.inner:
+            counts, self.inner = counts.expand(shape), shape
+        self.one = self.at = positions(counts, lambda x: x != 0)
+        self.x = counts.reshape(-1)[self.one].double()
+        copies = math.prod(shape) // max(1, counts.numel())
+        if copies > 1:
+            self.at = self.one + counts.numel() * torch.arange(copies, device=self.one.device)[:, None]
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.expand(self.shape)
-        return (tensor if self.at is None else torch.take(tensor, self.at)).double()
+        if self.dense:
+            return tensor.expand(self.shape).double()
+        lead = tensor.dim() - len(self.inner)
+        if math.prod(tensor.shape[: max(lead, 0)]) == 1:
+            tensor = tensor.reshape(tensor.shape[max(lead, 0) :]).expand(self.inner)
+            return torch.take(tensor, self.one).double()
+        return torch.take(tensor.expand(self.shape), self.at).double()
+
+    def put(self, buffer: Tensor, values: Tensor) -> Tensor:
+        """Write what was computed at the picked entries into a contiguous buffer of `shape`."""
+        values = values.to(buffer.dtype).expand(self.at.shape)
+        buffer.view(-1).scatter_(0, self.at.reshape(-1), values.reshape(-1))
+        return buffer
 
 
 def broadcast(*tensors: Tensor) -> torch.Size:
@@ -281,35 +314,15 @@ def log_likelihood(
     if model == "zinb" and others[1].numel() and not dense:
         dense = bool(others[1].min() < -LIMIT)  # zeros_zinb needs pi itself, too small for float32
     dtype = parameters[0].dtype
+    pick = Pick(counts, shape, dense)
+    x, log_mean = pick.x, mean.log(pick)
     if dense:
-        pick = Pick(shape, None)
-        x, log_mean = pick(counts), mean.log(pick)
         log_mean = torch.where(x == 0, log_mean.clamp(min=-1e6), log_mean)  # mu = 0: 0 log 0 is 0
         value, *out = (entry.to(dtype) for entry in entries(x, log_mean, *map(pick, others), dense=True))
         total = value.sum(-1)
     else:
-        x, at = _nonzeros(counts, shape)
-        pick = Pick(shape, at)
-        exact = entries(x, mean.log(pick), *map(pick, others), dense=False)
+        exact = entries(x, log_mean, *map(pick, others), dense=False)
         steps = zeros(shape, mean, *others)
-        total = _put(next(steps), at, exact[0]).sum(-1)
-        out = [_put(slope, at, e) for slope, e in zip(next(steps), exact[1:], strict=True)] if slopes else []
+        total = pick.put(next(steps), exact[0]).sum(-1)
+        out = [pick.put(slope, e) for slope, e in zip(next(steps), exact[1:], strict=True)] if slopes else []
     return [total, *mean.pull(out[0]), *out[1:]] if slopes else [total]
-
-
-def _nonzeros(counts: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Non-zero counts, float64, and their flat positions in a tensor of `shape`; one search for all K."""
-    if counts.shape != shape[len(shape) - counts.dim() :]:
-        counts = counts.expand(shape)
-    at = positions(counts, lambda x: x != 0)
-    x = counts.reshape(-1)[at].double()
-    copies = math.prod(shape) // max(1, counts.numel())
-    if copies > 1:
-        at = (at + counts.numel() * torch.arange(copies, device=at.device)[:, None]).reshape(-1)
-        x = x.repeat(copies)
-    return x, at
-
-
-def _put(buffer: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    buffer.view(-1).scatter_(0, at, values.to(buffer.dtype))
-    return buffer

@@ -18,7 +18,7 @@ from fieldguide.inference.mixture import Mixture, mix
 from fieldguide.inference.posterior import Posterior
 
 MIX = "mix"
-CARRIED = ("max_epochs", "batch_size", "learning_rate", "device", "compile")
+CARRIED = ("batch_size", "learning_rate", "device", "compile")
 """Settings of the first fits that the fits of the guides share."""
 
 
@@ -63,8 +63,8 @@ def three_step(
         hand, and guides by several objectives are seldom of equal quality.
     progress : bool
     **settings
-        Passed to `Fit.refit`. By default epochs, size of minibatches and learning rate are those of the first fits,
-        and early stopping is off.
+        Passed to `Fit.refit`. By default size of minibatches and learning rate are those of the first fits, epochs
+        half as many (a guide to a frozen model is trained sooner than both together), and early stopping is off.
 
     Examples
     --------
@@ -83,7 +83,8 @@ def three_step(
     chosen = str(study.table["bound"].idxmax())
     first, seed = study.fits[chosen], int(study.settings.get("seed", 0))
     shared = {name: value for name, value in study.settings.get("fit", {}).items() if name in CARRIED}
-    settings = {"early_stopping": None, "seed": seed} | shared | settings
+    shared |= {"early_stopping": None, "seed": seed, "max_epochs": -(-len(first.history) // 2)}
+    settings = shared | settings
     fits: dict[str, Fit] = {}
     for number, (label, fitted) in enumerate(study.fits.items(), 1):
         if progress:

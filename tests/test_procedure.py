@@ -23,7 +23,7 @@ def test_all_rows_are_of_the_best_model_on_the_same_cells(study):
     assert found.model == study.table["bound"].idxmax()
     same_model([study.fits[found.model], *found.fits.values()])
     assert found.fits["tight"].arguments["guide"] == "student_t" and "guide" not in found.fits["elbo"].arguments
-    assert len(found.fits["elbo"].history) == 4
+    assert len(found.fits["elbo"].history) == 2  # half of the epochs of the model
     assert {p.particles for p in found.held_out.values()} == {100}
     assert {p.n_cells for p in found.held_out.values()} == {20}
     assert found.mixture.shares[-1] == 0.05
@@ -33,8 +33,8 @@ def test_all_rows_are_of_the_best_model_on_the_same_cells(study):
 
 
 def test_settings_are_carried_and_can_be_changed(study):
-    found = three_step(study, weights="equal", prior=False, max_epochs=2, progress=False)
-    assert len(found.fits["tight"].history) == 2 and found.mixture.names == ["elbo", "iwae"]
+    found = three_step(study, weights="equal", prior=False, max_epochs=3, progress=False)
+    assert len(found.fits["tight"].history) == 3 and found.mixture.names == ["elbo", "iwae"]
     assert found.mixture.shares.tolist() == [0.5, 0.5]
     assert found.settings["model"] == found.model and found.settings["shares"] == found.mixture.shares.tolist()
 

@@ -160,7 +160,7 @@ def compare(
         delta: Least log2 fold change of interest; by default 0.25 (embedded cells: 1).
         fdr: Target of the expected false discovery rate.
         unit: group (populations), cells (pairs of random cells), or the obs column of subjects.
-        max_epochs: By default about eight million visits to a cell, at most 400 epochs (embedded cells: 40).
+        max_epochs: By default about eight million visits to a cell, at most 400 epochs (embedded cells: 50).
         batch_size: Cells in a minibatch; by default 128 (embedded cells: 32).
         learning_rate: Step size of Adam; by default 0.001 (embedded cells: 0.003).
         seed: Equal seeds give equal tables.

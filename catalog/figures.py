@@ -117,13 +117,13 @@ def latent(study: Study) -> Any:
 
 def khat(study: Study) -> Any:
     """Draw the histogram of k-hat over held-out cells for each objective, with the thresholds 0.5 and 0.7."""
-    found = {label: np.clip(posterior.khat, -0.25, 2.0) for label, posterior in study.held_out.items()}
+    found = {label: posterior.khat for label, posterior in study.held_out.items()}
     bins = np.arange(-0.3, 2.0001, 0.1)
     figure, panels = _panels(len(found), height=2.8, share=True)
     for axes, colour, (label, values) in zip(panels, _colours(study), found.items(), strict=False):
         for low, high, shade in ((-0.3, 0.5, "#e7f4ea"), (0.5, 0.7, "#fdf3d8"), (0.7, 2.0, "#fbe9e7")):
             axes.axvspan(low, high, color=shade, linewidth=0)
-        axes.hist(values, bins, color=colour, alpha=0.85, rwidth=0.92)
+        axes.hist(np.clip(values, -0.25, 2.0), bins, color=colour, alpha=0.85, rwidth=0.92)
         for limit in (0.5, 0.7):
             axes.axvline(limit, color=FAINT, linewidth=1, linestyle="--")
         axes.set_xlim(-0.3, 2.0)

@@ -94,6 +94,7 @@ def three_step(
         if fits[label].interrupted:
             raise KeyboardInterrupt
     mixture = mix(list(fits.values()), weights, prior, seed=seed)
+    mixture.names[: len(fits)] = fits  # called as in the table
     held_out: dict[str, Posterior] = {}
     before = study.held_out[chosen]
     for label, fitted in fits.items():

@@ -34,7 +34,7 @@ def test_all_rows_are_of_the_best_model_on_the_same_cells(study):
 
 def test_settings_are_carried_and_can_be_changed(study):
     found = three_step(study, weights="equal", prior=False, max_epochs=3, progress=False)
-    assert len(found.fits["tight"].history) == 3 and found.mixture.names == ["elbo", "iwae"]
+    assert len(found.fits["tight"].history) == 3 and found.mixture.names == ["elbo", "tight"]
     assert found.mixture.shares.tolist() == [0.5, 0.5]
     assert found.settings["model"] == found.model and found.settings["shares"] == found.mixture.shares.tolist()
 

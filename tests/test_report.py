@@ -337,3 +337,11 @@ def test_findings_do_not_claim_more_than_the_numbers(study):
     table.loc["elbo", "behind_se"] = 0.1
     said = dict(findings(Study(table, study.fits, study.held_out, settings)))
     assert "cannot be told" not in said["Fit"] and "Do not trust expectations of single cells" in said["Trust"]
+
+
+def test_the_figure_of_khat_states_the_medians_of_the_table(study, monkeypatch):
+    from fieldguide.catalog import figures
+    from fieldguide.inference import Posterior
+
+    monkeypatch.setattr(Posterior, "khat", np.array([0.1, 3.0, 5.0]))  # beyond the histogram
+    assert figures.khat(study).axes[0].get_title() == "elbo: median 3.00"

@@ -115,7 +115,7 @@ class MVAE(Program):
         Width of all networks, which have one hidden layer. With counts, those from x to z and back are normalised over
         the minibatch, as in ``scvi``.
     dropout : float
-        Of the network from x to z.
+        Of the network from x to z. High, because a classifier that remembers wrong labels leaves nothing for T to explain.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
         Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.families`.
     classes : {"uniform", "learned"}
@@ -142,7 +142,7 @@ class MVAE(Program):
         n_latent: int | None = None,
         n_second: int | None = None,
         n_hidden: int = 128,
-        dropout: float = 0.1,
+        dropout: float = 0.3,
         guide: str = "mean_field",
         classes: str = "uniform",
     ) -> None:

@@ -71,13 +71,11 @@ class MVAE(Program):
 
     Training minimises the objective plus, with z ~ q(z | x), a term that belongs to no density (`training_loss`):
 
-    ====== ============================================== ==========================================
-    `form` objective                                      term, mean over all cells
-    ====== ============================================== ==========================================
-    ``A``  with q(c | z) for the guide (the paper)        (weight - 1) x -sum_c q(c | z) log T[c, y]
-    ``B``  of x alone                                     weight x -log sum_c q(c | z) T[c, y]
-    ``C``  as above: the tightest bound, and the default  weight x -log sum_c q(c | z) T[c, y]
-    ====== ============================================== ==========================================
+    | `form` | objective | term, mean over all cells |
+    | --- | --- | --- |
+    | A | with q(c given z) for the guide (the paper) | (weight - 1) x minus sum_c q(c given z) log T[c, y] |
+    | B | of x alone | weight x minus log sum_c q(c given z) T[c, y] |
+    | C | as above: the tightest bound, and the default | weight x minus log sum_c q(c given z) T[c, y] |
 
     The form matters in training alone. Bounds, evidence and posteriors are those of the model with its labels.
 

@@ -12,6 +12,7 @@ from fieldguide.decisions.denoised import CellEstimates, denoised_expression, im
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
+from fieldguide.decisions.noisy_labels import noise_matrix, relabel, suspects, true_labels
 from fieldguide.decisions.rejection import (
     aurc,
     average_precision,
@@ -39,8 +40,12 @@ __all__ = [
     "expected_loss",
     "fdr_values",
     "impute",
+    "noise_matrix",
     "posterior_predictive_check",
     "reject_option",
     "rejection_curve",
+    "relabel",
     "risk_coverage",
+    "suspects",
+    "true_labels",
 ]

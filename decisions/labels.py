@@ -138,7 +138,7 @@ def reject_option(
     >>> found.table["decision"].tolist()
     ['cat', nan]
     """
-    table, diagnostics = _probabilities(source, estimator, site)
+    table, diagnostics = probabilities(source, estimator, site)
     values, names = table.to_numpy(), table.columns.astype(str).to_numpy()
     action, losses = decide(values, cost, loss), expected_loss(values, loss)
     order = np.argsort(-values, axis=1, kind="stable")
@@ -208,7 +208,7 @@ def evaluate_rejection(source, truth: ArrayLike, estimator: str = "plugin", site
     >>> found.settings["accuracy"], found.settings["average_precision"]
     (1.0, 1.0)
     """
-    table, diagnostics = _probabilities(source, estimator, site)
+    table, diagnostics = probabilities(source, estimator, site)
     values, names = table.to_numpy(), table.columns.astype(str).to_numpy()
     labels = _truth(truth, len(values))
     known = np.isin(labels, names)
@@ -236,7 +236,7 @@ def evaluate_rejection(source, truth: ArrayLike, estimator: str = "plugin", site
     return Decision(curve, diagnostics, settings, (NOTES["closed"],), risk_and_recall)
 
 
-def _probabilities(source, estimator: str, site: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def probabilities(source, estimator: str, site: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Class probabilities of a posterior or as they were given, and the diagnostics of the weights."""
     if isinstance(source, Posterior):
         table, other, log_weights = _read(source, estimator, site)

@@ -9,7 +9,7 @@ if not __name__.startswith("fieldguide."):
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.data import Dataset, Loader
-from fieldguide.inference.fields import Labels, UnitInterval
+from fieldguide.inference.fields import Annotations, Labels, UnitInterval, Values
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
 from fieldguide.inference.mixture import Mixture, mix
@@ -48,6 +48,7 @@ __all__ = [
     "CUBO",
     "ELBO",
     "IWAE",
+    "Annotations",
     "Batch",
     "Categories",
     "Category",
@@ -76,6 +77,7 @@ __all__ = [
     "ThreeStep",
     "UnitInterval",
     "VRMax",
+    "Values",
     "WakeWake",
     "Weights",
     "compare",

@@ -7,7 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference.schema import Field, Matrix, SchemaError, _cell, _column
+from fieldguide.inference.schema import Field, Matrix, SchemaError, _cell, _column, _listed
 from fieldguide.inference.storage import BackedStore, DenseStore
 
 UNLABELLED = -1
@@ -50,6 +50,46 @@ class Labels(Field):
 
     def sizes(self, name, state):
         return {f"n_{name}": len(state["categories"])}
+
+
+@dataclass(frozen=True)
+class Annotations(Labels):
+    """Labels by one annotator or several, a column each; codes int64 [N, A], and -1 where an annotator gave no label.
+
+    The classes are those that occur, by any annotator; categories of a column that no cell has are no classes. Missing
+    is what is missing in `Labels`. New data may lack columns.
+    """
+
+    def learn(self, name, data, place):
+        columns, values = _listed(place), []
+        if len(set(columns)) < len(columns):
+            raise SchemaError(f"field '{name}': a column is given twice among {', '.join(columns)}")
+        for column in columns:
+            labels, known = _labels(_column(name, data, column))
+            found = pd.unique(labels[known])
+            if len(found) < 2:
+                seen = f"only {found[0]!r}" if len(found) else "no label at all"
+                raise SchemaError(
+                    f"field '{name}': column {column!r} has {seen}; an annotator must have used at least two classes"
+                )
+            values.append(found)
+        classes = sorted({str(v) for found in values for v in found}, key=_in_order)
+        return {"categories": classes, "annotators": columns}
+
+    def read(self, name, data, place, state):
+        read = super().read
+        return DenseStore(np.stack([read(name, data, c, state).values.numpy() for c in _listed(place)], 1))
+
+    def sizes(self, name, state):
+        return super().sizes(name, state) | {"n_annotators": len(state["annotators"])}
+
+
+@dataclass(frozen=True)
+class Values(Matrix):
+    """A cells x features matrix of real numbers beside another of features, float32 [N, F]."""
+
+    def sizes(self, name, state):
+        return {f"n_{name}": state["n_features"]}
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,11 @@ def fit(
         If the data does not fit, naming the cell, gene or column.
     FloatingPointError
         If the loss is not finite, naming epoch, minibatch, cell and site.
+
+    Warns
+    -----
+    UserWarning
+        Of what the program remarks on what it learnt (`Program.remarks`).
     """
     spec = registry.find(entry) if isinstance(entry, str) else entry
     schema = getattr(spec, "schema", None)
@@ -124,6 +129,8 @@ def fit(
         loader.dataset = dataset = dataset.to(fabric.device) if _fits(dataset, fabric.device) else dataset
         trainer = _Trainer(result, fabric, loader, Loader(dataset, held_out, batch_size), learning_rate, compile)
         trainer.run(max_epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
+    for said in program.remarks():
+        warnings.warn(said, stacklevel=2)
     return result
 
 

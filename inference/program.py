@@ -83,6 +83,10 @@ class Program(nn.Module):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """See the training data once before training, to set buffers (empirical priors). Does nothing here."""
 
+    def remarks(self) -> list[str]:
+        """Return what its user should know of what was learnt; `fit` warns of each. Nothing here."""
+        return []
+
     def training_loss(self, step: Any, objective: Callable) -> Any:
         """Return the loss of one minibatch in training: that of the objective.
 

@@ -24,6 +24,7 @@ def small_counts(pbmc):
     cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0][:, :100].copy()
     cells = cells[np.asarray(cells.X.sum(1)).ravel() > 0].copy()
     cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
+    cells.obs["labels"] = np.where(np.arange(cells.n_obs) % 4, "p", "q")
     cells.obs["batch"] = np.where(np.arange(cells.n_obs) % 3, "a", "b")
     return cells
 

@@ -8,6 +8,13 @@ if not __name__.startswith("fieldguide."):
 
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.comparison import Comparison, compare
+from fieldguide.inference.constraints import (
+    AugmentedLagrangian,
+    Constraint,
+    Penalty,
+    hsic,
+    permutation_test,
+)
 from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fields import Labels, UnitInterval
 from fieldguide.inference.fitted import Fit
@@ -48,11 +55,13 @@ __all__ = [
     "CUBO",
     "ELBO",
     "IWAE",
+    "AugmentedLagrangian",
     "Batch",
     "Categories",
     "Category",
     "Chi",
     "Comparison",
+    "Constraint",
     "Continuous",
     "Counts",
     "Dataset",
@@ -65,6 +74,7 @@ __all__ = [
     "Matrix",
     "Mixture",
     "Objective",
+    "Penalty",
     "Positive",
     "Posterior",
     "Program",
@@ -80,8 +90,10 @@ __all__ = [
     "Weights",
     "compare",
     "fit",
+    "hsic",
     "load",
     "mix",
+    "permutation_test",
     "resolve",
     "three_step",
     "weigh",

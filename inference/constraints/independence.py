@@ -88,7 +88,7 @@ def hsic(
 class HSIC:
     """What `hsic` measures, before it has seen data; its arguments are described there."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] | list[str]
     estimator: str = "unbiased"
     given: str | None = None
     sqrt: bool = False

@@ -37,7 +37,7 @@ def median_gamma(values: Tensor) -> float:
     Where more than half of the pairs coincide, the mean distance stands in.
     """
     distances = torch.pdist(values.double())
-    middle = distances.median()
+    middle = distances.quantile(0.5)
     middle = middle if middle > 0 else distances.mean()
     if not middle > 0:
         raise ValueError("all points coincide: there is no distance to take the bandwidth from")

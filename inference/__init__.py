@@ -8,6 +8,13 @@ if not __name__.startswith("fieldguide."):
 
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.comparison import Comparison, compare
+from fieldguide.inference.constraints import (
+    AugmentedLagrangian,
+    Constraint,
+    Penalty,
+    hsic,
+    permutation_test,
+)
 from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fields import Annotations, Labels, UnitInterval, Values
 from fieldguide.inference.fitted import Fit
@@ -49,11 +56,13 @@ __all__ = [
     "ELBO",
     "IWAE",
     "Annotations",
+    "AugmentedLagrangian",
     "Batch",
     "Categories",
     "Category",
     "Chi",
     "Comparison",
+    "Constraint",
     "Continuous",
     "Counts",
     "Dataset",
@@ -66,6 +75,7 @@ __all__ = [
     "Matrix",
     "Mixture",
     "Objective",
+    "Penalty",
     "Positive",
     "Posterior",
     "Program",
@@ -82,8 +92,10 @@ __all__ = [
     "Weights",
     "compare",
     "fit",
+    "hsic",
     "load",
     "mix",
+    "permutation_test",
     "resolve",
     "three_step",
     "weigh",

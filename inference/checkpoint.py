@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fieldguide.inference import objectives, registry
+from fieldguide.inference import constraints, objectives, registry
 from fieldguide.inference.program import Program
 from fieldguide.inference.schema import FittedSchema
 
@@ -43,6 +43,7 @@ def save(fit: "Fit", path: Path) -> None:
         "entry": getattr(fit.entry, "name", None),
         "arguments": _plain(fit.arguments),
         "objective": _describe(fit.objective),
+        "constraints": [_constraint(c) for c in fit.constraints],
         "schema": fit.schema.describe() if fit.schema else None,
         "history": fit.history.reset_index().to_json(orient="table", index=False, double_precision=15),
         "train_rows": fit.train_rows.tolist(),
@@ -125,6 +126,7 @@ def load(path: str | Path, program: type[Program] | Program | None = None) -> "F
         validation_rows=np.asarray(content["validation_rows"], dtype=np.int64),
         history=history.set_index("epoch") if "epoch" in history else history,
         initial=initial,
+        constraints=_constraints(content.get("constraints", [])),
     )
 
 
@@ -144,6 +146,29 @@ def _describe(objective) -> dict[str, Any] | None:
     if not is_dataclass(objective) or getattr(objectives, name, None) is not type(objective):
         return None
     return {"name": name, "settings": asdict(objective)}  # type: ignore[arg-type]
+
+
+def _constraint(constraint: constraints.Constraint) -> dict[str, Any]:
+    settings = {"bound": constraint.bound, "name": constraint.name, "group": constraint.group}
+    parts = {"measure": constraint.measure, "rule": constraint.rule}
+    for key, part in parts.items():
+        known = is_dataclass(part) and getattr(constraints, type(part).__name__, None) is type(part)
+        settings[key] = {"name": type(part).__name__, "settings": asdict(part)} if known else None  # type: ignore[arg-type]
+    return settings
+
+
+def _constraints(described: list[dict[str, Any]]) -> tuple[constraints.Constraint, ...]:
+    """Return the constraints that were saved; those with a callable of the user's own cannot be, and are left out."""
+    found = []
+    for settings in described:
+        if settings["measure"] is None or settings["rule"] is None:
+            warnings.warn(
+                f"constraint '{settings['name']}' of this fit was a callable of its own and is left out", stacklevel=3
+            )
+            continue
+        parts = {k: getattr(constraints, settings[k]["name"])(**settings[k]["settings"]) for k in ("measure", "rule")}
+        found.append(constraints.Constraint(**(settings | parts)))
+    return tuple(found)
 
 
 def _objective(described: dict[str, Any] | None) -> objectives.Objective:

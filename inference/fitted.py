@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
 from fieldguide.inference.checkpoint import save
+from fieldguide.inference.constraints import Constraint
 from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.posterior import ELEMENTS, Posterior
@@ -43,9 +44,11 @@ class Fit:
         Which cells were trained on and held out.
     history : DataFrame
         One row an epoch: ``train`` and ``validation`` loss per cell, what the objective logs (such as ``cubo``),
-        ``kl_weight``, ``seconds``.
+        the measure and the multipliers of each constraint, ``kl_weight``, ``seconds``.
     interrupted : bool
         Whether training was interrupted from the keyboard.
+    constraints : tuple of Constraint
+        What the guide was held to besides the objective.
     initial : dict of str to Tensor
         Where the parameters of a program that was built by its user started; a guide can start there again.
     """
@@ -61,6 +64,7 @@ class Fit:
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     interrupted: bool = False
     initial: dict[str, torch.Tensor] = field(default_factory=dict)
+    constraints: tuple[Constraint, ...] = ()
 
     @property
     def name(self) -> str:
@@ -183,7 +187,7 @@ class Fit:
             starting where they started.
         **settings
             ``seed``, ``max_epochs`` (by default as many as the first fit had), ``batch_size``, ``learning_rate``,
-            ``early_stopping``, ``device``, ``compile``, ``callbacks``, ``checkpoint`` and ``progress`` as in
+            ``constraints`` (by default those of the first fit), ``early_stopping``, ``device``, ``compile``, ``callbacks``, ``checkpoint`` and ``progress`` as in
             `fieldguide.inference.fit`; ``kl_warmup`` (by default 0: a frozen model cannot learn to ignore its
             latents); ``data``, the training data of a fit that was loaded from a file.
 

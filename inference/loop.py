@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fieldguide.inference import registry
 from fieldguide.inference.capture import Losses, capture
+from fieldguide.inference.constraints import Active, Constraint, Source
 from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.diagnose import describe_non_finite
 from fieldguide.inference.fitted import Fit
@@ -34,6 +35,7 @@ def fit(
     *,
     fields: Mapping[str, Any] | None = None,
     objective: str | Objective | None = None,
+    constraints: Iterable[Constraint] | None = None,
     max_epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
@@ -61,6 +63,9 @@ def fit(
     objective : str or callable, optional
         A short name ("elbo", "iwae", "wake", "chi", ...), an objective, or any callable from a Step to a loss or to a
         dict of one loss for each parameter group. By default the entry's own, or the ELBO.
+    constraints : iterable of Constraint, optional
+        What the guide is held to besides, such as ``[hsic("z", "n_genes")]``; by default the entry's own, ``()`` for
+        none. The loss in the history is the objective's alone; measures and multipliers have columns of their own.
     max_epochs : int, optional
         By default about eight million visits to a cell, at most 400 epochs.
     batch_size : int
@@ -127,7 +132,11 @@ def fit(
         if program is spec:
             result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}
         loader.dataset = dataset = dataset.to(fabric.device) if _fits(dataset, fabric.device) else dataset
-        trainer = _Trainer(result, fabric, loader, Loader(dataset, held_out, batch_size), learning_rate, compile)
+        result.constraints = tuple(getattr(spec, "constraints", ()) if constraints is None else constraints)
+        source = Source(data, dataset, train_rows, batch_size, program)
+        active = Active(result.constraints, source)
+        held = Loader(dataset, held_out, batch_size)
+        trainer = _Trainer(result, fabric, loader, held, learning_rate, compile, active)
         trainer.run(max_epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
     for said in program.remarks():
         warnings.warn(said, stacklevel=2)
@@ -145,10 +154,11 @@ class _Trainer:
         held_out: Loader,
         learning_rate: float,
         compile: bool,
+        constraints: Active,
         mode=Program.train,
     ):
         self.result, self.program, self.fabric = result, result.program, fabric
-        self.loader, self.held_out, self.mode = loader, held_out, mode
+        self.loader, self.held_out, self.mode, self.constraints = loader, held_out, mode, constraints
         self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
         self.parameters = [p for group in self.groups.values() for p in group]
         fused = fabric.device.type in ("cpu", "cuda")
@@ -156,14 +166,21 @@ class _Trainer:
         self.total = len(loader.rows)
         self.kl_weight = torch.ones((), device=fabric.device)
         self.progress = torch.ones((), device=fabric.device)
+        if compile and len(constraints):
+            warnings.warn("constraints are measured without compilation: compile=True is left out", stacklevel=4)
+            compile = False
         self.losses = capture(self.program, result.objective, self.total) if compile else self.eager
 
     def eager(self, batch: Batch, scalars: Mapping[str, float | Tensor]) -> tuple[Losses, dict[str, Tensor]]:
         step = Step(self.program, batch, self.total, scalars)
-        return self.program.training_loss(step, self.result.objective), step.logs
+        losses = self.program.training_loss(step, self.result.objective)
+        if torch.is_grad_enabled():
+            step.logs |= self.constraints.measured(step)
+        return losses, step.logs
 
     def run(self, max_epochs, kl_warmup, patience, callbacks, checkpoint, progress) -> None:
         best, best_state, since, saved = np.inf, None, 0, time.monotonic()
+        priced = self.constraints.shown()
         rows: list[dict[str, Any]] = []
         try:
             with _progress_bar(progress and self.fabric.is_global_zero, max_epochs) as advance:
@@ -173,8 +190,12 @@ class _Trainer:
                     self.result.history = pd.DataFrame(rows).set_index("epoch")
                     advance(row)
                     if patience is not None and "validation" in row and row["kl_weight"] >= 1:
-                        if row["validation"] < best:
-                            best, since = row["validation"], 0
+                        prices = self.constraints.shown()
+                        if prices != priced:  # what is minimised has changed
+                            best, since, priced = np.inf, 0, prices
+                        value = row["validation"] + self.constraints.price(row)
+                        if value < best:
+                            best, since = value, 0
                             best_state = {k: v.detach().clone() for k, v in self.program.state_dict().items()}
                         else:
                             since += 1
@@ -207,7 +228,7 @@ class _Trainer:
             scalars = {"kl_weight": self.kl_weight.fill_(weight) if weight < 1 else 1.0}
             scalars["progress"] = self.progress.fill_(done / (max_epochs * steps))
             losses, logs = self.losses(batch, scalars)
-            self.backward(losses)
+            self.backward(losses, self.constraints.terms(logs))
             if done == 1:
                 self.warn_of_idle_groups(losses)
             value = _value(losses)
@@ -216,7 +237,7 @@ class _Trainer:
             self.optimizer.step()
             size = len(batch["index"])
             total, cells = total + value * size, cells + size
-            logged = {name: logged.get(name, 0.0) + noted * size for name, noted in logs.items()}
+            logged = {name: logged.get(name, 0.0) + noted.detach() * size for name, noted in logs.items()}
         row = {"epoch": epoch, "train": self.mean(total / cells)}
         if not np.isfinite(row["train"]):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
@@ -225,14 +246,21 @@ class _Trainer:
         if len(self.held_out.rows):
             row["validation"] = self.evaluate()
         row |= {name: self.mean(noted / cells) for name, noted in logged.items()}
+        if len(self.constraints):
+            row |= self.constraints.update(row, self.last(batch), steps, epoch)
         return row | {"kl_weight": weight, "seconds": time.perf_counter() - start}
+
+    def last(self, batch: Batch) -> Step | None:
+        """The minibatch for permutation tests, where a bound needs one."""
+        return Step(self.program, batch, self.total) if self.constraints.tested else None
 
     def mean(self, value: Any) -> float:
         """Mean over the processes."""
         return float(self.fabric.all_reduce(torch.as_tensor(value), reduce_op="mean"))
 
-    def backward(self, losses: Losses) -> None:
+    def backward(self, losses: Losses, terms=()) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        pulls = [self.pull(*term) for term in terms]
         if isinstance(losses, Tensor):
             losses.backward()
         else:
@@ -245,8 +273,23 @@ class _Trainer:
                 gradients = torch.autograd.grad(loss, self.groups[group], retain_graph=True, allow_unused=True)
                 for parameter, gradient in zip(self.groups[group], gradients, strict=True):
                     parameter.grad = gradient
+        for parameter, gradient in (pair for pull in pulls for pair in pull):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         if self.fabric.world_size > 1:
             _average_gradients(self.fabric, self.parameters)
+
+    def pull(self, name: str, group: str | None, term: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        """Gradient of a constraint's term for the parameters of its group."""
+        if group is not None and group not in self.groups:
+            raise KeyError(f"constraint '{name}': no parameter group '{group}'; groups are {', '.join(self.groups)}")
+        members = self.parameters if group is None else self.groups[group]
+        found = []
+        if term.requires_grad and members:
+            gradients = torch.autograd.grad(term, members, retain_graph=True, allow_unused=True)
+            found = [(p, g) for p, g in zip(members, gradients, strict=True) if g is not None]
+        if not found:
+            raise ValueError(f"constraint '{name}' does not depend on a parameter of group '{group}' that is trained")
+        return found
 
     def warn_of_idle_groups(self, losses: Losses) -> None:
         idle = [] if isinstance(losses, Tensor) else [k for k, v in self.groups.items() if v and k not in losses]

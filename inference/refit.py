@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.inference import loop
+from fieldguide.inference.constraints import Active, Source
 from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.objectives import resolve
@@ -62,6 +63,7 @@ def refit(
     *,
     guide: str | Program | None = None,
     data=None,
+    constraints=None,
     seed: int = 0,
     max_epochs: int | None = None,
     batch_size: int = 128,
@@ -101,7 +103,10 @@ def refit(
         resident: Dataset = dataset.to(fabric.device) if loop._fits(dataset, fabric.device) else dataset
         loader = Loader(resident, fit.train_rows, batch_size, True, seed, fabric.global_rank, fabric.world_size)
         held_out = Loader(dataset, fit.validation_rows, batch_size)
-        trainer = loop._Trainer(result, fabric, loader, held_out, learning_rate, compile, mode=guide_training)
+        result.constraints = fit.constraints if constraints is None else tuple(constraints)
+        source = Source(data, dataset, fit.train_rows, batch_size, program)
+        active = Active(result.constraints, source)
+        trainer = loop._Trainer(result, fabric, loader, held_out, learning_rate, compile, active, mode=guide_training)
         epochs = max(1, len(fit.history)) if max_epochs is None else max_epochs
         trainer.run(epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
         for parameter in frozen:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.tracing import guide_draws
 from fieldguide.inference.weights import Kind, Weights, weigh
 
 
@@ -45,6 +47,7 @@ class Step:
         self.logs: dict[str, Tensor] = {}
         self.cell_weights: Tensor | None = None
         self._cache: dict[tuple[int, str], Weights] = {}
+        self._drawn: dict[str, Tensor] | None = None
 
     def weights(self, particles: int = 1, kind: Kind = "reparam") -> Weights:
         """Return the `Weights` of K fresh particles of the given kind; repeated calls return the same.
@@ -70,6 +73,22 @@ class Step:
         if site not in weights.draws:
             raise KeyError(f"no site '{site}'; the program has {sorted(weights.draws)}")
         return weights.draws[site]
+
+    def draw(self, site: str) -> Tensor:
+        """Return one draw of a site for each cell [B, D], through which a gradient reaches the guide as it is.
+
+        It is the first particle of the weights at hand. Where their gradients mean something else (draws that are
+        constants, or scaled by the objective), the guide is run once more; that changes neither the random state nor
+        buffers such as running means, so that a training without this draw takes the same course.
+        """
+        usable = [w for (_, kind), w in self._cache.items() if kind in ("reparam", "analytic")]
+        known = usable[-1].draws if usable else {}
+        if site not in known and self._drawn is None:
+            self._drawn = guide_draws(self.program, self.batch)
+        source = known if site in known else self._drawn or {}
+        value = source[site] if site in source else self.value(site)
+        cells = next(iter(self.batch.values())).shape[0]
+        return torch.movedim(value[0], self.program.depth - 1, 0).reshape(cells, -1)
 
 
 def _counted(values: Tensor, times: Tensor) -> Tensor:

@@ -121,6 +121,18 @@ def frozen_guide_trace(program: Program, batch: Batch, particles: int, handlers:
         return poutine.trace(functional_call).get_trace(program, constants, ("guide", batch))
 
 
+def guide_draws(program: Program, batch: Batch) -> dict[str, Tensor]:
+    """Return one draw [1, B, ...] of each site of the guide, with its gradient.
+
+    Neither the random state nor a buffer is changed.
+    """
+    values = dict(program.named_parameters()) | {name: b.clone() for name, b in program.named_buffers()}
+    state = random_state(batch)
+    with _replayed_randomness(batch, state), Particles(program, 1):
+        found = poutine.trace(functional_call).get_trace(program, values, ("guide", batch))
+    return {n: s["value"] for n, s in found.nodes.items() if is_random(s) and not s["is_observed"]}
+
+
 def random_state(batch: Batch) -> tuple[Tensor, ...]:
     """Return the state of the random numbers, on the processor and where the batch is."""
     device = next(iter(batch.values())).device

@@ -1,0 +1,23 @@
+"""Constraints that can be added to any objective: a measure of a step, a bound, and a rule that prices its violation."""
+
+from fieldguide.inference.constraints.constraint import Active, Constraint, Measure, Rule
+from fieldguide.inference.constraints.independence import HSIC, BoundHSIC, hsic
+from fieldguide.inference.constraints.lagrangian import AugmentedLagrangian
+from fieldguide.inference.constraints.penalty import Penalty
+from fieldguide.inference.constraints.permutation import PermutationTest, permutation_test
+from fieldguide.inference.constraints.source import Source
+
+__all__ = [
+    "HSIC",
+    "Active",
+    "AugmentedLagrangian",
+    "BoundHSIC",
+    "Constraint",
+    "Measure",
+    "Penalty",
+    "PermutationTest",
+    "Rule",
+    "Source",
+    "hsic",
+    "permutation_test",
+]

@@ -1,0 +1,74 @@
+"""Independence tested by permutation: the distribution of a measure when one variable is shuffled against the other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """Outcome of a test of independence.
+
+    Attributes
+    ----------
+    value : float
+        The measure of the data as they are.
+    p_value : float
+        Share of the shuffled data (the data themselves counted) with a measure at least as large; exact at any size.
+    threshold : float
+        What the measure exceeds with probability ``level`` under independence.
+    null : array [P]
+        The measure of each shuffled data set.
+    """
+
+    value: float
+    p_value: float
+    threshold: float
+    null: np.ndarray
+
+
+def permutation_test(
+    measure: Callable[[Tensor], Tensor],
+    n: int,
+    permutations: int = 200,
+    level: float = LEVEL,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> PermutationTest:
+    """Test independence with any measure.
+
+    Parameters
+    ----------
+    measure : callable
+        From an order of one variable's n points (int64 [n]) to the measure with the other variable left as it is.
+    n : int
+    permutations : int
+        At least ``1 / level``, or no outcome could be significant.
+    level : float
+    seed : int
+    groups : array [n], optional
+        Shuffle within these groups only: a test of independence given the group.
+    """
+    if permutations < 1 / level - 1:
+        raise ValueError(f"{permutations} permutations cannot reach level {level}: at least {int(np.ceil(1 / level))}")
+    rng = np.random.default_rng(seed)
+    value = float(measure(torch.arange(n)))
+    null = np.array([float(measure(shuffled(n, rng, groups))) for _ in range(permutations)])
+    p_value = (1 + np.sum(null >= value)) / (1 + permutations)
+    return PermutationTest(value, float(p_value), float(np.quantile(null, 1 - level, method="higher")), null)
+
+
+def shuffled(n: int, rng: np.random.Generator, groups: np.ndarray | None = None) -> Tensor:
+    """Return a random order of n points, or one that keeps each point's group."""
+    if groups is None:
+        return torch.from_numpy(rng.permutation(n))
+    order = np.arange(n)
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        order[rows] = rng.permutation(rows)
+    return torch.from_numpy(order)

@@ -1,0 +1,106 @@
+"""What a measure is bound to before training: columns of the user's data, cells, and sites of the program."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor
+
+from fieldguide.inference.data import Dataset
+from fieldguide.inference.program import Program
+from fieldguide.inference.weights import weigh
+
+
+@dataclass
+class Source:
+    """What measures may read.
+
+    Attributes
+    ----------
+    data : AnnData, DataFrame, dict of arrays or None
+        As the user gave it; columns that the program does not read are there too.
+    dataset : Dataset
+        The fields that the program reads.
+    rows : array of int
+        The cells that are trained on.
+    batch_size : int
+        Cells in a minibatch.
+    program : Program
+    """
+
+    data: Any
+    dataset: Dataset
+    rows: np.ndarray
+    batch_size: int
+    program: Program
+
+    def sites(self) -> tuple[str, ...]:
+        """Return the latent and deterministic sites of the program; random state and buffers stay as they are."""
+        batch = self.dataset.batch(self.rows[: min(len(self.rows), 4)])
+        device = next(self.program.parameters()).device
+        batch = {k: v.to(device) for k, v in batch.items()}
+        modes = {m: m.training for m in self.program.modules()}
+        forked = [device] if device.type == "cuda" else []
+        with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked):
+            found = weigh(self.program.eval(), batch, 1, "score").draws
+        for module, mode in modes.items():
+            module.training = mode
+        return tuple(found)
+
+    def table(self) -> Any:
+        """Return where columns are looked up."""
+        if self.data is None:
+            return self.dataset.obs if self.dataset.obs is not None else self.fields()
+        return self.data.obs if isinstance(self.data, anndata.AnnData) else self.data
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """Return the fields of the program with one value a cell."""
+        stores = self.dataset.stores.items()
+        everything = np.arange(self.dataset.n_cells)
+        return {n: s.gather(everything).cpu().numpy() for n, s in stores if len(s.shape) == 1 and not s.backed}
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+        table = self.table()
+        return [str(c) for c in (table.columns if isinstance(table, pd.DataFrame) else table)]
+
+    def column(self, name: str) -> pd.Series:
+        """Return a column, one value a cell of the data.
+
+        Raises
+        ------
+        ValueError
+            If a value is missing or not finite, naming the cell.
+        """
+        table = self.table()
+        values: Any = table[name]
+        series = values if isinstance(values, pd.Series) else pd.Series(_flat(name, values))
+        if len(series) != self.dataset.n_cells:
+            raise ValueError(f"column {name!r} has {len(series)} values, but there are {self.dataset.n_cells} cells")
+        missing = series.isna().to_numpy()
+        if pd.api.types.is_float_dtype(series.dtype):
+            missing = missing | ~np.isfinite(series.to_numpy(dtype=np.float64, na_value=np.nan))
+        if missing.any():
+            row = int(np.flatnonzero(missing)[0])
+            raise ValueError(f"column {name!r} of cell {str(series.index[row])!r} is missing or not finite")
+        return series
+
+
+def is_categorical(series: pd.Series) -> bool:
+    """Whether a column is one of categories: text, categorical or true/false. Numbers are continuous."""
+    return not pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype)
+
+
+def _flat(name: str, values: Any) -> np.ndarray:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(f"column {name!r} has shape {array.shape}: a constraint reads one value a cell")
+    return array
+
+
+Data = Mapping[str, Any] | pd.DataFrame | anndata.AnnData

@@ -13,6 +13,7 @@ from fieldguide.inference.fields import Labels, UnitInterval
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
 from fieldguide.inference.mixture import Mixture, mix
+from fieldguide.inference.modalities import Modality, join_modalities
 from fieldguide.inference.objectives import (
     CUBO,
     ELBO,
@@ -64,6 +65,7 @@ __all__ = [
     "Loader",
     "Matrix",
     "Mixture",
+    "Modality",
     "Objective",
     "Positive",
     "Posterior",
@@ -80,6 +82,7 @@ __all__ = [
     "Weights",
     "compare",
     "fit",
+    "join_modalities",
     "load",
     "mix",
     "resolve",

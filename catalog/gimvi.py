@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from fieldguide.catalog.counts_math import LIMIT
 from fieldguide.catalog.entry import entry
@@ -216,7 +217,7 @@ class GIMVI(Program):
             logits = logits + F.pad(self.log_efficiency, (0, 0, 1, 0))[batch["modality"]] * self.mask(batch)
         return logits
 
-    def observation(self, logits: Tensor, log_library: Tensor, hidden: Tensor, batch: Batch) -> dist.TorchDistribution:
+    def observation(self, logits: Tensor, log_library: Tensor, hidden: Tensor, batch: Batch) -> Distribution:
         """Distribution of the counts, of mean exp(log_library) * softmax(logits), [..., B, G]."""
         kinds = set(self.likelihood)
         if kinds == {"poisson"}:
@@ -252,7 +253,7 @@ class GIMVI(Program):
                 with pyro.poutine.mask(mask=latent):
                     pyro.sample("log_depth", dist.Normal(anchor + loc, (log_scale - 2).clamp(-8, 3).exp()))
 
-    def encode(self, features: Tensor, batch: Batch) -> dist.TorchDistribution:
+    def encode(self, features: Tensor, batch: Batch) -> Distribution:
         """Guide of z: head of the modality, shared block, Gaussian."""
         heads = torch.stack([head(features) for head in self.encoder_heads], -2)
         hidden = (one_hot(batch["modality"], self.n_modality).unsqueeze(-1) * heads).sum(-2)

@@ -183,7 +183,7 @@ def _gradients(case: _Case) -> None:
     case.program.train()
     used: set[str] = set()
     for objective in _objectives(case):
-        losses = objective(Step(case.program, case.batch, case.dataset.n_cells))
+        losses = case.program.training_loss(Step(case.program, case.batch, case.dataset.n_cells), objective)
         for group, loss in (losses if isinstance(losses, dict) else {"all": losses}).items():
             members = dict(case.program.named_parameters())
             if group != "all":

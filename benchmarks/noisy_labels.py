@@ -142,7 +142,9 @@ def report(found, methods):
     ]
     show("Accuracy on clean test labels (in brackets: the prototype)", both)
     start = {n: np.abs(0.8 * np.eye(10) + 0.2 / 9 * (1 - np.eye(10)) - t).sum(1).mean() for n, (t, _) in NOISES.items()}
-    show("Mean row L1 error of the noise matrix", [{"method": "start"} | start, *errors.reset_index().to_dict("records")])
+    show(
+        "Mean row L1 error of the noise matrix", [{"method": "start"} | start, *errors.reset_index().to_dict("records")]
+    )
     print()
     c, ok, others = table.loc["C"] if "C" in methods else None, [], [m for m in ("M1+M2", "cleanlab") if m in methods]
     if "A, weight 1" in methods:

@@ -5,9 +5,23 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import m1m2, mvae, ppca, scvi
+from fieldguide.catalog import gimvi, m1m2, mvae, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
 
 __all__ = ["Entry", "Study", "citation", "compare", "entries", "entry", "get", "m1m2", "mvae", "ppca", "report", "scvi"]
+__all__ = [
+    "Entry",
+    "Study",
+    "citation",
+    "compare",
+    "entries",
+    "entry",
+    "get",
+    "gimvi",
+    "m1m2",
+    "ppca",
+    "report",
+    "scvi",
+]

@@ -11,6 +11,7 @@ from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDe
 from fieldguide.decisions.denoised import CellEstimates, denoised_expression, impute
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
+from fieldguide.decisions.imputation import Imputed, impute_genes
 from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
 from fieldguide.decisions.noisy_labels import noise_matrix, relabel, suspects, true_labels
 from fieldguide.decisions.rejection import (
@@ -26,6 +27,7 @@ __all__ = [
     "CellEstimates",
     "Check",
     "Decision",
+    "Imputed",
     "UntrustworthyWeights",
     "WeakDesign",
     "aurc",
@@ -41,6 +43,7 @@ __all__ = [
     "fdr_values",
     "impute",
     "noise_matrix",
+    "impute_genes",
     "posterior_predictive_check",
     "reject_option",
     "rejection_curve",

@@ -119,3 +119,22 @@ def risk_and_recall(decision: Decision) -> Any:
         axes[1].set_xlabel("recall: share of unknown cells rejected")
         axes[1].set_ylabel("precision: share of unknown among the rejected")
     return figure
+
+
+def trust_of_genes(decision: Any) -> Any:
+    """Draw what the shared genes scored against their score in the reference, and what imputed genes may expect."""
+    from matplotlib.figure import Figure
+
+    table, scores = decision.table, decision.settings["scores"]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(scores["reference_score"], scores["score"], ".", color="0.6", label="shared genes, left out")
+    left.plot(table["reference_score"], table["trust"], "x", color="C3", label="imputed genes, expected")
+    left.set_xlabel("score within the reference")
+    left.set_ylabel("Spearman correlation across assays")
+    left.legend(loc="best")
+    best = table.sort_values("trust").tail(3 * LABELLED)
+    right.errorbar(best["trust"], np.arange(len(best)), xerr=best["trust_se"], fmt=".", linewidth=0.7)
+    right.set_yticks(np.arange(len(best)), best.index.astype(str), fontsize=6)
+    right.set_xlabel("expected correlation, with standard error")
+    return figure

@@ -18,7 +18,9 @@ from fieldguide.decisions.noisy_figures import matrices, suspicion
 from fieldguide.inference.fields import Annotations
 from fieldguide.inference.posterior import Posterior
 
-CLASSIFIER = "Classes are uncertain by the model's probabilities; its parameters, the classifier's too, are taken as known."
+CLASSIFIER = (
+    "Classes are uncertain by the model's probabilities; its parameters, the classifier's too, are taken as known."
+)
 
 
 def true_labels(

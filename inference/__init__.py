@@ -20,6 +20,7 @@ from fieldguide.inference.fields import Annotations, Labels, UnitInterval, Value
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.loop import fit
 from fieldguide.inference.mixture import Mixture, mix
+from fieldguide.inference.modalities import Modality, join_modalities
 from fieldguide.inference.objectives import (
     CUBO,
     ELBO,
@@ -74,6 +75,7 @@ __all__ = [
     "Loader",
     "Matrix",
     "Mixture",
+    "Modality",
     "Objective",
     "Penalty",
     "Positive",
@@ -93,6 +95,7 @@ __all__ = [
     "compare",
     "fit",
     "hsic",
+    "join_modalities",
     "load",
     "mix",
     "permutation_test",

@@ -183,7 +183,7 @@ def _gradients(case: _Case) -> None:
     case.program.train()
     used: set[str] = set()
     for objective in _objectives(case):
-        losses = objective(Step(case.program, case.batch, case.dataset.n_cells))
+        losses = case.program.training_loss(Step(case.program, case.batch, case.dataset.n_cells), objective)
         for group, loss in (losses if isinstance(losses, dict) else {"all": losses}).items():
             members = dict(case.program.named_parameters())
             if group != "all":
@@ -270,7 +270,8 @@ def _export(case: _Case) -> str | None:
         step = export_step(case.program.train(), objective, case.batch, case.dataset.n_cells)
         loss, _ = step(case.batch, {name: torch.ones(()) for name in SCALARS})
     case.program.eval()
-    assert torch.isfinite(loss), "the exported step gives a loss that is not finite"
+    losses = list(loss.values()) if isinstance(loss, dict) else [loss]
+    assert all(torch.isfinite(value) for value in losses), "the exported step gives a loss that is not finite"
     return None
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fieldguide.inference import (
+    ELBO,
     IWAE,
     AugmentedLagrangian,
     Chi,
     Constraint,
-    ELBO,
     Penalty,
     Step,
     WakeWake,

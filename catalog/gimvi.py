@@ -1,0 +1,382 @@
+"""gimVI: a joint model of unpaired sequencing and spatial counts, to impute genes (Lopez et al. 2019)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from fieldguide.catalog.counts_math import LIMIT
+from fieldguide.catalog.entry import entry
+from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from fieldguide.catalog.nets import one_hot
+from fieldguide.inference import ELBO, Category, Counts, Modality, Program, Schema
+from fieldguide.inference.program import Batch
+
+LIKELIHOODS = ("nb", "zinb", "poisson")
+UNMEASURED = -1e4
+"""Logit of a gene that the modality of the cell does not measure: its mean is zero, and zero counts say nothing."""
+
+
+@entry(
+    "gimvi",
+    title="gimVI: sequencing and spatial counts of different cells in one latent space, to impute unmeasured genes",
+    schema=Schema(counts=Counts("X"), modality=Modality("modality"), batch=Category("batch", optional=True)),
+    objective=ELBO(kl="analytic"),
+    cite="""
+@inproceedings{lopez2019joint,
+  title = {A joint model of unpaired data from {scRNA-seq} and spatial transcriptomics for imputing missing gene
+           expression measurements},
+  author = {Lopez, Romain and Nazaret, Achille and Langevin, Maxime and Samaran, Jules and Regier, Jeffrey and
+            Jordan, Michael I. and Yosef, Nir},
+  booktitle = {ICML Workshop on Computational Biology},
+  year = {2019},
+  note = {arXiv:1905.02269}
+}""",
+)
+class GIMVI(Program):
+    r"""gimVI.
+
+    For a cell of modality m, which measures the genes M_m, in batch s::
+
+        z ~ Normal(0, I)
+        log l ~ Normal(m_s, v_s)       library="latent" (sequencing); otherwise l is the total count over M_m
+        rho = softmax over M_m of (decoder(z) + a_m)
+        x_g ~ NegativeBinomial(mean l * rho_g, inverse dispersion theta_sg)    or zero-inflated, or Poisson; g in M_m
+
+    Genes outside M_m have rho_g = exp(decoder(z)_g) / (the same denominator) and enter no likelihood; a_m, the log
+    efficiency of each gene in a modality other than the first, is zero for them. The guide of z is a head of its own for
+    each modality, then a block that all share, normalised within the cell (a batch norm would show the critic, and
+    hide from it, which modality a minibatch is of).
+
+    Mixing acts on the guide alone and in training alone (`training_loss`): with ``mixing="critic"``, a third parameter
+    group "critic" learns to tell the modality from z, and the guide is pushed towards the wrong answers.
+
+    Sites: ``z`` [D], ``log_depth`` (where latent), ``counts`` [G]; outside training ``rho`` [G], ``log_library`` (of
+    either kind) and ``log_theta`` [G], the log inverse dispersion (of genes that the modality lacks: the mean over the
+    batches that have it), ``measured`` [G].
+
+    Parameters
+    ----------
+    n_genes, n_modality, measured, n_batch
+        What the data implies; filled in by ``fit``. ``measured`` [M][G] is 1 where a modality measures a gene.
+    n_latent, n_hidden : int
+        Latent dimension and width of the networks (published: 8, 64).
+    n_layers : int
+        Hidden layers of the decoder; 0 is the published log-linear one.
+    dropout : float
+        Of the guide (published: 0.2).
+    likelihood : str or sequence of str
+        "nb", "zinb" or "poisson", for all modalities or for each (the last one again where there are more). Published:
+        ("zinb", "nb").
+    library : str or sequence of str
+        "observed" or "latent", likewise. Published: ("latent", "observed").
+    features : {"standardised", "log1p"}
+        What the guide sees: log counts per total, standardised within each modality; or log(1 + x), as published.
+    mixing : {"critic", "mmd", "none"}
+        How the latents of modalities are brought together: an adversary (published), the maximum mean discrepancy, or
+        by the model alone.
+    kappa : float
+        Weight of the mixing term (published: 5, there hardly a weight, see the documentation).
+    efficiency : float
+        Prior standard deviation of a_m, natural log; 0 leaves a_m out, as published.
+    balance : bool
+        Whether modalities count equally in the loss whatever their numbers of cells (published), or each cell.
+    """
+
+    latent = "z"
+    warmup = ("z", "log_depth")
+
+    measured: Tensor
+    library_prior: Tensor
+    modality_share: Tensor
+    row_modality: Tensor
+    feature_loc: Tensor
+    feature_scale: Tensor
+    median_total: Tensor
+    n_cells: Tensor
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_modality: int = 1,
+        measured: Sequence[Sequence[int]] | None = None,
+        n_batch: int = 1,
+        n_latent: int = 8,
+        n_hidden: int = 64,
+        n_layers: int = 0,
+        dropout: float = 0.2,
+        likelihood: str | Sequence[str] = ("zinb", "nb"),
+        library: str | Sequence[str] = ("latent", "observed"),
+        features: str = "standardised",
+        mixing: str = "critic",
+        kappa: float = 5.0,
+        efficiency: float = 1.0,
+        balance: bool = True,
+    ) -> None:
+        super().__init__()
+        self.likelihood = _each("likelihood", likelihood, n_modality, LIKELIHOODS)
+        self.library = _each("library", library, n_modality, ("observed", "latent"))
+        _one_of("mixing", mixing, ("critic", "mmd", "none"))
+        _one_of("features", features, ("standardised", "log1p"))
+        for name, value in (("kappa", kappa), ("efficiency", efficiency)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
+        self.by_batch = n_batch > 1
+        self.n_modality, self.n_rows = n_modality, n_batch if self.by_batch else n_modality
+        self.features, self.kappa, self.efficiency, self.balance = features, kappa, efficiency, balance
+        self.mixing = mixing if n_modality > 1 and kappa > 0 else "none"
+        self.register_buffer("measured", torch.ones(n_modality, n_genes) if measured is None
+                             else torch.as_tensor(measured, dtype=torch.get_default_dtype()))  # fmt: skip
+        if self.measured.shape != (n_modality, n_genes):
+            raise ValueError(f"measured is {tuple(self.measured.shape)}, not {n_modality} modalities x {n_genes} genes")
+        self.encoder_heads = nn.ModuleList(nn.Linear(n_genes, n_hidden) for _ in range(n_modality))
+        self.encoder_shared = Hidden(n_hidden, n_hidden, 1, dropout, first=True)
+        self.encoder_z = nn.Linear(n_hidden, 2 * n_latent)
+        if "latent" in self.library:
+            self.encoder_depth = nn.Sequential(Hidden(n_genes, n_hidden, 1, dropout), nn.Linear(n_hidden, 2))
+        self.decoder = Hidden(n_latent, n_hidden, n_layers) if n_layers else nn.Identity()
+        width = n_hidden if n_layers else n_latent
+        self.head_rho = nn.Linear(width, n_genes)
+        if "zinb" in self.likelihood:
+            self.head_gate = nn.Linear(width, n_genes)
+        if set(self.likelihood) != {"poisson"}:
+            self.log_dispersion = nn.Parameter(torch.randn(self.n_rows, n_genes))
+        if efficiency and n_modality > 1:
+            self.log_efficiency = nn.Parameter(torch.zeros(n_modality - 1, n_genes))
+        if self.mixing == "critic":
+            self.critic = nn.Sequential(Hidden(n_latent, 32, 2), nn.Linear(32, n_modality))
+        self.register_buffer("origin", torch.zeros(n_latent))
+        self.register_buffer("library_prior", torch.tensor([[0.0, 1.0]]).repeat(self.n_rows, 1))
+        self.register_buffer("row_modality", torch.full((self.n_rows, n_modality), 1 / n_modality))
+        self.register_buffer("modality_share", torch.full((n_modality,), 1 / n_modality))
+        self.register_buffer("feature_loc", torch.zeros(n_modality, n_genes))
+        self.register_buffer("feature_scale", torch.ones(n_modality, n_genes))
+        self.register_buffer("median_total", torch.ones(n_modality))
+        self.register_buffer("n_cells", torch.tensor(1.0))
+
+    # ---- what the data says before training ---------------------------------------------------------------
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Learn priors of latent libraries, shares of modalities, and the scale of the guide's features."""
+        seen = [(b["counts"] * self.mask(b), b["modality"], self.rows(b), b["index"]) for b in batches]
+        counts, modality, rows, index = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        totals = counts.sum(-1)
+        empty = torch.nonzero(totals == 0)
+        if len(empty):
+            raise ValueError(
+                f"cell in row {int(index[empty[0, 0]])} has no count on the genes that its modality measures"
+            )
+        self.n_cells.fill_(len(counts))
+        for m in range(self.n_modality):
+            inside = modality == m
+            number = int(inside.sum())
+            self.modality_share[m] = number / len(counts)
+            if number < 2:
+                raise ValueError(f"modality {m} has {number} training cells; at least 2 are needed")
+            self.median_total[m] = totals[inside].median()
+            values = torch.log1p(counts[inside] / totals[inside, None] * self.median_total[m])
+            self.feature_loc[m], self.feature_scale[m] = values.mean(0), values.std(0)
+        self.feature_scale.clamp_(min=1e-2)
+        for row in rows.unique():
+            inside = rows == row
+            self.row_modality[row] = one_hot(modality[inside], self.n_modality).mean(0)
+            logs = totals[inside].log()
+            spread = logs.std() if len(logs) > 1 else totals.log().std()
+            self.library_prior[row] = torch.stack((logs.mean(), spread.clamp(min=0.01)))
+
+    # ---- model --------------------------------------------------------------------------------------------
+    def model(self, batch: Batch) -> None:
+        mask, latent = self.mask(batch), self.has_latent_library(batch)
+        counts = batch["counts"] * mask
+        with self.cells(batch):
+            z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
+            log_library = counts.sum(-1).clamp(min=1).log()
+            if latent is not None:
+                loc, scale = self.library_prior[self.rows(batch)].unbind(-1)
+                with pyro.poutine.mask(mask=latent):
+                    drawn = pyro.sample("log_depth", dist.Normal(loc, scale))
+                log_library = torch.where(latent, drawn, log_library)
+            hidden = self.decoder(z)
+            logits = self.logits(hidden, batch)
+            seen = torch.where(mask > 0, logits, UNMEASURED)
+            if not self.training:
+                rho = torch.exp(logits - torch.logsumexp(seen, -1, keepdim=True))
+                pyro.deterministic("rho", rho, event_dim=1)
+                pyro.deterministic("log_library", log_library, event_dim=0)
+                pyro.deterministic("log_theta", self.log_theta(batch, mask), event_dim=1)
+                pyro.deterministic("measured", mask, event_dim=1)
+            pyro.sample("counts", self.observation(seen, log_library.unsqueeze(-1), hidden, batch), obs=counts)
+
+    def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Unnormalised log expression of all genes, [..., B, G]."""
+        logits = self.head_rho(hidden)
+        if hasattr(self, "log_efficiency"):
+            logits = logits + F.pad(self.log_efficiency, (0, 0, 1, 0))[batch["modality"]] * self.mask(batch)
+        return logits
+
+    def observation(self, logits: Tensor, log_library: Tensor, hidden: Tensor, batch: Batch) -> Distribution:
+        """Distribution of the counts, of mean exp(log_library) * softmax(logits), [..., B, G]."""
+        kinds = set(self.likelihood)
+        if kinds == {"poisson"}:
+            return Poisson.from_logits(logits, log_library)
+        log_theta = self.log_dispersion[self.rows(batch)]
+        if "poisson" in kinds:  # the limit of no overdispersion
+            log_theta = torch.where(self.is_kind("poisson", batch), LIMIT, log_theta)
+        if "zinb" not in kinds:
+            return NegativeBinomial.from_logits(logits, log_library, log_theta)
+        gate = self.head_gate(hidden)
+        if kinds != {"zinb"}:  # elsewhere structural zeros have probability 1e-25
+            gate = torch.where(self.is_kind("zinb", batch), gate, -LIMIT)
+        return ZeroInflatedNegativeBinomial.from_logits(logits, log_library, log_theta, gate)
+
+    def log_theta(self, batch: Batch, mask: Tensor) -> Tensor:
+        """Log inverse dispersion of every gene [B, G]; genes without data in the modality have that of the others."""
+        if set(self.likelihood) == {"poisson"}:
+            return torch.full_like(mask, LIMIT)
+        own = self.log_dispersion[self.rows(batch)]
+        own = torch.where(self.is_kind("poisson", batch), LIMIT, own)
+        share = self.row_modality @ self.measured
+        theirs = (share * self.log_dispersion).sum(0) / share.sum(0).clamp(min=1e-6)
+        return torch.where(mask > 0, own, theirs)
+
+    # ---- guide --------------------------------------------------------------------------------------------
+    def guide(self, batch: Batch) -> None:
+        latent, features = self.has_latent_library(batch), self.seen(batch)
+        with self.cells(batch):
+            pyro.sample("z", self.encode(features, batch))
+            if latent is not None:
+                loc, log_scale = self.encoder_depth(features).unbind(-1)
+                anchor = (batch["counts"] * self.mask(batch)).sum(-1).clamp(min=1).log()
+                with pyro.poutine.mask(mask=latent):
+                    pyro.sample("log_depth", dist.Normal(anchor + loc, (log_scale - 2).clamp(-8, 3).exp()))
+
+    def encode(self, features: Tensor, batch: Batch) -> Distribution:
+        """Guide of z: head of the modality, shared block, Gaussian."""
+        heads = torch.stack([head(features) for head in self.encoder_heads], -2)
+        hidden = (one_hot(batch["modality"], self.n_modality).unsqueeze(-1) * heads).sum(-2)
+        loc, log_scale = self.encoder_z(self.encoder_shared(hidden)).chunk(2, -1)
+        return dist.Normal(loc, log_scale.clamp(-8, 8).exp() + 1e-3).to_event(1)
+
+    def seen(self, batch: Batch) -> Tensor:
+        """What the guide sees of the counts, [B, G]; zero for genes that are not measured."""
+        mask, modality = self.mask(batch), batch["modality"]
+        counts = batch["counts"] * mask
+        if self.features == "log1p":
+            return counts.log1p()
+        size = self.median_total[modality] / counts.sum(-1).clamp(min=1)
+        values = torch.log1p(counts * size.unsqueeze(-1))
+        return ((values - self.feature_loc[modality]) / self.feature_scale[modality]).clamp(-10, 10) * mask
+
+    # ---- training -----------------------------------------------------------------------------------------
+    def training_loss(self, step: Any, objective: Callable) -> Any:
+        """Return the objective with modalities balanced, the prior of efficiencies, and the mixing terms by group."""
+        batch, modality = step.batch, step.batch["modality"]
+        if self.balance:
+            step.cell_weights = (1 / (self.n_modality * self.modality_share.clamp(min=1e-6)))[modality]
+        losses = objective(step)
+        if not self.training:
+            return losses
+        if hasattr(self, "log_efficiency"):
+            prior = 0.5 * ((self.log_efficiency / self.efficiency) ** 2).sum() / self.n_cells
+            prior = prior - prior.detach()  # the value stays that of the objective
+            losses = losses + prior if isinstance(losses, Tensor) else _plus(losses, "theta", prior)
+        if self.mixing == "none":
+            return losses
+        z = self.encode(self.seen(batch), batch).rsample()
+        groups = losses if isinstance(losses, dict) else {"theta": losses, "phi": losses}
+        if self.mixing == "mmd":
+            return _plus(groups, "phi", self.kappa * mmd(z, one_hot(modality, self.n_modality)))
+        caught, fooled = self.confusion(z, modality)
+        step.log("critic", caught)
+        groups = _plus(groups, "phi", self.kappa * fooled)
+        told = self.confusion(z.detach(), modality)[0]
+        return groups | {"critic": told}
+
+    def confusion(self, z: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean -log critic(own modality), and -log of the others, of equal weight each; modalities count equally."""
+        scores = torch.log_softmax(self.critic(z), -1)
+        own = one_hot(modality, self.n_modality)
+        weight = 1 / (self.n_modality * self.modality_share.clamp(min=1e-6))[modality]
+        caught = -(weight * (own * scores).sum(-1)).mean()
+        fooled = -(weight * ((1 - own) * scores).sum(-1)).mean() / (self.n_modality - 1)
+        return caught, fooled
+
+    # ---- small ones ---------------------------------------------------------------------------------------
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Model ``theta``, guide ``phi``, and ``critic`` where there is one."""
+        found = super().groups()
+        if self.mixing == "critic":
+            critic = {id(p) for p in self.critic.parameters()}
+            found["theta"] = [p for p in found["theta"] if id(p) not in critic]
+            found["critic"] = list(self.critic.parameters())
+        return found
+
+    def mask(self, batch: Batch) -> Tensor:
+        """1 where the modality of a cell measures a gene, [B, G]."""
+        return self.measured[batch["modality"]]
+
+    def rows(self, batch: Batch) -> Tensor:
+        """Row of the dispersions and library priors of each cell [B]: its batch, or its modality."""
+        return batch["batch"] if self.by_batch else batch["modality"]
+
+    def is_kind(self, kind: str, batch: Batch) -> Tensor:
+        """Whether the modality of each cell has this likelihood, bool [B, 1]."""
+        return torch.tensor([k == kind for k in self.likelihood], device=self.origin.device)[batch["modality"], None]
+
+    def has_latent_library(self, batch: Batch) -> Tensor | None:
+        """Whether the library of each cell is latent, bool [B]; None where none ever is."""
+        if "latent" not in self.library:
+            return None
+        return torch.tensor([k == "latent" for k in self.library], device=self.origin.device)[batch["modality"]]
+
+
+class Hidden(nn.Module):
+    """Layers, each linear - layer normalisation - ReLU - dropout; ``first`` normalises the input before them."""
+
+    def __init__(self, n_in: int, n_hidden: int, n_layers: int, dropout: float = 0.0, first: bool = False) -> None:
+        super().__init__()
+        steps: list[nn.Module] = [nn.LayerNorm(n_in), nn.ReLU(), nn.Dropout(dropout)] if first else []
+        for width in [n_in] + [n_hidden] * (n_layers - 1):
+            steps += [nn.Linear(width, n_hidden), nn.LayerNorm(n_hidden), nn.ReLU(), nn.Dropout(dropout)]
+        self.steps = nn.Sequential(*steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(x)
+
+
+def mmd(z: Tensor, member: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy between each group of z [B, D] and all others, averaged; ``member`` [B, M].
+
+    Kernel: mean of five inverse multiquadrics c / (c + distance^2), c = 2 D (1/5, 1/2, 1, 2, 5), whose unit suits a
+    standard Gaussian. A group without a cell in the minibatch counts as equal.
+    """
+    square = (z.unsqueeze(1) - z.unsqueeze(0)).square().sum(-1)
+    scales = [2 * z.shape[-1] * factor for factor in (0.2, 0.5, 1.0, 2.0, 5.0)]
+    kernel = torch.stack([c / (c + square) for c in scales]).mean(0)
+    other = 1 - member
+    inside, outside = member.sum(0), other.sum(0)
+    signed = member / inside.clamp(min=1) - other / outside.clamp(min=1)
+    found = torch.einsum("bm,bc,cm->m", signed, kernel, signed)
+    return torch.where((inside > 0) & (outside > 0), found, 0.0).mean()
+
+
+def _plus(losses: dict[str, Tensor], group: str, term: Tensor) -> dict[str, Tensor]:
+    return {name: loss + term if name == group else loss for name, loss in losses.items()}
+
+
+def _each(name: str, value: str | Sequence[str], n: int, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    given = [value] if isinstance(value, str) else list(value)
+    for one in given:
+        _one_of(name, one, allowed)
+    if not given:
+        raise ValueError(f"{name} names nothing; it takes {', '.join(allowed)}")
+    return tuple((given + given[-1:] * n)[:n])
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

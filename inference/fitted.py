@@ -49,6 +49,8 @@ class Fit:
         Whether training was interrupted from the keyboard.
     constraints : tuple of Constraint
         What the guide was held to besides the objective.
+    annotation : DataFrame, dict of arrays or None
+        Where constraints find their columns; None for a fit that was loaded from a file.
     initial : dict of str to Tensor
         Where the parameters of a program that was built by its user started; a guide can start there again.
     """
@@ -65,6 +67,7 @@ class Fit:
     interrupted: bool = False
     initial: dict[str, torch.Tensor] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
+    annotation: Any = None
 
     @property
     def name(self) -> str:

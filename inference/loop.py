@@ -134,6 +134,7 @@ def fit(
         loader.dataset = dataset = dataset.to(fabric.device) if _fits(dataset, fabric.device) else dataset
         result.constraints = tuple(getattr(spec, "constraints", ()) if constraints is None else constraints)
         source = Source(data, dataset, train_rows, batch_size, program)
+        result.annotation = source.table()
         active = Active(result.constraints, source)
         held = Loader(dataset, held_out, batch_size)
         trainer = _Trainer(result, fabric, loader, held, learning_rate, compile, active)

@@ -104,7 +104,8 @@ def refit(
         loader = Loader(resident, fit.train_rows, batch_size, True, seed, fabric.global_rank, fabric.world_size)
         held_out = Loader(dataset, fit.validation_rows, batch_size)
         result.constraints = fit.constraints if constraints is None else tuple(constraints)
-        source = Source(data, dataset, fit.train_rows, batch_size, program)
+        source = Source(fit.annotation if data is None else data, dataset, fit.train_rows, batch_size, program)
+        result.annotation = source.table()
         active = Active(result.constraints, source)
         trainer = loop._Trainer(result, fabric, loader, held_out, learning_rate, compile, active, mode=guide_training)
         epochs = max(1, len(fit.history)) if max_epochs is None else max_epochs

@@ -62,7 +62,7 @@ def test_features_give_the_estimates_of_their_own_kernel():
 @pytest.mark.parametrize("rho", [0.0, 0.25, 0.5, 0.9])
 def test_estimates_average_to_the_population_value(rho):
     gamma, value = m.analytic_gamma(1), REFERENCE["population_gaussian_1d"]["values"][str(rho)]
-    covariance = torch.tensor([[1.0, rho], [rho, 1.0]])
+    covariance = torch.tensor([[1.0, rho], [rho, 1.0]], dtype=torch.float64)
     assert m.population_hsic(covariance, (1, 1), (gamma, gamma)).item() == pytest.approx(value, abs=1e-9)
     noise = torch.randn((1000, 64, 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x, y = noise[..., :1], rho * noise[..., :1] + (1 - rho**2) ** 0.5 * noise[..., 1:]

@@ -23,8 +23,8 @@ from spatial_pairs import PAIRS, baselines, gene_scores, mixing_score, pair, sco
 from fieldguide.decisions import impute_genes
 from fieldguide.inference import fit, join_modalities
 
-# scvi-tools 1.4.2, kappa 5, KL ramp of 400 epochs: mean over the seeds that were run (hypothalamus 0-2, osmFISH 0-1 with
-# 300 epochs, starMAP 0), raw and depth-removed
+# scvi-tools 1.4.2, kappa 5, KL ramp of 400 epochs: mean over the seeds that were run (hypothalamus 0-2, osmFISH 0-1
+# with 300 epochs, starMAP 0), raw and depth-removed
 PEER = {"hypothalamus": (0.340, 0.203), "osmFISH": (0.431, 0.315), "starMAP": (0.282, 0.002)}
 
 

@@ -10,7 +10,6 @@ from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
 
-__all__ = ["Entry", "Study", "citation", "compare", "entries", "entry", "get", "m1m2", "mvae", "ppca", "report", "scvi"]
 __all__ = [
     "Entry",
     "Study",
@@ -21,6 +20,7 @@ __all__ = [
     "get",
     "gimvi",
     "m1m2",
+    "mvae",
     "ppca",
     "report",
     "scvi",

@@ -49,8 +49,8 @@ class GIMVI(Program):
         x_g ~ NegativeBinomial(mean l * rho_g, inverse dispersion theta_sg)    or zero-inflated, or Poisson; g in M_m
 
     Genes outside M_m have rho_g = exp(decoder(z)_g) / (the same denominator) and enter no likelihood; a_m, the log
-    efficiency of each gene in a modality other than the first, is zero for them. The guide of z is a head of its own for
-    each modality, then a block that all share, normalised within the cell (a batch norm would show the critic, and
+    efficiency of each gene in a modality other than the first, is zero for them. The guide of z is a head of its own
+    for each modality, then a block that all share, normalised within the cell (a batch norm would show the critic, and
     hide from it, which modality a minibatch is of).
 
     Mixing acts on the guide alone and in training alone (`training_loss`): with ``mixing="critic"``, a third parameter

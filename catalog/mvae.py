@@ -113,7 +113,7 @@ class MVAE(Program):
         Width of all networks, which have one hidden layer. With counts, those from x to z and back are normalised over
         the minibatch, as in ``scvi``.
     dropout : float
-        Of the network from x to z. High, because a classifier that remembers wrong labels leaves nothing for T to explain.
+        Of the network from x to z. High: a classifier that remembers wrong labels leaves nothing for T to explain.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
         Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.families`.
     classes : {"uniform", "learned"}
@@ -191,8 +191,8 @@ class MVAE(Program):
             absent = sorted(set(range(n)) - set(seen.tolist()))
             if absent:
                 raise SchemaError(
-                    f"field 'labels': {what} number {absent[0]} (of {n}, from 0) has no label among the training cells; "
-                    "hold out other cells"
+                    f"field 'labels': {what} number {absent[0]} (of {n}, from 0) has no label among training cells: "
+                    "hold out others"
                 )
 
     def remarks(self) -> list[str]:
@@ -287,8 +287,8 @@ def _data(sizes: dict[str, int]) -> tuple[str, int]:
     if len(present) != 1:
         found = f"both '{present[0]}' and '{present[1]}'" if present else "none"
         raise SchemaError(
-            f"the data must be one of 'x' (features in [0, 1]), 'values' (real numbers) and 'counts'; there is {found}. "
-            "Say where it is and switch the others off, such as fields={'x': 'X', 'counts': None}"
+            f"the data must be one of 'x' (features in [0, 1]), 'values' (real numbers), 'counts'; there is {found}: "
+            "say where it is and switch the others off, such as fields={'x': 'X', 'counts': None}"
         )
     return present[0], sizes[present[0]]
 

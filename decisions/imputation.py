@@ -28,7 +28,7 @@ HEADS = ("blend", "model", "ridge")
 SITES = ("rho", "log_library", "log_theta")
 NOTES = (
     "The parameters of the model are taken as known.",
-    "No data say how this assay captures an unmeasured gene: levels and inverse dispersions are those of the reference, "
+    "No data say how this assay captures an unmeasured gene: levels and inverse dispersions are the reference's, "
     "and the interval allows for as much difference as the measured genes show.",
 )
 

@@ -1,6 +1,6 @@
-"""Genes from other genes, across assays: a ridge regression on standardised log shares, and how well it can be expected to do.
+"""Genes from other genes, across assays: a ridge regression on standardised log shares, and how well it should do.
 
-Plain arrays. n cells of the reference, m cells of the target, P genes that both measure (predictors), H genes to predict.
+Plain arrays: n cells of the reference, m of the target, P genes that both measure (predictors), H genes to predict.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def standardised(values: np.ndarray) -> np.ndarray:
 
 
 def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray, penalty: float = PENALTY) -> np.ndarray:
-    """Return predictions [m, H] at ``new`` [m, P] of the ridge regression of y [n, H] on x [n, P], with an intercept."""
+    """Return predictions [m, H] at ``new`` [m, P] of the ridge regression of y [n, H] on x [n, P], with intercept."""
     centre, level = x.mean(0), y.mean(0)
     x = x - centre
     slope = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ (y - level))
@@ -47,8 +47,8 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def across(reference: np.ndarray, target: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
     """Return, for each gene that both assays measure, how well the others predict it across assays, [P].
 
-    Genes are left out in groups: their columns in the target are predicted from the columns that remain, by a regression
-    trained in the reference, and compared by Spearman's correlation of shares (depth removed).
+    Genes are left out in groups: their columns in the target are predicted from the columns that remain, by a
+    regression trained in the reference, and compared by Spearman's correlation of shares (depth removed).
 
     Parameters
     ----------

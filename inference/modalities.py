@@ -1,4 +1,4 @@
-"""Several assays of one tissue in one AnnData: cells one below the other, genes joined, and a mask of who measured what."""
+"""Several assays of one tissue in one AnnData: cells below each other, genes joined, a mask of who measured what."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ def join_modalities(
     genes: Sequence[str] | None = None,
     batch: str | None = None,
 ) -> anndata.AnnData:
-    """Return one AnnData with the cells of all modalities and the union of their genes; the given ones stay as they are.
+    """Return one AnnData with the cells of all modalities and the union of their genes; the given ones stay unchanged.
 
     Parameters
     ----------
     modalities : mapping of str to AnnData
-        Raw counts in ``X``, genes by name and in any order. The first is the reference (sequencing): a modality that did
-        not measure a gene borrows from it what the model needs to predict counts.
+        Raw counts in ``X``, genes by name and in any order. The first is the reference (sequencing): a modality that
+        did not measure a gene borrows from it what the model needs to predict counts.
     hide : mapping of str to sequence of str, optional
         Genes of a modality to be treated as not measured: their counts are left out.
     genes : sequence of str, optional
@@ -47,8 +47,8 @@ def join_modalities(
     Raises
     ------
     ValueError
-        If two modalities have no gene in common, directly or through others; if none of the genes that a modality shares
-        has any count in it; if a cell has none on the genes that its modality shares (naming it); if a gene or cell
+        If two modalities have no gene in common, directly or through others; if none of the genes that a modality
+        shares has any count in it; if a cell has none on the genes that its modality shares (naming it); if a gene or cell
         appears twice; if a gene to be hidden does not exist; if counts are not non-negative integers.
 
     Examples
@@ -124,19 +124,24 @@ class Modality(Category):
             for modality, row in zip(found, mask, strict=True):
                 if not row.any():
                     raise SchemaError(f"field '{name}': modality '{modality}' measures no gene")
-        return {"categories": found, "measured": None if mask is None else mask.astype(int).tolist()}
+        if mask is None:
+            return {"categories": found, "measured": None}
+        names = data.var_names.astype(str)
+        return {
+            "categories": found,
+            "measured": mask.astype(int).tolist(),
+            "measures": [[str(g) for g in names[row]] for row in mask],
+        }
 
     def read(self, name, data, place, state):
         codes = _codes(name, place, _column(name, data, place), state["categories"])
         if state["measured"] is not None and isinstance(data, anndata.AnnData) and MASK in data.varm:
             here = [c for k, c in enumerate(state["categories"]) if (codes == k).any()]
-            names = [str(g) for g in data.var_names]
-            table = pd.DataFrame(np.asarray(_mask(name, data, here)), index=here, columns=names)
-            wanted = pd.DataFrame(np.asarray(state["measured"], dtype=bool), index=state["categories"])
-            wanted.columns = state.get("genes") or names if len(names) == wanted.shape[1] else wanted.columns
+            mask = _mask(name, data, here)
+            table = pd.DataFrame(np.asarray(mask), index=here, columns=data.var_names.astype(str))
             for modality in here:
-                trained = wanted.columns[wanted.loc[modality]]
-                lacking = [g for g in trained if g in table.columns and not table.loc[modality, g]]
+                trained = state["measures"][state["categories"].index(modality)]
+                lacking = [g for g in trained if g not in table.columns or not table.loc[modality, g]]
                 if lacking:
                     raise SchemaError(
                         f"field '{name}': gene {lacking[0]!r} was measured by modality '{modality}' in the training "

@@ -32,9 +32,9 @@ def test_estimators_equal_the_reference_values():
 
 
 def test_the_unbiased_estimate_equals_the_sum_over_different_points():
-    k, l, n = K[:5, :5].numpy(), L[:5, :5].numpy(), 5
+    k, m_, n = K[:5, :5].numpy(), L[:5, :5].numpy(), 5
     quads = [q for q in product(range(n), repeat=4) if len(set(q)) == 4]
-    brute = np.mean([k[i, j] * (l[i, j] + l[p, q] - 2 * l[i, p]) for i, j, p, q in quads])
+    brute = np.mean([k[i, j] * (m_[i, j] + m_[p, q] - 2 * m_[i, p]) for i, j, p, q in quads])
     assert m.hsic_unbiased(K[:5, :5], L[:5, :5]).item() == pytest.approx(brute, rel=1e-9)
 
 
@@ -79,8 +79,8 @@ def test_permutation_test_tells_dependence_from_independence():
     rng = np.random.default_rng(3)
     x = torch.from_numpy(rng.normal(size=(80, 1)))
     for y, dependent in ((x**2, True), (torch.from_numpy(rng.normal(size=(80, 1))), False)):
-        k, l = m.gaussian_gram(x, 0.4), m.gaussian_gram(y, 0.4)
-        found = permutation_test(lambda order, k=k, l=l: m.hsic_unbiased(k, l[order][:, order]), 80)
+        k, other = m.gaussian_gram(x, 0.4), m.gaussian_gram(y, 0.4)
+        found = permutation_test(lambda order, k=k, other=other: m.hsic_unbiased(k, other[order][:, order]), 80)
         assert (found.p_value <= 0.05) == dependent == (found.value > found.threshold)
     with pytest.raises(ValueError, match="cannot reach level"):
         permutation_test(lambda order: torch.zeros(()), 5, permutations=5)

@@ -291,8 +291,8 @@ def test_unused_categories_are_no_classes():
     [
         ({"labels": np.full(60, np.nan)}, {}, "column 'labels' has no label at all; an annotator must have used"),
         ({"labels": np.full(60, 3)}, {}, "column 'labels' has only '3'"),
-        ({"labels": np.arange(60) % 2, "b": np.full(60, 1)}, {"fields": {"labels": ["labels", "b"]}}, "'b' has only '1'"),
-        ({"labels": np.arange(60) % 2}, {"fields": {"labels": ["labels", "labels"]}}, "given twice among labels, labels"),
+        ({"labels": np.arange(60) % 2, "b": np.ones(60, int)}, {"fields": {"labels": ["labels", "b"]}}, "'b' has only"),
+        ({"labels": np.arange(60) % 2}, {"fields": {"labels": ["labels", "labels"]}}, "given twice among labels"),
         ({"labels": np.r_[2, np.arange(59) % 2]}, {"validation": np.array([0])}, "class number 2 .of 3.* has no label"),
         ({"labels": np.arange(60) % 2, "values": X}, {}, "there is both 'x' and 'values'"),
     ],

@@ -1,4 +1,4 @@
-"""Constraints that can be added to any objective: a measure of a step, a bound, and a rule that prices its violation."""
+"""Constraints for any objective: a measure of a step, a bound, and a rule that prices its violation."""
 
 from fieldguide.inference.constraints.constraint import Active, Constraint, Measure, Rule
 from fieldguide.inference.constraints.independence import HSIC, BoundHSIC, hsic

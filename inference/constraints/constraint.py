@@ -1,4 +1,4 @@
-"""What a constraint is, and how the loop holds it: measured in each step, priced by a rule, updated after each epoch."""
+"""What a constraint is, and how the loop holds it: measured in each step, priced by a rule, updated each epoch."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

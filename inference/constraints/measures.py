@@ -1,7 +1,7 @@
 """How dependent variables are: the Hilbert-Schmidt independence criterion (HSIC) and its estimators.
 
 HSIC is the squared distance between a joint distribution and the product of its margins, in the feature space of a
-kernel for each variable; it is zero only under independence. Estimators take the Gram matrices of n points, [..., n, n],
+kernel for each variable; it is zero only under independence. Estimators take Gram matrices of n points, [..., n, n],
 so that blocks of points are one more dimension in front. They are computed in double precision: HSIC near independence
 is a difference of terms of order one that leaves 1e-4.
 

@@ -48,8 +48,8 @@ def join_modalities(
     ------
     ValueError
         If two modalities have no gene in common, directly or through others; if none of the genes that a modality
-        shares has any count in it; if a cell has none on the genes that its modality shares (naming it); if a gene or cell
-        appears twice; if a gene to be hidden does not exist; if counts are not non-negative integers.
+        shares has any count in it; if a cell has none on the genes that its modality shares (naming it); if a gene or
+        cell appears twice; if a gene to be hidden does not exist; if counts are not non-negative integers.
 
     Examples
     --------

@@ -191,6 +191,8 @@ class _Assays:
 
     def __init__(self, posterior: Posterior, modality: str | None, genes: Sequence[str] | None) -> None:
         self.names, measured = _measured(posterior)
+        if posterior.var_names is None:
+            raise ValueError("genes have no names: the posterior must be of an AnnData (see join_modalities)")
         all_genes = pd.Index([str(g) for g in posterior.var_names])
         lacking = [m for m, row in zip(self.names, measured, strict=True) if not row.all()]
         if modality is None:
@@ -287,9 +289,7 @@ def _order(case: _Assays, posterior: Posterior, estimator: str, fractions: dict,
 def _genes(case: _Assays, fractions: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table of the hidden genes with their trust, and the scores of the shared ones behind it."""
     reference = case.seen[0]
-    half = np.concatenate([fractions["y"], np.zeros((len(reference), 0))], 1)
-    score = spearman(fractions["y"], within(fractions["x"], half))
-    known = []
+    score = spearman(fractions["y"], within(fractions["x"], fractions["y"]))
     fold = np.random.default_rng(0).permutation(reference.shape[1]) % min(5, reference.shape[1])
     own = np.zeros(reference.shape[1])
     for k in np.unique(fold):

@@ -36,7 +36,7 @@ def matrices(decision: Decision) -> Any:
     figure = Figure(figsize=(4.5 * len(annotators), 4), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(annotators), squeeze=False)[0], annotators, strict=True):
         part = decision.table[decision.table["annotator"] == name]
-        values = part["estimate"].to_numpy().reshape(len(classes), len(classes))
+        values = np.asarray(part["estimate"]).reshape(len(classes), len(classes))
         image = axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
         axis.set_title(name)
         axis.set_xticks(range(len(classes)), classes, rotation=90)

@@ -272,7 +272,7 @@ def _read(source: Any, labels: Any, estimator: str) -> tuple[pd.DataFrame, pd.Da
     if not found:
         raise ValueError("the posterior is not of a program whose labels may be wrong, such as mvae")
     table, diagnostics = probabilities(source, estimator, "c")
-    codes = source.dataset.stores[found[0]].values.cpu().numpy()
+    codes = source.dataset.batch(np.arange(source.n_cells))[found[0]].cpu().numpy()
     return table, diagnostics, dict(zip(states[found[0]]["annotators"], codes.T, strict=True))
 
 

@@ -115,7 +115,7 @@ def _labels(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     missing = column.isna().to_numpy()
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype if not missing.any() else object)
-    numbers = pd.to_numeric(column, errors="coerce") if _all_numbers(column) else None
+    numbers = pd.Series(pd.to_numeric(column, errors="coerce")) if _all_numbers(column) else None
     if numbers is not None and not (numbers[~missing] % 1).any():
         whole = numbers.fillna(UNLABELLED).to_numpy(dtype=np.int64)
         return whole.astype(str).astype(object), ~missing & (whole != UNLABELLED)

@@ -212,7 +212,7 @@ def _counts(name: str, data: anndata.AnnData) -> sp.csr_matrix:
             f"modality '{name}': cell {_cell(data, row)!r}, gene {_gene(data, matrix.indices[at])!r} is "
             f"{matrix.data[at]:g}; counts must be non-negative integers (raw counts, not normalised or log values)"
         )
-    return matrix.astype(np.float32)
+    return sp.csr_matrix(matrix, dtype=np.float32)
 
 
 def _require_counts(name: str, data: anndata.AnnData, matrix: sp.csr_matrix, shared: np.ndarray) -> None:
@@ -230,7 +230,7 @@ def _require_counts(name: str, data: anndata.AnnData, matrix: sp.csr_matrix, sha
 def _table(name: str, data: anndata.AnnData, batch: str | None) -> pd.DataFrame:
     if not data.obs_names.is_unique:
         raise ValueError(f"modality '{name}': cell {data.obs_names[data.obs_names.duplicated()][0]!r} appears twice")
-    table = data.obs.drop(columns=["batch", COLUMN], errors="ignore").copy()
+    table = pd.DataFrame(data.obs).drop(columns=["batch", COLUMN], errors="ignore").copy()
     if batch is not None:
         if batch not in data.obs:
             raise ValueError(f"modality '{name}' has no column {batch!r} in obs")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -130,7 +131,8 @@ def guide_draws(program: Program, batch: Batch) -> dict[str, Tensor]:
     state = random_state(batch)
     with _replayed_randomness(batch, state), Particles(program, 1):
         found = poutine.trace(functional_call).get_trace(program, values, ("guide", batch))
-    return {n: s["value"] for n, s in found.nodes.items() if is_random(s) and not s["is_observed"]}
+    sites: dict[str, Any] = {n: s for n, s in found.nodes.items() if is_random(s) and not s["is_observed"]}
+    return {name: site["value"] for name, site in sites.items()}
 
 
 def random_state(batch: Batch) -> tuple[Tensor, ...]:

@@ -5,7 +5,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.diagnose import describe_non_finite
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.objectives import Objective, resolve
+from fieldguide.inference.processes import average_buffers, average_gradients
 from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.progress import progress_bar
 from fieldguide.inference.step import Step
 
 CHECKPOINT_SECONDS = 60
@@ -184,7 +185,7 @@ class _Trainer:
         priced = self.constraints.shown()
         rows: list[dict[str, Any]] = []
         try:
-            with _progress_bar(progress and self.fabric.is_global_zero, max_epochs) as advance:
+            with progress_bar(progress and self.fabric.is_global_zero, max_epochs) as advance:
                 for epoch in range(max_epochs):
                     row = self.epoch(epoch, max_epochs, kl_warmup)
                     rows.append(row)
@@ -243,7 +244,7 @@ class _Trainer:
         if not np.isfinite(row["train"]):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
         if self.fabric.world_size > 1:
-            _average_buffers(self.fabric, self.program)
+            average_buffers(self.fabric, self.program)
         if len(self.held_out.rows):
             row["validation"] = self.evaluate()
         row |= {name: self.mean(noted / cells) for name, noted in logged.items()}
@@ -277,7 +278,7 @@ class _Trainer:
         for parameter, gradient in (pair for pull in pulls for pair in pull):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         if self.fabric.world_size > 1:
-            _average_gradients(self.fabric, self.parameters)
+            average_gradients(self.fabric, self.parameters)
 
     def pull(self, name: str, group: str | None, term: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
         """Gradient of a constraint's term for the parameters of its group."""
@@ -319,20 +320,6 @@ class _Trainer:
 
 def _value(losses: Losses) -> Tensor:
     return losses.detach() if isinstance(losses, Tensor) else next(iter(losses.values())).detach()
-
-
-def _average_gradients(fabric, parameters: list[Tensor]) -> None:
-    present = [p for p in parameters if p.grad is not None]
-    flat = fabric.all_reduce(torch.cat([p.grad.flatten() for p in present]), reduce_op="mean")
-    for parameter, gradient in zip(present, flat.split([p.numel() for p in present]), strict=True):
-        parameter.grad = gradient.view_as(parameter)
-
-
-def _average_buffers(fabric, program: Program) -> None:
-    """Give every process the same running statistics, so that all see the same held-out loss and stop together."""
-    for buffer in program.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(fabric.all_reduce(buffer.clone(), reduce_op="mean"))
 
 
 def build(spec, schema, arguments: dict[str, Any]) -> tuple[Program, dict[str, Any]]:
@@ -394,27 +381,3 @@ def _fits(dataset: Dataset, device: torch.device) -> bool:
 
 def _move(batch: Batch, device: torch.device) -> Batch:
     return batch if device.type == "cpu" else {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-
-
-class _progress_bar(AbstractContextManager):
-    """A bar with the current losses; does nothing when switched off."""
-
-    def __init__(self, shown: bool, max_epochs: int) -> None:
-        self.bar: Any = nullcontext()
-        if shown:
-            from rich.progress import MofNCompleteColumn, Progress
-
-            self.bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True)
-            self.task = self.bar.add_task("fitting", total=max_epochs)
-
-    def __enter__(self):
-        self.bar.__enter__()
-        return self.advance
-
-    def __exit__(self, *exception):
-        self.bar.__exit__(*exception)
-
-    def advance(self, row: dict[str, Any]) -> None:
-        if not isinstance(self.bar, nullcontext):
-            shown = f"train {row['train']:.1f}" + (f", held out {row['validation']:.1f}" if "validation" in row else "")
-            self.bar.update(self.task, advance=1, description=shown)

@@ -170,7 +170,7 @@ def _names(name: str, data: anndata.AnnData) -> list[str]:
     names = pd.Index(data.var_names.astype(str))
     if names.has_duplicates:
         raise ValueError(f"modality '{name}': gene {names[names.duplicated()][0]!r} appears twice; sum or rename them")
-    return list(names)
+    return [str(gene) for gene in names]
 
 
 def _hidden(modalities: Mapping[str, anndata.AnnData], hide: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:

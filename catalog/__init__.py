@@ -5,7 +5,7 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import gimvi, m1m2, mvae, ppca, scvi
+from fieldguide.catalog import gimvi, hcv, m1m2, mvae, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
@@ -19,6 +19,7 @@ __all__ = [
     "entry",
     "get",
     "gimvi",
+    "hcv",
     "m1m2",
     "mvae",
     "ppca",

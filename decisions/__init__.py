@@ -12,6 +12,7 @@ from fieldguide.decisions.denoised import CellEstimates, denoised_expression, im
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.imputation import Imputed, impute_genes
+from fieldguide.decisions.independence import independence
 from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
 from fieldguide.decisions.noisy_labels import noise_matrix, relabel, suspects, true_labels
 from fieldguide.decisions.rejection import (
@@ -42,6 +43,7 @@ __all__ = [
     "expected_loss",
     "fdr_values",
     "impute",
+    "independence",
     "noise_matrix",
     "impute_genes",
     "posterior_predictive_check",

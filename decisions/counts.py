@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.particles import OBSERVED, SITE
+from fieldguide.decisions.particles import KEPT, OBSERVED, SITE
 from fieldguide.inference.posterior import Posterior, Values
 
 BLOCK = 2048
@@ -60,6 +60,10 @@ def library(posterior: Posterior, rows: np.ndarray, values: Values) -> Tensor:
 
 
 def expected_counts(posterior: Posterior, rows: np.ndarray, share: Tensor, values: Values) -> Tensor:
-    """Return the posterior mean of library * rho in the cells' own batches, [b, G], for shares [S, b] of particles."""
+    """Return the posterior mean of library * rho in the cells' own batches, [b, G], for shares [S, b] of particles.
+
+    A program whose zero inflation depends on quality has a site ``kept``, by which the expectation is multiplied.
+    """
     weighted = share * library(posterior, rows, values)
-    return torch.einsum("sb,sbg->bg", weighted.to(values[SITE].dtype), values[SITE])
+    expected = values[SITE] * values[KEPT] if KEPT in values else values[SITE]
+    return torch.einsum("sb,sbg->bg", weighted.to(expected.dtype), expected)

@@ -13,6 +13,7 @@ from fieldguide.decisions.batches import batch_codes
 from fieldguide.decisions.counts import library
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.figures import uncertainty
+from fieldguide.decisions.nuisance import redrawn_sites
 from fieldguide.decisions.particles import ESTIMATORS, proportions, replicate, shares
 from fieldguide.decisions.trust import diagnose
 from fieldguide.inference.posterior import Posterior
@@ -45,6 +46,7 @@ def denoised_expression(
     batch: str | bool | Sequence | None = None,
     estimator: str = "snis",
     cells: np.ndarray | None = None,
+    nuisance: bool | str | Sequence[str] = False,
 ) -> CellEstimates:
     """Return posterior mean and standard deviation of each cell's expression.
 
@@ -59,6 +61,9 @@ def denoised_expression(
     estimator : {"snis", "plugin"}
     cells : array of int, optional
         Row numbers; all cells by default. The result holds n x G values in single precision.
+    nuisance : bool, site or list of sites
+        Latent sites to draw anew from their prior and average over, see `differential_expression`; True: those that
+        the program declares. By default each cell keeps its own.
 
     Raises
     ------
@@ -67,16 +72,23 @@ def denoised_expression(
     """
     _check(scale, estimator)
     batches = None if batch is None else batch_codes(posterior, batch, "batch")
+    redrawn = redrawn_sites(posterior, nuisance, "nuisance")
     means, spreads, log_weights = [], [], []
     rows = _rows(posterior, cells)
     for seen, w, values in posterior.chunks(rows):
-        rho, share = proportions(posterior, seen, w, values, batches), shares(w, estimator)
+        rho, share = proportions(posterior, seen, w, values, batches, redrawn), shares(w, estimator)
         factor = library(posterior, seen, values) if scale == "library" else torch.full_like(share[:1], float(scale))
         mean, sd = _moments(share, factor.to(rho), rho)
         means.append(mean)
         spreads.append(sd)
         log_weights.append(w.log_w.double().cpu().numpy())
-    settings = {"scale": scale, "batches": batches, "estimator": estimator, "posterior_seed": posterior.seed}
+    settings = {
+        "scale": scale,
+        "batches": batches,
+        "nuisance": list(redrawn),
+        "estimator": estimator,
+        "posterior_seed": posterior.seed,
+    }
     return CellEstimates(
         _framed(posterior, rows, means),
         diagnose(np.concatenate(log_weights, 1), "cells", len(rows)).to_frame().T,

@@ -5,7 +5,8 @@ expression [S, b, G]; for replicated data, an observed site ``counts``. Shapes: 
 G genes, R draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from fieldguide.inference.weights import Weights
 
 SITE = "rho"
 OBSERVED = "counts"
+KEPT = "kept"
 ESTIMATORS = ("snis", "plugin")
+REDRAWS = 10
+"""Draws of the nuisance sites, over which expression is averaged for each draw of the others (Lopez et al. 2018)."""
 
 
 def shares(weights: Weights, estimator: str) -> Tensor:
@@ -48,21 +52,45 @@ def choose_for(share: Tensor, cells: Tensor, rng: np.random.Generator) -> Tensor
 
 
 def proportions(
-    posterior: Posterior, rows: np.ndarray, weights: Weights, values: Values, batches: Sequence[int] | None = None
+    posterior: Posterior,
+    rows: np.ndarray,
+    weights: Weights,
+    values: Values,
+    batches: Sequence[int] | None = None,
+    redrawn: Sequence[str] = (),
 ) -> Tensor:
-    """Return ``rho`` [S, b, G], of the cells' own batches, or averaged over decodings under the given ones."""
+    """Return ``rho`` [S, b, G] of the cells as they are, or averaged over decodings under other conditions.
+
+    Those are the given batches, and draws from the prior of the ``redrawn`` latent sites.
+    """
     if SITE not in values:
         raise ValueError(
             f"the program has no deterministic site '{SITE}' (expression as proportions); it has "
             f"{', '.join(sorted(values))}"
         )
-    if batches is None:
+    if batches is None and not redrawn:
         return values[SITE]
     latents = {name: values[name] for name in weights.latents}
-    total = posterior.decode(rows, latents, {"batch": int(batches[0])})[SITE]
-    for code in batches[1:]:
-        total = total + posterior.decode(rows, latents, {"batch": int(code)})[SITE]
-    return total / len(batches)
+    conditions = [{}] if batches is None else [{"batch": int(code)} for code in batches]
+    found = [decoded(posterior, rows, latents, overrides, redrawn) for overrides in conditions]
+    return sum(found[1:], start=found[0]) / len(found)
+
+
+def decoded(
+    posterior: Posterior,
+    rows: np.ndarray,
+    latents: Mapping[str, Tensor],
+    overrides: Mapping[str, Any],
+    redrawn: Sequence[str] = (),
+) -> Tensor:
+    """Return ``rho`` [S, b, G] at these latents [S, b, ...]; the mean over `REDRAWS` draws of the redrawn sites."""
+    if not redrawn:
+        return posterior.decode(rows, latents, overrides)[SITE]
+    kept = {name: value for name, value in latents.items() if name not in redrawn}
+    total = posterior.decode(rows, kept, overrides)[SITE]
+    for repeat in range(1, REDRAWS):
+        total = total + posterior.decode(rows, kept, overrides, repeat=repeat)[SITE]
+    return total / REDRAWS
 
 
 def replicate(

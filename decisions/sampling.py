@@ -14,7 +14,7 @@ from torch.nn.functional import embedding_bag
 
 from fieldguide.decisions.counts import expected_counts, sizes
 from fieldguide.decisions.levels import Totals
-from fieldguide.decisions.particles import OBSERVED, SITE, choose, choose_for, proportions, shares
+from fieldguide.decisions.particles import OBSERVED, choose, choose_for, decoded, proportions, shares
 from fieldguide.decisions.subjects import UnitWeights, concentration
 from fieldguide.inference.posterior import Posterior, Values
 from fieldguide.inference.weights import Weights
@@ -54,6 +54,7 @@ def mean_draws(
     batches: Sequence[int] | None = None,
     weights: UnitWeights | None = None,
     scale: str = "proportions",
+    redrawn: Sequence[str] = (),
 ) -> Draws:
     """Draw the mean expression of a population of cells of which the group is a sample.
 
@@ -74,6 +75,8 @@ def mean_draws(
         Such as those of `fieldguide.decisions.subjects.subject_weights`.
     scale : {"proportions", "counts"}
         Shares of all molecules, or counts per cell (shares times the mean size of the cells).
+    redrawn : sequence of str
+        Latent sites that are drawn anew from their prior.
     """
     rng = _stream(seed, rows)
     total, norm, means, start = 0.0, np.zeros(draws), 0.0, 0
@@ -85,7 +88,7 @@ def mean_draws(
             size = weights.values[:, weights.codes[start : start + len(seen)]].astype(np.float32)
         mass = size * sizes(posterior, seen).astype(np.float32)
         share = shares(w, estimator)
-        rho = proportions(posterior, seen, w, values, batches)
+        rho = proportions(posterior, seen, w, values, batches, redrawn)
         flat = choose(share, draws, rng) * len(seen) + torch.arange(len(seen), device=rho.device)
         per_cell = torch.from_numpy(mass).to(rho)
         part = embedding_bag(flat, rho.flatten(0, 1), per_sample_weights=per_cell, mode="sum")
@@ -112,6 +115,7 @@ def cell_draws(
     estimator: str = "snis",
     batches: Sequence[int] | None = None,
     scale: str = "proportions",
+    redrawn: Sequence[str] = (),
 ) -> Draws:
     """Draw the expression of random cells of the group: R times a cell, and one posterior draw of its ``rho``.
 
@@ -128,11 +132,12 @@ def cell_draws(
         where = torch.from_numpy(np.searchsorted(seen, cell[mine])).to(w.log_w.device)
         chosen = choose_for(shares(w, estimator), where, rng)
         table = proportions(posterior, seen, w, values)
-        if codes is None:
+        if codes is None and not redrawn:
             found = table[chosen, where]
         else:
             latents = {name: values[name][chosen, where][None] for name in w.latents}
-            found = posterior.decode(cell[mine], latents, {"batch": codes[mine]})[SITE][0]
+            overrides = {} if codes is None else {"batch": codes[mine]}
+            found = decoded(posterior, cell[mine], latents, overrides, redrawn)[0]
         if rho is None:
             rho = np.empty((draws, found.shape[-1]), dtype=np.float32)
         rho[mine] = found.float().cpu().numpy()

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fieldguide.inference import registry
 from fieldguide.inference.capture import Losses, capture
 from fieldguide.inference.constraints import Active, Constraint, Source
+from fieldguide.inference.constraints.pulls import attach
 from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.diagnose import describe_non_finite
 from fieldguide.inference.fitted import Fit
@@ -262,7 +263,7 @@ class _Trainer:
 
     def backward(self, losses: Losses, terms=()) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        pulls = [self.pull(*term) for term in terms]
+        losses, pulls = attach(losses, terms, self.groups)
         if isinstance(losses, Tensor):
             losses.backward()
         else:
@@ -275,23 +276,10 @@ class _Trainer:
                 gradients = torch.autograd.grad(loss, self.groups[group], retain_graph=True, allow_unused=True)
                 for parameter, gradient in zip(self.groups[group], gradients, strict=True):
                     parameter.grad = gradient
-        for parameter, gradient in (pair for pull in pulls for pair in pull):
+        for parameter, gradient in pulls:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         if self.fabric.world_size > 1:
             average_gradients(self.fabric, self.parameters)
-
-    def pull(self, name: str, group: str | None, term: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-        """Gradient of a constraint's term for the parameters of its group."""
-        if group is not None and group not in self.groups:
-            raise KeyError(f"constraint '{name}': no parameter group '{group}'; groups are {', '.join(self.groups)}")
-        members = self.parameters if group is None else self.groups[group]
-        found = []
-        if term.requires_grad and members:
-            gradients = torch.autograd.grad(term, members, retain_graph=True, allow_unused=True)
-            found = [(p, g) for p, g in zip(members, gradients, strict=True) if g is not None]
-        if not found:
-            raise ValueError(f"constraint '{name}' does not depend on a parameter of group '{group}' that is trained")
-        return found
 
     def warn_of_idle_groups(self, losses: Losses) -> None:
         idle = [] if isinstance(losses, Tensor) else [k for k, v in self.groups.items() if v and k not in losses]

@@ -71,6 +71,16 @@ class Posterior:
         return self.dataset.var_names
 
     @property
+    def nuisance(self) -> tuple[str, ...]:
+        """Latent sites that decisions draw anew from their prior, see `Program`."""
+        return self.program.nuisance
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the latent sites."""
+        return next(self.chunks(np.arange(1)))[1].latents
+
+    @property
     def log_weights(self) -> np.ndarray:
         """Unnormalised log importance weights, float64 [S, N]."""
         if self._log_weights is None:
@@ -271,6 +281,7 @@ class Posterior:
         latents: Mapping[str, Tensor],
         overrides: Mapping[str, Any] | None = None,
         replicate: bool = False,
+        repeat: int = 0,
     ) -> Values:
         """Run the model at given values of the latents: under other covariates, or with the data drawn anew.
 
@@ -279,11 +290,14 @@ class Posterior:
         rows : array of int
             The b cells (repeats allowed).
         latents : mapping of str to Tensor [S, b, ...]
-            A value for every latent site, such as ``{name: values[name] for name in weights.latents}``.
+            Values of latent sites, such as ``{name: values[name] for name in weights.latents}``; a site that is left
+            out is drawn from its prior.
         overrides : mapping of str to number or array [b], optional
             Fields of the data to replace.
         replicate : bool
             Draw the observed sites too, which gives replicated data; equal calls give equal draws.
+        repeat : int
+            Other draws than those of the same call with another number.
 
         Returns
         -------
@@ -304,7 +318,7 @@ class Posterior:
             torch.random.fork_rng(forked),
             Particles(self.program, draws),
         ):
-            torch.manual_seed(self.seed * 1_000_003 + 700_001 + int(rows[0]))
+            torch.manual_seed(self.seed * 1_000_003 + 700_001 + int(rows[0]) + repeat * 15_485_863)
             trace = poutine.trace(model).get_trace(batch)
         sites: dict[str, Any] = {
             n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)

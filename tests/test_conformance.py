@@ -26,6 +26,7 @@ def small_counts(pbmc):
     cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
     cells.obs["labels"] = np.where(np.arange(cells.n_obs) % 4, "p", "q")
     cells.obs["batch"] = np.where(np.arange(cells.n_obs) % 3, "a", "b")
+    cells.obs["quality"] = cells.obs["percent_mito"]
     return cells
 
 

@@ -24,6 +24,7 @@ PARTLY = {"x": 1 / (1 + np.exp(-X["x"])), "labels": np.where(np.arange(40) % 3, 
 def small_counts(pbmc):
     cells = pbmc[:60, :100].copy()
     cells.obs["labels"] = np.where(np.arange(cells.n_obs) % 4, "p", "q")
+    cells.obs["quality"] = cells.obs["percent_mito"]
     cells = cells[np.asarray(cells.X.sum(1)).ravel() > 0].copy()
     return cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
 

@@ -37,8 +37,8 @@ class Rule(Protocol):
         """Return the state at the start of training."""
         ...
 
-    def term(self, excess: Tensor, bounded: bool, state: dict[str, float]) -> Tensor:
-        """Return what is added to the loss of a minibatch whose measure exceeds the bound by ``excess``."""
+    def term(self, value: Tensor, bound: float | None, state: dict[str, float]) -> Tensor:
+        """Return what is added to the loss of a minibatch with this measure; a bound of None is zero, see `Penalty`."""
         ...
 
     def update(self, excess: float, state: dict[str, float]) -> dict[str, float]:
@@ -133,8 +133,8 @@ class Active:
         """Return name, group and addition to the loss of each constraint."""
         found = []
         for c in self.constraints:
-            excess = values[c.name] - self.bounds[c.name]
-            found.append((c.name, c.group, c.rule.term(excess, self.bounded(c), self.states[c.name])))
+            bound = self.bounds[c.name] if self.bounded(c) else None
+            found.append((c.name, c.group, c.rule.term(values[c.name], bound, self.states[c.name])))
         return found
 
     def bounded(self, constraint: Constraint) -> bool:

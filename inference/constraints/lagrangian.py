@@ -47,9 +47,9 @@ class AugmentedLagrangian:
         """Return the state at the start of training, which the history shows."""
         return {"multiplier": float(self.multiplier), "rho": float(self.rho)}
 
-    def term(self, excess: Tensor, bounded: bool, state: dict[str, float]) -> Tensor:
-        """Return what is added to the loss, of one minibatch whose measure minus bound is ``excess``."""
-        price, rho = state["multiplier"], state["rho"]
+    def term(self, value: Tensor, bound: float | None, state: dict[str, float]) -> Tensor:
+        """Return what is added to the loss of one minibatch with this measure; a bound of None is zero."""
+        price, rho, excess = state["multiplier"], state["rho"], value - (bound or 0.0)
         return ((price + rho * excess).clamp(min=0) ** 2 - price**2) / (2 * rho)
 
     def update(self, excess: float, state: dict[str, float]) -> dict[str, float]:

@@ -25,18 +25,18 @@ class Penalty:
         """Return the state at the start of training, which the history shows."""
         return {"weight": float(self.weight)}
 
-    def term(self, excess: Tensor, bounded: bool, state: dict[str, float]) -> Tensor:
+    def term(self, value: Tensor, bound: float | None, state: dict[str, float]) -> Tensor:
         """Return what is added to the loss.
 
         Parameters
         ----------
-        excess : Tensor []
-            Measure minus bound, of one minibatch.
-        bounded : bool
-            Whether there is a bound other than 0. Without one, an estimate below zero counts as it is: cutting it off
+        value : Tensor []
+            The measure of one minibatch.
+        bound : float, optional
+            None where the constraint has none but zero. Then an estimate below zero counts as it is: cutting it off
             would make an unbiased estimate biased.
         """
-        return state["weight"] * (excess.clamp(min=0) if bounded else excess)
+        return state["weight"] * (value if bound is None else (value - bound).clamp(min=0))
 
     def update(self, excess: float, state: dict[str, float]) -> dict[str, float]:
         """Return the state after an epoch with this mean excess: the same."""

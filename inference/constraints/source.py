@@ -1,6 +1,5 @@
 """What a measure is bound to before training: columns of the user's data, cells, and sites of the program."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +100,3 @@ def _flat(name: str, values: Any) -> np.ndarray:
     if array.ndim != 1:
         raise ValueError(f"column {name!r} has shape {array.shape}: a constraint reads one value a cell")
     return array
-
-
-Data = Mapping[str, Any] | pd.DataFrame | anndata.AnnData

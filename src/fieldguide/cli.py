@@ -16,6 +16,7 @@ from fieldguide import __version__
 from fieldguide.words import (
     check_output,
     chosen_objective,
+    constraints_of,
     field_places,
     in_one_line,
     model_arguments,
@@ -36,6 +37,14 @@ Fields = Annotated[
     arg(metavar="FIELD=PLACE", help="Where a field lives, such as batch=sample; several columns as a,b."),
 ]
 Model = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE", help="Arguments of the model, such as n_latent=20.")]
+Constraints = Annotated[
+    tuple[str, ...],
+    arg(
+        metavar="hsic(SITE,COLUMN)",
+        help="What the latents shall be independent of, such as 'hsic(z,n_genes,weight=300)' "
+        "(also bound, given, estimator, rule=lagrangian); none: not even the entry's own.",
+    ),
+]
 Device = Annotated[str, arg(help="auto, cpu, cuda or cuda:1.")]
 
 
@@ -64,6 +73,7 @@ def fit(
     fields: Fields = (),
     objective: str | None = None,
     particles: int | None = None,
+    constraint: Constraints = (),
     max_epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
@@ -101,6 +111,7 @@ def fit(
         read_h5ad(data, backed),
         fields=field_places(fields),
         objective=chosen_objective(name, objective, particles),
+        constraints=constraints_of(constraint),
         max_epochs=max_epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

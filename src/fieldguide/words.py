@@ -1,11 +1,15 @@
 """From the words of the command line to arguments, files and tables, with an error that names what is wrong."""
 
 import os
+import re
 import sys
 from ast import literal_eval
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+CONSTRAINT_SETTINGS = ("weight", "bound", "given", "estimator", "rule")
+RULES = ("penalty", "lagrangian")
 
 
 def in_one_line(error: BaseException) -> str:
@@ -71,6 +75,50 @@ def chosen_objective(name: str, objective: str | None, particles: int | None) ->
     if not hasattr(chosen, "particles"):
         raise ValueError(f"--particles: {chosen} does not draw particles")
     return replace(chosen, particles=particles)
+
+
+def constraints_of(words: Sequence[str]) -> tuple | None:
+    """Read constraints such as ``hsic(z,n_genes)`` or ``hsic(z,batch,given=cell_type,bound=independent)``.
+
+    Variables come first, then settings as KEY=VALUE. The one word ``none`` leaves out those of the entry, and no word
+    leaves them as they are.
+    """
+    from fieldguide.inference import AugmentedLagrangian, hsic
+
+    if list(words) == ["none"]:
+        return ()
+    found = []
+    for word in words:
+        match = re.fullmatch(r"\s*hsic\((.*)\)\s*", word)
+        if match is None:
+            raise ValueError(f"--constraint takes hsic(SITE,COLUMN,...) or none, not {word!r}")
+        parts = [part.strip() for part in match[1].split(",")]
+        names = [part for part in parts if "=" not in part]
+        if not all(parts) or parts[: len(names)] != names:
+            raise ValueError(f"--constraint {word!r}: names first, then settings as KEY=VALUE, separated by commas")
+        settings: dict[str, Any] = {}
+        for part in parts[len(names) :]:
+            key, value = _pair(part.replace(" ", ""), f"--constraint {word!r}", "KEY=VALUE")
+            if key not in CONSTRAINT_SETTINGS:
+                raise ValueError(f"--constraint {word!r}: {key!r} is none of {', '.join(CONSTRAINT_SETTINGS)}")
+            if key in settings:
+                raise ValueError(f"--constraint {word!r}: {key!r} is given twice")
+            settings[key] = _number(value) if key in ("weight", "bound") else value
+        if settings.get("rule", "penalty") not in RULES:
+            raise ValueError(f"--constraint {word!r}: rule must be one of {', '.join(RULES)}")
+        if settings.pop("rule", "penalty") == "lagrangian":
+            settings["rule"] = AugmentedLagrangian()
+        if isinstance(settings.get("weight", 0.0), str):
+            raise ValueError(f"--constraint {word!r}: weight must be a number, not {settings['weight']!r}")
+        found.append(hsic(*names, **settings))
+    return tuple(found) or None
+
+
+def _number(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _pair(word: str, option: str, form: str) -> tuple[str, str]:

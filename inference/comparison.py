@@ -111,6 +111,8 @@ def compare(
     ``compare("scvi", adata, ["elbo", IWAE(5), IWAE(50)]).table`` has the rows elbo, iwae and iwae-2.
     """
     chosen = choose(entry, objectives, particles)
+    if settings.get("constraints") is not None:
+        settings["constraints"] = tuple(settings["constraints"])  # read by every fit
     if draws < 25:
         raise ValueError(f"draws must be at least 25 (a tail cannot be fitted to fewer), not {draws}")
     if cells < 2:
@@ -147,7 +149,8 @@ def compare(
         "cells_held_out": len(first.validation_rows),
         "early_stopping": early_stopping,
         "arguments": dict(first.arguments),
-        "fit": {k: v for k, v in settings.items() if k not in first.arguments},
+        "constraints": [repr(c) for c in first.constraints],
+        "fit": {k: v for k, v in settings.items() if k not in first.arguments and k != "constraints"},
     }
     return Comparison(_table(fits, held_out), fits, held_out, kept)
 

@@ -1,0 +1,136 @@
+"""How much of a nuisance latents hold: against populations with a known answer, and against misuse."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fieldguide.decisions import independence
+from fieldguide.inference import fit
+
+RNG = np.random.default_rng(0)
+N = 400
+Z = RNG.normal(size=(N, 3))
+TYPE = np.repeat(["a", "b"], N // 2)
+FAST = {"trees": 20, "permutations": 99}
+
+
+def one(nuisance, given=None, z=Z, **settings):
+    return independence(z, {"s": nuisance}, given, **(FAST | settings)).table.loc["s"]
+
+
+def test_a_linear_nuisance_has_the_r2_of_its_population():
+    found = one(Z[:, 0] + RNG.normal(size=N))
+    assert found["linear"] == pytest.approx(0.5, abs=0.1) and found["forest"] > 0.25
+    assert found["p_value"] == pytest.approx(0.01) and found["kind"] == "continuous" and found["chance"] == 0
+    assert found["cells"] == found["cells_tested"] == N
+
+
+def test_a_curved_nuisance_is_seen_by_the_forest_and_the_test_alone():
+    found = one(Z[:, 0] ** 2 + 0.1 * RNG.normal(size=N))
+    assert found["linear"] < 0.1 and found["forest"] > 0.7 and found["p_value"] <= 0.02
+
+
+def test_noise_is_not_found():
+    found = one(np.random.default_rng(5).normal(size=N))
+    assert found["linear"] < 0.02 and found["forest"] < 0.05 and found["p_value"] > 0.05
+
+
+def test_p_values_of_independent_nuisances_are_uniform():
+    """60 nuisances with nothing in common with the latents: as many p-values below one half as above."""
+    rng = np.random.default_rng(1)
+    table = independence(Z[:80], {f"s{i}": rng.normal(size=80) for i in range(60)}, permutations=19, trees=1,
+                         folds=2).table  # fmt: skip
+    assert 17 <= (table["p_value"] <= 0.5).sum() <= 43 and (table["p_value"] <= 0.05).sum() <= 9
+
+
+@pytest.mark.parametrize("kind", ["number", "class"])
+def test_what_a_nuisance_shares_with_the_type_does_not_count_given_the_type(kind):
+    rng = np.random.default_rng(2)
+    z, high = Z.copy(), TYPE == "b"
+    z[:, 0] += 4 * high
+    s = (
+        4 * high + rng.normal(size=N)
+        if kind == "number"
+        else np.where(rng.random(N) < np.where(high, 0.9, 0.1), "x", "y")
+    )
+    alone, within = one(s, z=z), one(s, TYPE, z=z)
+    chance = 0.0 if kind == "number" else 0.5
+    assert alone["p_value"] <= 0.01 and alone["linear"] > chance + 0.3
+    assert within["p_value"] > 0.05 and within["linear"] < chance + 0.1 and within["forest"] < chance + 0.1
+    inside = z[:, 1] if kind == "number" else np.where(z[:, 1] + 0.3 * rng.normal(size=N) > 0, "x", "y")
+    again = one(inside, TYPE, z=z)
+    assert again["p_value"] <= 0.01 and again["linear"] > chance + 0.3, "what is left within the type counts"
+
+
+def test_classes_are_scored_against_their_number_and_not_their_sizes():
+    """Balanced accuracy: a rare class predicted by none gives one half, though nine cells in ten are right."""
+    rare = np.where(np.random.default_rng(3).random(N) < 0.1, "x", "y")
+    found = one(rare)
+    assert found["kind"] == "categorical" and found["chance"] == 0.5 and abs(found["linear"] - 0.5) < 0.12
+    told = one(np.where(Z[:, 0] > 1.2, "x", "y"))
+    assert told["linear"] > 0.9 and told["forest"] > 0.85 and told["p_value"] == pytest.approx(0.01)
+
+
+def test_columns_are_found_and_few_cells_tested():
+    obs = pd.DataFrame({"s": Z[:, 0], "flag": Z[:, 1] > 0, "type": TYPE}, index=[f"cell {i}" for i in range(N)])
+    found = independence(Z, ["s", "flag"], "type", obs=obs, cells=50, **FAST)
+    assert found.table["cells_tested"].tolist() == [50, 50] and found.table["kind"].tolist() == [
+        "continuous",
+        "categorical",
+    ]
+    assert found.settings["given"] == "type" and found.diagnostics["cells"].tolist() == [200, 200]
+    again = independence(Z, ["s", "flag"], "type", obs=obs, cells=50, **FAST)
+    pd.testing.assert_frame_equal(found.table, again.table)
+
+
+def test_small_categories_are_left_out_and_named():
+    kinds = np.array(["a"] * 390 + ["tiny"] * 10)
+    found = independence(Z, {"s": Z[:, 0]}, kinds, **FAST)
+    assert found.table.loc["s", "cells"] == 390 and "Left out: 10 cells of 'tiny', fewer than 20." in found.notes
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_fit_and_a_posterior_bring_their_latents_and_columns(pbmc):
+    cells = pbmc[:200, np.asarray(pbmc.X[:200].sum(0)).ravel() > 300].copy()
+    fitted = fit("scvi", cells, max_epochs=1, n_hidden=8, n_latent=2, progress=False)
+    first = independence(fitted, "n_genes", **FAST).table
+    pd.testing.assert_frame_equal(first, independence(fitted.latent(), "n_genes", obs=cells.obs, **FAST).table)
+    second = independence(fitted.posterior(particles=300), "n_genes", **FAST).table
+    assert second.loc["n_genes", "linear"] == pytest.approx(first.loc["n_genes", "linear"], abs=0.1)
+    with pytest.raises(ValueError, match="nuisance='depth' is not an obs column"):
+        independence(fitted, "depth")
+    with pytest.raises(KeyError, match="no latent site 'w'; there are z"):
+        independence(fitted.posterior(particles=2), "n_genes", site="w")
+
+
+SPARSE = np.where(np.arange(N) == 7, np.nan, Z[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("nuisance", "settings", "message"),
+    [
+        (np.ones(N), {}, "nuisance 's' is constant"),
+        ((TYPE == "b").astype(float), {"given": TYPE}, "constant within every category of given"),
+        (TYPE, {"given": TYPE}, "constant within every category of given"),
+        (SPARSE, {}, "'s' of cell '7' is missing or not finite"),
+        (Z[:5, 0], {}, "'s' has 5 values for 400 cells"),
+        (np.where(np.arange(N) < 3, "x", "y"), {}, "class 'x' of nuisance 's' has 3 cells, fewer than 5 folds"),
+        (Z[:, 0], {"given": np.arange(N)}, "no category of given has 20 cells"),
+        (Z[:, 0], {"given": Z[:, 1]}, "given must be a column of categories"),
+        (Z[:, 0], {"folds": 1}, "folds must be at least 2"),
+        (Z[:, 0], {"permutations": 9}, "9 permutations cannot reach level 0.05"),
+    ],
+    ids=["constant", "collinear", "same", "nan", "length", "rare", "many types", "numbers", "folds", "permutations"],
+)
+def test_misuse_is_named(nuisance, settings, message):
+    with pytest.raises(ValueError, match=message):
+        one(nuisance, **settings)
+
+
+def test_latents_must_be_a_matrix_of_numbers():
+    with pytest.raises(
+        ValueError, match=r"latents must be finite numbers \[cells, dimensions\], not of shape \(400,\)"
+    ):
+        independence(Z[:, 0], {"s": Z[:, 1]})
+    with pytest.raises(ValueError, match="names nothing"):
+        independence(Z, [])

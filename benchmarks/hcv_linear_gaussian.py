@@ -29,9 +29,9 @@ from fieldguide.inference import fit, hsic
 
 GAP = 0.0447300690759
 GRIDS = {
-    "beta-VAE": [1.5, 2.0, 4.0, 8.0, 16.0],
-    "beta-TCVAE": [2.0, 4.0, 8.0, 16.0, 32.0],
-    "HCV": [300.0, 1e3, 3e3, 1e4, 3e4],
+    "beta-VAE": [2.0, 4.0, 8.0],
+    "beta-TCVAE": [4.0, 16.0, 64.0],
+    "HCV": [1e3, 1e4, 1e5],
 }
 
 
@@ -161,7 +161,7 @@ def matched(table, method, correlation):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    p.add_argument("--epochs", type=int, default=100, help="of the sweep")
+    p.add_argument("--epochs", type=int, default=60, help="of the sweep")
     p.add_argument("--steps", type=int, default=2000, help="of the diagnosis")
     p.add_argument("--points", type=int, default=5000)
     a = p.parse_args()

@@ -102,6 +102,7 @@ class HCV(Program):
         _one_of("likelihood", likelihood, LIKELIHOODS)
         _one_of("library", library, ("latent", "observed"))
         self.likelihood, self.library = likelihood, library
+        self.loud = (n_genes / n_quality) ** 0.5  # a few metrics weigh as much as many genes when training starts
         seen = {"n_layers": n_layers, "dropout": dropout}
         self.encoder_z = Encoder(n_genes, n_latent, n_hidden, guide, **seen)
         self.encoder_u = Encoder(n_genes + n_quality, n_nuisance, n_hidden, guide, **seen)
@@ -141,7 +142,7 @@ class HCV(Program):
         features = batch["counts"].log1p()
         with self.cells(batch):
             pyro.sample("z", self.encoder_z(features))
-            pyro.sample("u", self.encoder_u(join(features, batch["quality"])))
+            pyro.sample("u", self.encoder_u(join(features, self.loud * batch["quality"])))
             if self.library == "latent":
                 loc, scale = self.encoder_library(features)
                 pyro.sample("log_library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))

@@ -31,7 +31,7 @@ def quality_counts(
     n_latent: int = 5,
     n_nuisance: int = 3,
     n_metrics: int = 5,
-    biological: float = 0.6,
+    biological: float = 0.5,
     technical: float = 0.3,
     strength: float = 0.5,
     depth: float = 7.0,
@@ -41,7 +41,7 @@ def quality_counts(
 
     - type: uniform; z given type t: Normal(centre_t, I) [D], centre_t ~ Normal(0, 4 I)
     - u: Normal(0, I) [E], independent of the type
-    - rho: softmax(base + z A + u B); base ~ Normal(0, 1), A ~ Normal(0, 0.3²) for a share ``biological`` of the
+    - rho: softmax(base + z A + u B); base ~ Normal(0, 1), A ~ Normal(0, 0.15²) for a share ``biological`` of the
       genes, B ~ Normal(0, strength²) for a share ``technical``, taken among the biological ones as far as these go, so
       that z and u are entangled given the counts
     - counts: zero with probability sigmoid(-2 + u C), C ~ Normal(0, 0.7²); else NB(library * rho, theta),
@@ -85,7 +85,7 @@ def quality_counts(
     by_z, by_u = (np.isin(np.arange(n_genes), order[: round(share * n_genes)]) for share in (biological, technical))
     centres = 2 * rng.normal(size=(n_types, n_latent))
     base = rng.normal(size=n_genes)
-    loadings = 0.3 * rng.normal(size=(n_latent, n_genes)) * by_z
+    loadings = 0.15 * rng.normal(size=(n_latent, n_genes)) * by_z
     technical_loadings = strength * rng.normal(size=(n_nuisance, n_genes)) * by_u
     gates = 0.7 * rng.normal(size=(n_nuisance, n_genes))
     theta = np.exp(rng.normal(1, 0.5, n_genes))

@@ -42,7 +42,7 @@ def fitted(name, data, seed, epochs, weight):
     if name == "scvi":
         return fit("scvi", data, n_latent=8, likelihood="zinb", library="latent", **shared)
     held = [] if name == "hcv, free" else [hsic("z", "u", weight=weight)]
-    return fit("hcv", data, fields={"quality": METRICS}, constraints=held, **shared)
+    return fit("hcv", data, fields={"quality": METRICS}, library="latent", constraints=held, **shared)
 
 
 def answers(name, seed, epochs, weight, cells):

@@ -74,8 +74,9 @@ class HCV(Program):
         Of the encoders.
     likelihood : {"zinb", "nb"}
         "nb" leaves the zero inflation out.
-    library : {"latent", "observed"}
-        Whether the library size is a latent with the empirical mean and variance as a prior, or the total count.
+    library : {"observed", "latent"}
+        Whether the library size is the total count, or a latent with the empirical mean and variance as a prior, as
+        published. A latent one needs longer training: until then it takes up part of the differences between types.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
         Family of q(z | x) and q(u | x, s), see `fieldguide.catalog.families`.
     """
@@ -95,12 +96,12 @@ class HCV(Program):
         n_layers: int = 1,
         dropout: float = 0.1,
         likelihood: str = "zinb",
-        library: str = "latent",
+        library: str = "observed",
         guide: str = "mean_field",
     ) -> None:
         super().__init__()
         _one_of("likelihood", likelihood, LIKELIHOODS)
-        _one_of("library", library, ("latent", "observed"))
+        _one_of("library", library, ("observed", "latent"))
         self.likelihood, self.library = likelihood, library
         self.loud = (n_genes / n_quality) ** 0.5  # a few metrics weigh as much as many genes when training starts
         seen = {"n_layers": n_layers, "dropout": dropout}

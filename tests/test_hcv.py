@@ -76,7 +76,7 @@ def test_the_linear_gaussian_program_knows_its_posterior():
 # ---- the model --------------------------------------------------------------------------------------------
 def test_u_alone_drives_zeros_and_metrics(cells):
     torch.manual_seed(0)
-    program = HCV(40, 2, n_hidden=16).eval()
+    program = HCV(40, 2, n_hidden=16, library="latent").eval()
     batch = {"counts": torch.ones(5, 40), "quality": torch.zeros(5, 2), "index": torch.arange(5)}
 
     def sites(z, u):
@@ -96,7 +96,7 @@ def test_u_alone_drives_zeros_and_metrics(cells):
 def test_metrics_count_in_the_likelihood(cells):
     """log p of a cell is that of its counts plus that of its metrics, which the guide of u alone sees."""
     torch.manual_seed(0)
-    program = HCV(40, 2, n_hidden=16, library="observed").eval()
+    program = HCV(40, 2, n_hidden=16).eval()
     counts = torch.as_tensor(cells.X[:6].toarray())
     batch = {"counts": counts, "quality": torch.randn(6, 2), "index": torch.arange(6)}
     moved = batch | {"quality": batch["quality"] + 1}
@@ -114,7 +114,7 @@ def test_metrics_count_in_the_likelihood(cells):
         torch.testing.assert_close(weights.log_likelihood, own + theirs, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("arguments", [{"likelihood": "nb", "library": "observed"}, {"n_layers": 2}], ids=str)
+@pytest.mark.parametrize("arguments", [{"likelihood": "nb"}, {"n_layers": 2, "library": "latent"}], ids=str)
 def test_it_conforms_in_its_variants(arguments, cells):
     cells = cells[:50].copy()
     cells.obs["quality"] = cells.obs["logit_0"]
@@ -222,7 +222,7 @@ def test_expected_counts_know_the_zeros_of_quality(cells):
     """Calibration compares observed counts with expected ones, which zero inflation lowers."""
     from fieldguide.decisions.counts import expected_counts
 
-    posterior = fit("hcv", cells, fields={"quality": "logit_0"}, **QUICK).posterior(particles=4)
+    posterior = fit("hcv", cells, fields={"quality": "logit_0"}, library="latent", **QUICK).posterior(particles=4)
     rows, weights, values = next(posterior.chunks(np.arange(6)))
     share = torch.full((4, 6), 0.25)
     mean = values["log_library"].exp()[..., None] * values["rho"] * values["kept"]

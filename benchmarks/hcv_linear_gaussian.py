@@ -133,7 +133,7 @@ def sweep(seed, epochs, points):
     train, test = {"x": both["x"][:points]}, {"x": both["x"][points:]}
     torch.manual_seed(seed)
     program = TwoFactors(*(t.numpy() for t in program.loadings.split(program.sizes, 1)), program.noise.numpy())
-    settings = {"epochs": epochs, "batch_size": 256, "seed": seed}
+    settings = {"epochs": epochs, "batch_size": 500, "seed": seed}
     x = torch.as_tensor(test["x"])
     covariance = program.posterior_covariance()
     exact = pearson(x @ program.posterior_map().T, torch.linalg.cholesky(covariance), program)
@@ -148,6 +148,7 @@ def sweep(seed, epochs, points):
         found = run(program, train, objective, constraints, **settings)
         elbo, correlation, limit = judged(found, test)
         rows.append({"method": method, "weight": weight, "ELBO": elbo, "Pearson": correlation, "population": limit})
+        print(seed, *(f"{v:.4g}" if isinstance(v, float) else v for v in rows[-1].values()), flush=True)
     return rows
 
 
@@ -162,7 +163,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     p.add_argument("--epochs", type=int, default=60, help="of the sweep")
-    p.add_argument("--steps", type=int, default=2000, help="of the diagnosis")
+    p.add_argument("--steps", type=int, default=500, help="of the diagnosis")
     p.add_argument("--points", type=int, default=5000)
     a = p.parse_args()
     torch.set_num_threads(1)

@@ -88,7 +88,7 @@ def test_a_fitted_guide_has_the_gap_of_the_theory_and_the_constraint_takes_the_c
     r, rng = REFERENCE["hcv_linear_gaussian"], np.random.default_rng(0)
     truth = worked()
     x = rng.normal(size=(1000, 4)) @ truth.loadings.numpy().T
-    data = {"x": x + rng.normal(size=(1000, 6)) @ truth.factor.numpy().T}
+    data = {"x": x + rng.normal(size=(1000, 6)) @ torch.linalg.cholesky(truth.noise).numpy().T}
     wanted = -truth.posterior_covariance()[:2, 2:]
 
     def fitted(exact, constraints=()):

@@ -175,7 +175,7 @@ class TwoFactors(Program):
     drawn: Tensor
     loadings: Tensor
     noise: Tensor
-    factor: Tensor
+    whitening: Tensor
 
     def __init__(self, a: np.ndarray, b: np.ndarray, covariance: np.ndarray, exact: bool = False) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class TwoFactors(Program):
         latents = sum(self.sizes)
         self.register_buffer("loadings", torch.as_tensor(np.hstack((a, b)), dtype=kind))
         self.register_buffer("noise", torch.as_tensor(covariance, dtype=kind))
-        self.register_buffer("factor", torch.linalg.cholesky(self.noise))
+        self.register_buffer("whitening", torch.linalg.inv(torch.linalg.cholesky(self.noise)))
         self.register_buffer("origin", torch.zeros(latents))
         self.guide_loc = nn.Linear(a.shape[0], latents)
         self.guide_log_scale = nn.Parameter(torch.zeros(latents))
@@ -196,18 +196,24 @@ class TwoFactors(Program):
         with self.cells(batch):
             v = pyro.sample("v", dist.Normal(self.origin[:n_v], 1.0).to_event(1))
             u = pyro.sample("u", dist.Normal(self.origin[:n_u], 1.0).to_event(1))
-            mean = torch.cat((v, u), -1) @ self.loadings.T
-            pyro.sample("x", dist.MultivariateNormal(mean, scale_tril=self.factor), obs=batch["x"])
+            mean = torch.cat((v, u), -1) @ (self.whitening @ self.loadings).T
+            # The density of x as that of x whitened: several times faster than with a matrix for each cell.
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=batch["x"] @ self.whitening.T)
+            pyro.factor("jacobian", self.whitening.diagonal().log().sum().expand(len(batch["x"])))
 
     def guide(self, batch: Batch) -> None:
         n_v, factor = self.sizes[0], self.guide_factor()
         loc = self.guide_loc(batch["x"])
         v_loc, u_loc, first = loc[..., :n_v], loc[..., n_v:], factor[:n_v, :n_v]
         with self.cells(batch):
+            if not self.exact:
+                scale = factor.diagonal()
+                pyro.sample("v", dist.Normal(v_loc, scale[:n_v]).to_event(1))
+                pyro.sample("u", dist.Normal(u_loc, scale[n_v:]).to_event(1))
+                return
             v = pyro.sample("v", dist.MultivariateNormal(v_loc, scale_tril=first))
-            if self.exact:
-                noise = torch.linalg.solve_triangular(first, (v - v_loc).unsqueeze(-1), upper=False).squeeze(-1)
-                u_loc = u_loc + noise @ factor[n_v:, :n_v].T
+            noise = torch.linalg.solve_triangular(first, (v - v_loc).unsqueeze(-1), upper=False).squeeze(-1)
+            u_loc = u_loc + noise @ factor[n_v:, :n_v].T
             pyro.sample("u", dist.MultivariateNormal(u_loc, scale_tril=factor[n_v:, n_v:]))
 
     def guide_factor(self) -> Tensor:

@@ -27,7 +27,7 @@ def cells():
 
 # ---- the simulator ----------------------------------------------------------------------------------------
 def test_the_simulator_draws_what_it_says():
-    data = quality_counts(3000, 100, seed=1)
+    data = quality_counts(20_000, 100, seed=1)
     z, u, types = data.obsm["z"], data.obsm["u"], data.obs["cell_type"]
     centres = data.uns["simulation"]["centres"]
     assert np.abs(np.cov(u.T) - np.eye(3)).max() < 0.1, "u ~ Normal(0, I)"

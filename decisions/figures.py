@@ -128,7 +128,7 @@ def trust_of_genes(decision: Any) -> Any:
     table, scores = decision.table, decision.settings["scores"]
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(scores["reference_score"], scores["score"], ".", color="0.6", label="shared genes, left out")
+    left.plot(scores["reference_score"], scores[decision.settings["head"]], ".", color="0.6", label="shared genes, left out")
     left.plot(table["reference_score"], table["trust"], "x", color="C3", label="imputed genes, expected")
     left.set_xlabel("score within the reference")
     left.set_ylabel("Spearman correlation across assays")

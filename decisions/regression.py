@@ -1,4 +1,4 @@
-"""Genes from other genes, across assays: a ridge regression on standardised log shares, and how well it should do.
+"""Genes from other genes, across assays: a ridge regression on standardised log shares, and how well genes did.
 
 Plain arrays: n cells of the reference, m of the target, P genes that both measure (predictors), H genes to predict.
 """
@@ -9,9 +9,12 @@ from scipy.stats import rankdata
 PENALTY = 10.0
 
 
-def log_shares(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Return log(1 + counts per median total) [n, G]; ``total`` [n] is that of the genes both assays measure."""
-    return np.log1p(counts / total[:, None] * np.median(total))
+def log_shares(counts: np.ndarray, total: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """Return log(1 + scale * counts / total) [n, G]; ``total`` [n] is that of the genes both assays measure.
+
+    The scale is the median of ``total`` unless another is given: that of the assay to predict in.
+    """
+    return np.log1p(counts / total[:, None] * (np.median(total) if scale is None else scale))
 
 
 def standardised(values: np.ndarray) -> np.ndarray:
@@ -21,17 +24,16 @@ def standardised(values: np.ndarray) -> np.ndarray:
 
 def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray, penalty: float = PENALTY) -> np.ndarray:
     """Return predictions [m, H] at ``new`` [m, P] of the ridge regression of y [n, H] on x [n, P], with intercept."""
-    centre, level = x.mean(0), y.mean(0)
-    x = x - centre
-    slope = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ (y - level))
-    return level + (new - centre) @ slope
+    from sklearn.linear_model import Ridge
+
+    return Ridge(penalty).fit(x, y).predict(new).reshape(len(new), y.shape[1])
 
 
 def within(x: np.ndarray, y: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
     """Return predictions [n, H] of each cell of the reference by a ridge regression on the cells of the other folds."""
     fold = np.random.default_rng(seed).permutation(len(x)) % folds
     out = np.empty_like(y)
-    for k in range(folds):
+    for k in np.unique(fold):
         out[fold == k] = ridge(x[fold != k], y[fold != k], x[fold == k])
     return out
 
@@ -44,29 +46,25 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((ra * rb).sum(0), norm, out=np.zeros(a.shape[1]), where=norm > 0)
 
 
-def across(reference: np.ndarray, target: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
-    """Return, for each gene that both assays measure, how well the others predict it across assays, [P].
+def groups_of(genes: int, folds: int, seed: int = 0) -> list[np.ndarray]:
+    """Return the genes in groups of equal size, at random, as indices; no group holds all of them."""
+    fold = np.random.default_rng(seed).permutation(genes) % min(folds, genes)
+    return [np.flatnonzero(fold == k) for k in np.unique(fold)] if genes > 1 else []
 
-    Genes are left out in groups: their columns in the target are predicted from the columns that remain, by a
-    regression trained in the reference, and compared by Spearman's correlation of shares (depth removed).
+
+def across(reference: np.ndarray, target: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Return predictions [m, L] of log shares of the genes ``left`` in the target, from the other shared genes.
 
     Parameters
     ----------
     reference, target : arrays [n, P], [m, P]
-        Counts of the genes that both measure.
+        Counts of the genes that both measure. The columns ``left`` of the target are not used.
+    left : array of int [L]
     """
-    genes = reference.shape[1]
-    fold = np.random.default_rng(seed).permutation(genes) % min(folds, genes)
-    out = np.zeros(genes)
-    for k in np.unique(fold):
-        left, kept = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-        if not len(kept):
-            continue
-        sums = [np.maximum(m[:, kept].sum(1), 1) for m in (reference, target)]
-        x, new = (standardised(log_shares(m[:, kept], t)) for m, t in zip((reference, target), sums, strict=True))
-        predicted = ridge(x, log_shares(reference[:, left], sums[0]), new)
-        out[left] = spearman(target[:, left] / sums[1][:, None], predicted)
-    return out
+    kept = np.setdiff1d(np.arange(reference.shape[1]), left)
+    sums = [np.maximum(counts[:, kept].sum(1), 1) for counts in (reference, target)]
+    x, new = (standardised(log_shares(c[:, kept], t)) for c, t in zip((reference, target), sums, strict=True))
+    return ridge(x, log_shares(reference[:, left], sums[0], float(np.median(sums[1]))), new)
 
 
 def expected_scores(known: np.ndarray, scores: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, float]:
@@ -84,3 +82,36 @@ def expected_scores(known: np.ndarray, scores: np.ndarray, new: np.ndarray) -> t
     freedom = max(1, len(known) - x.shape[1])
     error = float(np.sqrt(((scores - x @ slope) ** 2).sum() / freedom))
     return np.clip(np.column_stack([np.ones(len(new)), new]) @ slope, -1, 1), error
+
+
+def expected_log(mean: np.ndarray, theta: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return E log(1 + scale * x) [m, H] of counts x of this mean and inverse dispersion [m, H]; ``scale`` [m].
+
+    Summed over the negative binomial's counts, to ten standard deviations above the largest mean of the gene; beyond a
+    mean of 300 by the mean's logarithm and its second-order correction.
+
+    Examples
+    --------
+    >>> one = np.ones((1, 1))
+    >>> round(expected_log(2 * one, 1e8 * one, np.ones(1)).item(), 3)  # Poisson
+    0.985
+    """
+    mean, theta = mean.clip(1e-12), theta.clip(1e-8, 1e8)
+    spread = np.sqrt(mean + mean**2 / theta)
+    size = scale[:, None]
+    out = np.log1p(size * mean) - 0.5 * (size * spread / (1 + size * mean)) ** 2
+    for g in range(mean.shape[1]):
+        rows = mean[:, g] <= LARGE
+        if not rows.any():
+            continue
+        m, t, s = mean[rows, g], theta[rows, g], scale[rows]
+        step, log_p = -np.log1p(t / m), -t * np.log1p(m / t)
+        found = np.zeros(len(m))
+        for k in range(1, int(min(MOST, (m + 10 * spread[rows, g]).max() + 10)) + 1):
+            log_p = log_p + np.log1p((t - 1) / k) + step
+            found += np.exp(log_p) * np.log1p(k * s)
+        out[rows, g] = found
+    return out
+
+
+LARGE, MOST = 300.0, 5000

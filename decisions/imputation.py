@@ -64,6 +64,12 @@ class Imputed(Decision):
     high: pd.DataFrame = field(default_factory=pd.DataFrame)
     sd: pd.DataFrame = field(default_factory=pd.DataFrame)
 
+    def to_anndata(self) -> anndata.AnnData:
+        """Return the imputed genes as data of their own: ``X`` counts, layers normalised, low and high, ``var`` table."""
+        layers = {n: getattr(self, n).to_numpy() for n in ("normalised", "low", "high")}
+        obs = pd.DataFrame(index=self.counts.index.astype(str))
+        return anndata.AnnData(self.counts.to_numpy(), obs=obs, var=self.table.rename_axis(None), layers=layers)
+
     def write(self, adata: anndata.AnnData, key: str = "imputed") -> None:
         """Write into an AnnData of the same cells: ``obsm`` KEY, KEY_counts, KEY_normalised, KEY_low,
         KEY_high, and ``uns[KEY]``.

@@ -1,4 +1,4 @@
-"""gimVI on data drawn from gimVI: does it find the true expression of genes that space lacks, and are its intervals right?
+"""gimVI on data drawn from gimVI: is the true expression of genes that space lacks found, are the intervals right?
 
 Targets: without capture factors, the median over hidden genes of Spearman's correlation of true and imputed expression
 is 0.8 or more, and 80 % posterior intervals of the expression cover 70 to 90 %. With capture factors, exp(Normal(0,
@@ -19,7 +19,7 @@ from fieldguide.inference import fit, join_modalities
 
 
 def coverage(posterior, cells, truth, columns, interval=0.8):
-    """Share of true expressions [n, H] inside the central posterior interval, by the guide's draws and weighted ones."""
+    """Share of true expressions [n, H] in the central posterior interval, of the guide's draws and of weighted ones."""
     inside = {"plugin": [], "snis": []}
     ends = [(1 - interval) / 2, (1 + interval) / 2]
     start = 0
@@ -41,8 +41,8 @@ def case(a, capture, seed):
     posterior = fitted.posterior(particles=a.particles)
     truth = fish.obsm["truth"]
     row = {"capture": capture, "seed": seed}
-    for head in ("model", "ridge", "blend"):
-        imputed = impute_genes(posterior, head=head)
+    for head in ("model", "kernel", "blend"):
+        imputed = impute_genes(posterior, head=head, draws=20, trust=head == "blend")
         row[head] = float(np.median(spearman(truth.to_numpy(), imputed.expression[truth.columns].to_numpy())))
     columns = data.var_names.get_indexer(truth.columns)
     cells = np.flatnonzero(data.obs["modality"] == "spatial")

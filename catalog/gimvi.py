@@ -28,6 +28,7 @@ UNMEASURED = -1e4
     title="gimVI: sequencing and spatial counts of different cells in one latent space, to impute unmeasured genes",
     schema=Schema(counts=Counts("X"), modality=Modality("modality"), batch=Category("batch", optional=True)),
     objective=ELBO(kl="analytic"),
+    defaults={"max_epochs": 50, "learning_rate": 0.01},
     cite="""
 @inproceedings{lopez2019joint,
   title = {A joint model of unpaired data from {scRNA-seq} and spatial transcriptomics for imputing missing gene
@@ -66,11 +67,12 @@ class GIMVI(Program):
     n_genes, n_modality, measured, n_batch
         What the data implies; filled in by ``fit``. ``measured`` [M][G] is 1 where a modality measures a gene.
     n_latent, n_hidden : int
-        Latent dimension and width of the networks (published: 8, 64).
+        Latent dimension and width of the networks (published: 8, 64; latents that the genes do not ask for cost
+        nothing).
     n_layers : int
         Hidden layers of the decoder; 0 is the published log-linear one.
     dropout : float
-        Of the guide (published: 0.2).
+        Of the guide. Published: 0.2, under which z holds little but the depth of sparse cells.
     likelihood : str or sequence of str
         "nb", "zinb" or "poisson", for all modalities or for each (the last one again where there are more). Published:
         ("zinb", "nb"); with inverse dispersions by gene, nothing of these data is left for zero inflation.
@@ -116,14 +118,14 @@ class GIMVI(Program):
         n_modality: int = 1,
         measured: Sequence[Sequence[int]] | None = None,
         n_batch: int = 1,
-        n_latent: int = 8,
-        n_hidden: int = 64,
+        n_latent: int = 20,
+        n_hidden: int = 128,
         n_layers: int = 0,
-        dropout: float = 0.2,
+        dropout: float = 0.0,
         likelihood: str | Sequence[str] = "nb",
         library: str | Sequence[str] = ("latent", "observed"),
         encoder: str = "common",
-        masking: float = 0.2,
+        masking: float = 0.0,
         features: str = "standardised",
         mixing: str = "critic",
         kappa: float = 5.0,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import anndata
 import numpy as np
@@ -17,8 +16,9 @@ from fieldguide.decisions.regression import (
     expected_log,
     expected_scores,
     groups_of,
+    kernel,
     log_shares,
-    ridge,
+    ranks,
     spearman,
     standardised,
     within,
@@ -26,9 +26,14 @@ from fieldguide.decisions.regression import (
 from fieldguide.decisions.trust import diagnose
 from fieldguide.inference.posterior import Posterior
 
-HEADS = ("blend", "model", "ridge")
+HEADS = ("blend", "model", "kernel")
 FOLDS = 5
 """Groups in which shared genes are left out."""
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
+"""Weights of the model beside the regression. Those in the middle are candidates for the blend, at most one half: the
+model was fitted to the genes that are left out, so it looks better on them than it is."""
+WEIGHT = 0.3
+"""That of the blend where no gene is left out."""
 CHUNK = 20_000_000
 """Draws that are held at a time."""
 NOTES = (
@@ -65,7 +70,7 @@ class Imputed(Decision):
     sd: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def to_anndata(self) -> anndata.AnnData:
-        """Return the imputed genes as data of their own: ``X`` counts, layers normalised, low and high, ``var`` table."""
+        """Return AnnData: counts in ``X``, layers normalised, low and high, the table of genes in ``var``."""
         layers = {n: getattr(self, n).to_numpy() for n in ("normalised", "low", "high")}
         obs = pd.DataFrame(index=self.counts.index.astype(str))
         return anndata.AnnData(self.counts.to_numpy(), obs=obs, var=self.table.rename_axis(None), layers=layers)
@@ -104,6 +109,7 @@ def impute_genes(
     draws: int = 200,
     efficiency: float | None = None,
     estimator: str = "plugin",
+    trust: bool = True,
 ) -> Imputed:
     """Predict, in the cells of one modality, genes that it did not measure.
 
@@ -116,10 +122,11 @@ def impute_genes(
         Whose cells; by default the one modality that lacks genes.
     genes : sequence of str, optional
         Which genes; all that the modality lacks and the reference has by default.
-    head : {"blend", "model", "ridge"}
-        "model": posterior mean of the program's expression. "ridge": order of the cells by a ridge regression of the
-        gene on the shared genes, trained in the reference and applied to the shared genes of the others, each
-        standardised within its assay. "blend": by the mean of both. Level and spread over cells are the model's.
+    head : {"blend", "model", "kernel"}
+        "model": posterior mean of the program's expression. "kernel": cells in the order of a kernel regression of the
+        gene's ranks on the shared genes, trained in the reference and applied to the shared genes of the others, each
+        standardised within its assay. "blend": by a weighted mean of both, each standardised; the weight is the one
+        that does best on the shared genes, left out in groups. Level and spread over cells are the model's.
     interval : float
         Probability of the central predictive interval of a count.
     draws : int
@@ -129,24 +136,28 @@ def impute_genes(
         default the spread, over shared genes, of the log ratio of observed and model-free mean shares.
     estimator : {"plugin", "snis"}
         Whether draws of the guide count equally or by their importance weights.
+    trust : bool
+        Whether to leave the shared genes out, which takes most of the time. Without that nothing is said of trust, and
+        the blend's weight is 0.3.
 
     Returns
     -------
     Imputed
         ``table``, one row a gene:
 
+        - trust, trust_se: Spearman correlation of imputed and true normalised counts to be expected, with its standard
+          error over genes. The shared genes are left out in groups, predicted by the regression and compared with the
+          truth; their scores are regressed on reference score and detection
+        - trust_model: the same by the model, which takes the genes for not measured, without a refit. It was fitted to
+          them: where the assays differ its scores are optimistic, which is why ``trust`` is that of the regression
+        - reference_score: Spearman correlation of the gene with its prediction from the shared genes, within the
+          reference (3-fold)
         - reference_mean, reference_detection: mean count in the reference, and share of its cells with any
         - imputed_mean, imputed_detection: mean predicted count, and expected share of cells with any
         - relative_sd: posterior standard deviation of the model's expression over its mean, averaged over cells
-        - reference_score: Spearman correlation of the gene with its prediction from the shared genes, within the
-          reference (5-fold)
-        - trust, trust_se: Spearman correlation of imputed and true normalised counts to be expected, with its standard
-          error over genes. The shared genes are left out in groups, predicted by the same head, and compared with the
-          truth: the model takes them for not measured, without a refit (it was fitted to them, so that its scores are
-          somewhat optimistic); their scores are regressed on reference score and detection
-        - trust_blend, trust_model, trust_ridge: the same for each head
 
-        ``settings["scores"]``: the scores of the shared genes behind it, by each head.
+        ``settings``: the arguments, ``weight`` of the model in the head, and ``scores`` of the shared genes, left out,
+        by each head.
 
     Raises
     ------
@@ -165,16 +176,19 @@ def impute_genes(
     tau = case.efficiency if efficiency is None else float(efficiency)
     if not tau >= 0:
         raise ValueError(f"efficiency must be at least 0, not {efficiency}")
+    scores, weight = _left_out(posterior, case, estimator) if trust else (None, WEIGHT)
+    weight = {"model": 1.0, "kernel": 0.0, "blend": weight}[head]
     told = moments(posterior, case.target, case.columns, estimator)
     scale = float(np.median(case.totals[1])) / case.totals[1]
     x, new = (standardised(log_shares(c, t)) for c, t in zip(case.seen, case.totals, strict=True))
-    y = log_shares(case.hidden, case.totals[0], float(np.median(case.totals[1])))
-    regressed = ridge(x, y, new) if head != "model" else None
-    best = _expression(told, regressed, head)
+    y = ranks(case.hidden / case.totals[0][:, None])
+    regressed = kernel(x, y, new)
+    best = np.exp(_ordered(np.log(told.mean.clip(1e-30)), regressed, weight))
+    best = best * told.mean.mean(0) / best.mean(0)
     found = {
         "expression": best,
         "counts": best * told.library[:, None],
-        "normalised": _normalised(told, regressed, head, scale),
+        "normalised": _ordered(_normalised(told, scale), regressed, weight).clip(min=0),
         "sd": told.sd,
     }
     zero, found["low"], found["high"] = _intervals(
@@ -182,56 +196,43 @@ def impute_genes(
     )
     index = pd.RangeIndex(posterior.n_cells)[case.target] if posterior.obs is None else posterior.obs.index[case.target]
     framed = {n: pd.DataFrame(v, index=index, columns=case.genes) for n, v in found.items()}
-    known = spearman(y, within(x, y)), (case.hidden > 0).mean(0)
-    scores = _left_out(posterior, case, estimator)
+    known = np.column_stack([spearman(y, within(x, y)), (case.hidden > 0).mean(0)])
+    expected = {name: (np.full(len(known), np.nan), np.nan) for name in ("kernel", "model")}
+    if scores is not None:
+        features = scores[["reference_score", "reference_detection"]].to_numpy()
+        expected = {name: expected_scores(features, scores[name].to_numpy(), known) for name in expected}
     table = pd.DataFrame(
         {
+            "trust": expected["kernel"][0],
+            "trust_se": expected["kernel"][1],
+            "trust_model": expected["model"][0],
+            "reference_score": known[:, 0],
             "reference_mean": case.hidden.mean(0),
-            "reference_detection": known[1],
+            "reference_detection": known[:, 1],
             "imputed_mean": found["counts"].mean(0),
             "imputed_detection": 1 - zero,
             "relative_sd": (told.sd / best.clip(1e-30)).mean(0),
-            "reference_score": known[0],
         },
         index=pd.Index(case.genes, name="gene"),
     )
-    features = scores[["reference_score", "reference_detection"]].to_numpy()
-    for name in HEADS:
-        expected, error = expected_scores(features, scores[name].to_numpy(), np.column_stack(known))
-        table[f"trust_{name}"] = expected
-        if name == head:
-            table["trust"], table["trust_se"] = expected, error
     settings = {
-        "modality": case.modality, "reference": case.names[0], "head": head, "interval": interval, "draws": draws,
-        "efficiency": tau, "estimator": estimator, "posterior_seed": posterior.seed, "scores": scores,
+        "modality": case.modality, "reference": case.names[0], "head": head, "weight": weight, "interval": interval,
+        "draws": draws, "efficiency": tau, "estimator": estimator, "posterior_seed": posterior.seed, "scores": scores,
     }  # fmt: skip
     quality = diagnose(told.log_weights, "cells", len(case.target)).to_frame().T
     return Imputed(table, quality, settings, NOTES, trust_of_genes, **framed)
 
 
-def _expression(told: Moments, regressed: np.ndarray | None, head: str) -> np.ndarray:
-    """Expression [m, H] with the model's level and spread, and cells in the order of the head."""
-    if regressed is None:
-        return told.mean
-    model = np.log(told.mean.clip(1e-30))
-    level, spread = model.mean(0), model.std(0)
-    order = standardised(regressed)
-    if head == "blend":
-        order = standardised(order + standardised(model))
-    found = np.exp(level + spread * order)
-    return found * told.mean.mean(0) / found.mean(0)
+def _ordered(model: np.ndarray, regressed: np.ndarray, weight: float) -> np.ndarray:
+    """Values [m, H] with the level and spread of the model's, and cells in the order of a weighted mean."""
+    order = weight * standardised(model) + (1 - weight) * standardised(regressed)
+    return model.mean(0) + model.std(0) * standardised(order)
 
 
-def _normalised(told: Moments, regressed: np.ndarray | None, head: str, scale: np.ndarray) -> np.ndarray:
-    """Mean of the normalised count [m, H]: the model's, or with cells in the order of the head."""
+def _normalised(told: Moments, scale: np.ndarray) -> np.ndarray:
+    """Mean of the normalised count [m, H] by the model; ``scale`` [m] is the median total over that of the cell."""
     spread = (1 + 1 / told.theta) * np.exp(told.log_sd**2) - 1  # squared coefficient of variation of the rate
-    model = expected_log(told.mean * told.library[:, None], 1 / spread, scale)
-    if regressed is None:
-        return model
-    order = standardised(regressed)
-    if head == "blend":
-        order = standardised(order + standardised(model))
-    return (model.mean(0) + model.std(0) * order).clip(min=0)
+    return expected_log(told.mean * told.library[:, None], 1 / spread, scale)
 
 
 def _intervals(
@@ -256,22 +257,23 @@ def _intervals(
     return zero / len(best), low, high
 
 
-def _left_out(posterior: Posterior, case: Assays, estimator: str) -> pd.DataFrame:
-    """How well each head predicts the shared genes, left out in groups; and what the reference says of them."""
+def _left_out(posterior: Posterior, case: Assays, estimator: str) -> tuple[pd.DataFrame, float]:
+    """How well model, kernel and blend predict the shared genes, left out in groups, and the blend's weight.
+
+    The table also has what the reference says of each gene: how well it is predicted there, how often detected.
+    """
     reference, target = case.seen
-    found = np.zeros((len(HEADS), reference.shape[1]))
-    own = np.zeros(reference.shape[1])
+    found, own = np.zeros((len(WEIGHTS), reference.shape[1])), np.zeros(reference.shape[1])
     for left in groups_of(reference.shape[1], FOLDS):
         kept = np.setdiff1d(np.arange(reference.shape[1]), left)
-        total = reference[:, kept].sum(1).clip(min=1)
-        y = log_shares(reference[:, left], total)
+        total, sums = (counts[:, kept].sum(1).clip(min=1) for counts in case.seen)
+        y = ranks(reference[:, left] / total[:, None])
         own[left] = spearman(y, within(standardised(log_shares(reference[:, kept], total)), y))
-        sums = target[:, kept].sum(1).clip(min=1)
         told = moments(withhold(posterior, case.shared[left]), case.target, case.shared[left], estimator)
-        regressed = across(reference, target, left)
-        truth = target[:, left] / sums[:, None]
-        for row, head in enumerate(HEADS):
-            predicted = _normalised(told, None if head == "model" else regressed, head, np.median(sums) / sums)
-            found[row, left] = spearman(truth, predicted)
-    table = dict(zip(HEADS, found, strict=True)) | {"reference_score": own, "reference_detection": (reference > 0).mean(0)}
-    return pd.DataFrame(table, index=pd.Index(case.shared_names, name="gene"))
+        model, regressed = _normalised(told, np.median(sums) / sums), across(reference, target, left)
+        for row, weight in enumerate(WEIGHTS):
+            found[row, left] = spearman(target[:, left] / sums[:, None], _ordered(model, regressed, weight))
+    best = 1 + int(found[1:-1].mean(1).argmax())
+    table = {"kernel": found[0], "model": found[-1], "blend": found[best]}
+    table |= {"reference_score": own, "reference_detection": (reference > 0).mean(0)}
+    return pd.DataFrame(table, index=pd.Index(case.shared_names, name="gene")), WEIGHTS[best]

@@ -1,6 +1,7 @@
 """gimVI: joining assays, the model of the genes that each measures, and imputation of the others."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import anndata
@@ -12,11 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyro import poutine
 from scipy import stats
+from sklearn.kernel_ridge import KernelRidge
 
+from fieldguide.catalog import get
+from fieldguide.catalog.data.assays import two_assays
 from fieldguide.catalog.gimvi import GIMVI
+from fieldguide.cli import main
 from fieldguide.decisions import impute_genes
-from fieldguide.decisions.assays import withhold
-from fieldguide.decisions.regression import expected_log
+from fieldguide.decisions.assays import Assays, withhold
+from fieldguide.decisions.regression import GAMMA, PENALTY, across, expected_log, kernel, spearman
 from fieldguide.inference import ELBO, SchemaError, fit, join_modalities, weigh
 from fieldguide.inference.step import Step
 
@@ -115,7 +120,7 @@ def test_unmeasured_genes_of_a_modality_get_no_gradient(joined, fitted):
     program.zero_grad()
 
 
-@pytest.mark.parametrize("head", ["model", "ridge", "blend"])
+@pytest.mark.parametrize("head", ["model", "kernel", "blend"])
 def test_imputation_covers_exactly_the_unmeasured_genes(joined, fitted, head):
     found = impute_genes(fitted.posterior(joined, particles=20), head=head)
     assert set(found.table.index) == set(GENES) - set("hcaedb")
@@ -252,7 +257,7 @@ def test_wrong_arguments_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"head": "forest"}, "head must be one of blend, model, ridge, not 'forest'"),
+        ({"head": "forest"}, "head must be one of blend, model, kernel, not 'forest'"),
         ({"estimator": "mean"}, "estimator must be one of snis, plugin, not 'mean'"),
         ({"interval": 1.0}, "interval must be a probability between 0 and 1, not 1.0"),
         ({"draws": 1}, "draws must be at least 2, not 1"),
@@ -286,3 +291,91 @@ def test_what_is_imputed_can_be_kept(pair, joined, fitted):
     with pytest.raises(ValueError, match="the first that differs"):
         found.write(fish[::-1].copy())
     assert len(found.plot().axes) == 2
+
+
+def test_the_kernel_regression_is_kernel_ridge_where_every_cell_is_a_landmark():
+    rng = np.random.default_rng(0)
+    x, new = rng.normal(size=(60, 7)), rng.normal(size=(20, 7))
+    y = np.column_stack([np.sin(x[:, 0] * x[:, 1]), x[:, 2] ** 2])
+    exact = KernelRidge(kernel="rbf", gamma=GAMMA / 7, alpha=PENALTY).fit(x, y - y.mean(0)).predict(new)
+    found = kernel(x, y, new)
+    assert found.shape == (20, 2)
+    assert (spearman(found, exact) > 0.99).all() and np.abs(found - exact - y.mean(0)).max() < 0.1
+
+
+def test_the_blends_weight_is_the_one_that_does_best_on_genes_left_out(joined, fitted):
+    posterior = fitted.posterior(joined, particles=20)
+    found = impute_genes(posterior, draws=10)
+    scores = found.settings["scores"]
+    assert 0 < found.settings["weight"] <= 0.5 and scores["blend"].mean() >= scores["kernel"].mean() - 0.05
+    quick = impute_genes(posterior, draws=10, trust=False)
+    assert quick.table["trust"].isna().all() and quick.settings["weight"] == 0.3
+    ends = {h: impute_genes(posterior, head=h, draws=10, trust=False).normalised.rank() for h in ("model", "kernel")}
+    assert not ends["model"].equals(ends["kernel"])
+    with pytest.raises(ValueError, match="impute with trust=True"):
+        quick.plot()
+
+
+def test_left_out_genes_are_not_looked_at(joined, fitted):
+    case = Assays(fitted.posterior(joined, particles=3), None, None)
+    reference, target = case.seen
+    other = target.copy()
+    other[:, 2] = 50 - other[:, 2]
+    np.testing.assert_array_equal(*(across(reference, t, np.array([2])) for t in (target, other)))
+
+
+def test_two_assays_have_the_truth_beside_them():
+    rna, fish = two_assays(n_genes=12, n_measured=8, cells=(4000, 300), n_latent=2, clusters=1, totals=(5000, 100))
+    assert list(fish.var_names) == list(rna.var_names[:8]) and list(fish.obsm["truth"]) == list(rna.var_names[8:])
+    share = rna.X / rna.X[:, :8].sum(1, keepdims=True)
+    truth = fish.obsm["truth"].to_numpy().mean(0)
+    assert np.corrcoef(np.log(share[:, 8:].mean(0)), np.log(truth))[0, 1] > 0.9
+    with pytest.raises(ValueError, match="n_measured must be between 1 and 11"):
+        two_assays(n_genes=12, n_measured=12)
+
+
+def test_an_entry_may_say_how_it_is_fitted(joined):
+    entry = get("gimvi")
+    assert entry.defaults["learning_rate"] == 0.01
+    short = {k: v for k, v in SETTINGS.items() if k != "max_epochs"} | {"max_epochs": 1}
+    runs = [fit("gimvi", joined, **short, **rate).history["validation"].iloc[0] for rate in (
+        {}, {"learning_rate": 0.01}, {"learning_rate": 0.001})]  # fmt: skip
+    assert runs[0] == runs[1] != runs[2]
+    slow = fit(replace(entry, defaults={"max_epochs": 1}), joined, **SETTINGS | {"max_epochs": 1})
+    assert slow.history["validation"].iloc[0] == runs[2]
+
+
+@pytest.mark.parametrize("mixing", ["critic", "mmd", "none"])
+def test_mixing_acts_on_the_guide_alone(joined, mixing):
+    torch.manual_seed(0)
+    masks = joined.varm["measured"].to_numpy().T.astype(int).tolist()
+    program = GIMVI(10, 2, masks, n_latent=3, n_hidden=8, mixing=mixing, efficiency=0.0).train()
+    counts = torch.as_tensor(joined.X.toarray())
+    codes = torch.as_tensor(joined.obs["modality"].cat.codes.to_numpy().astype(np.int64))
+    batch = {"counts": counts, "modality": codes, "index": torch.arange(len(counts))}
+    program.prepare([batch])
+    found = program.training_loss(Step(program, batch), lambda step: program.origin.sum())
+    losses = found if isinstance(found, dict) else {"theta": found, "phi": found}
+    assert set(losses) == {"theta", "phi", "critic"} if mixing == "critic" else {"theta", "phi"} == set(losses)
+    assert not losses["theta"].requires_grad and losses["phi"].requires_grad == (mixing != "none")
+    if mixing == "critic":
+        told = torch.autograd.grad(losses["critic"], list(program.encoder_z.parameters()), allow_unused=True)
+        assert told == (None, None), "the critic's own loss does not reach the guide"
+
+
+def test_join_and_impute_on_the_command_line(pair, tmp_path, capsys):
+    for name, data in pair.items():
+        data.write_h5ad(tmp_path / f"{name}.h5ad")
+    files = [f"{name}={tmp_path / name}.h5ad" for name in pair]
+    out = [str(tmp_path / n) for n in ("joined.h5ad", "fit.safetensors", "imputed.h5ad")]
+    assert main(["join", *files, "--output", out[0]]) == 0
+    assert "fish: 70 cells, 6 of 10 genes" in capsys.readouterr().out
+    assert main(["fit", "gimvi", out[0], "--output", out[1], "--max-epochs", "2", "--model", "n_hidden=8"]) == 0
+    assert main(["impute", out[1], out[0], "--output", out[2], "--draws", "5"]) == 0
+    assert "4 genes in 70 cells of fish" in capsys.readouterr().out
+    found = anndata.read_h5ad(out[2])
+    assert found.shape == (70, 4) and set(found.layers) == {"normalised", "low", "high"}
+    assert main(["fit", "gimvi", str(tmp_path / "rna.h5ad"), "--output", out[1]]) == 2
+    assert "join the assays first" in capsys.readouterr().err
+    assert main(["join", str(tmp_path / "rna.h5ad")]) == 2
+    assert "join takes NAME=FILE" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Two assays of one tissue, drawn from gimVI itself: all genes by sequencing, some of them in space, the truth beside."""
+"""Two assays of one tissue, drawn from gimVI itself: all genes by sequencing, some in space, the truth beside them."""
 
 import anndata
 import numpy as np

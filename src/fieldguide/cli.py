@@ -329,7 +329,7 @@ def impute(
         data: The joined h5ad file (see `fieldguide join`); it is not changed.
         output: The h5ad file to write: predicted counts in X, interval and normalised values in layers, trust in var.
         modality: The assay to predict in; by default the one that lacks genes.
-        head: blend, model or ridge.
+        head: blend, model or kernel.
         interval: Probability of the predictive interval of a count.
         draws: S, posterior draws for each cell.
         seed: Equal seeds give equal tables.

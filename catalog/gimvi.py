@@ -125,7 +125,7 @@ class GIMVI(Program):
         likelihood: str | Sequence[str] = "nb",
         library: str | Sequence[str] = ("latent", "observed"),
         encoder: str = "common",
-        masking: float = 0.0,
+        masking: float = 0.1,
         features: str = "standardised",
         mixing: str = "critic",
         kappa: float = 5.0,

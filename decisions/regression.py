@@ -103,8 +103,7 @@ def expected_scores(known: np.ndarray, scores: np.ndarray, new: np.ndarray) -> t
 def expected_log(mean: np.ndarray, theta: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Return E log(1 + scale * x) [m, H] of counts x of this mean and inverse dispersion [m, H]; ``scale`` [m].
 
-    Summed over the negative binomial's counts, to ten standard deviations above the largest mean of the gene; beyond a
-    mean of 300 by the mean's logarithm and its second-order correction.
+    Summed over the negative binomial's counts, up to where less than one in a million is left; beyond a mean of 300 by the mean's logarithm and its second-order correction.
 
     Examples
     --------
@@ -123,7 +122,7 @@ def expected_log(mean: np.ndarray, theta: np.ndarray, scale: np.ndarray) -> np.n
         m, t, s = mean[rows, g], theta[rows, g], scale[rows]
         step, log_p = -np.log1p(t / m), -t * np.log1p(m / t)
         found = np.zeros(len(m))
-        for k in range(1, int(min(MOST, (m + 10 * spread[rows, g]).max() + 10)) + 1):
+        for k in range(1, int(min(MOST, (m + 10 * spread[rows, g] + 14 * m / t).max() + 10)) + 1):
             log_p = log_p + np.log1p((t - 1) / k) + step
             found += np.exp(log_p) * np.log1p(k * s)
         out[rows, g] = found

@@ -103,27 +103,30 @@ def expected_scores(known: np.ndarray, scores: np.ndarray, new: np.ndarray) -> t
 def expected_log(mean: np.ndarray, theta: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Return E log(1 + scale * x) [m, H] of counts x of this mean and inverse dispersion [m, H]; ``scale`` [m].
 
-    Summed over the negative binomial's counts, up to where less than one in a million is left; beyond a mean of 300 by the mean's logarithm and its second-order correction.
+    Summed over the negative binomial's counts, up to where less than one in a million is left; beyond a mean of 300 by
+    the logarithm of the mean and its second-order correction.
 
     Examples
     --------
     >>> one = np.ones((1, 1))
     >>> round(expected_log(2 * one, 1e8 * one, np.ones(1)).item(), 3)  # Poisson
-    0.985
+    0.978
     """
     mean, theta = mean.clip(1e-12), theta.clip(1e-8, 1e8)
-    spread = np.sqrt(mean + mean**2 / theta)
     size = scale[:, None]
-    out = np.log1p(size * mean) - 0.5 * (size * spread / (1 + size * mean)) ** 2
+    out = np.log1p(size * mean) - 0.5 * (size / (1 + size * mean)) ** 2 * (mean + mean**2 / theta)
     for g in range(mean.shape[1]):
         rows = mean[:, g] <= LARGE
         if not rows.any():
             continue
         m, t, s = mean[rows, g], theta[rows, g], scale[rows]
         step, log_p = -np.log1p(t / m), -t * np.log1p(m / t)
-        found = np.zeros(len(m))
-        for k in range(1, int(min(MOST, (m + 10 * spread[rows, g] + 14 * m / t).max() + 10)) + 1):
+        found, left = np.zeros(len(m)), -np.expm1(log_p)
+        for k in range(1, MOST + 1):
             log_p = log_p + np.log1p((t - 1) / k) + step
-            found += np.exp(log_p) * np.log1p(k * s)
+            p = np.exp(log_p)
+            found, left = found + p * np.log1p(k * s), left - p
+            if left.max() < 1e-6:
+                break
         out[rows, g] = found
     return out

@@ -91,7 +91,7 @@ class GIMVI(Program):
         How the latents of modalities are brought together: an adversary (published), the maximum mean discrepancy, or
         by the model alone.
     kappa : float
-        Weight of the mixing term (published: 5, there hardly a weight, see the documentation).
+        Weight of the mixing term. Published: 5, but with an optimiser of its own, whose steps hardly depend on it.
     efficiency : float
         Prior standard deviation of a_m, natural log; 0 leaves a_m out, as published.
     balance : bool

@@ -156,7 +156,8 @@ def moments(posterior: Posterior, rows: np.ndarray, columns: np.ndarray, estimat
         theta = np.broadcast_to(theta.reshape(-1, *theta.shape[-2:])[0], mean.shape)
         parts.append((mean, sd, log_sd, theta, (share * library).sum(0), w.log_w.double().cpu().numpy()))
     *joined, log_weights = zip(*parts, strict=True)
-    return Moments(*(np.concatenate(part) for part in joined), np.concatenate(log_weights, 1))
+    mean, sd, log_sd, theta, library = (np.concatenate(part) for part in joined)
+    return Moments(mean, sd, log_sd, theta, library, np.concatenate(log_weights, 1))
 
 
 def withhold(posterior: Posterior, genes: np.ndarray) -> Posterior:

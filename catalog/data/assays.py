@@ -69,10 +69,11 @@ def two_assays(
         theta = rng.gamma(2, 1, measured) + 0.1
         mean = depth[:, None] * share / share.sum(1, keepdims=True)
         counts = rng.poisson(mean * rng.gamma(theta, 1 / theta, mean.shape)).astype(np.float32)
-        data = anndata.AnnData(counts, obs=pd.DataFrame({"cluster": pd.Categorical(cluster.astype(str))}))
-        data.obs_names, data.var_names = [str(i) for i in range(count)], names[:measured]
+        rows = [str(i) for i in range(count)]
+        obs = pd.DataFrame({"cluster": pd.Categorical(cluster.astype(str))}, index=rows)
+        data = anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=names[:measured]))
         if number == 1:
             truth = rate[:, n_measured:] / rate[:, :n_measured].sum(1, keepdims=True)
-            data.obsm["truth"] = pd.DataFrame(truth, index=data.obs_names, columns=names[n_measured:])
+            data.obsm["truth"] = pd.DataFrame(truth, index=rows, columns=names[n_measured:])
         found.append(data[counts[:, :n_measured].sum(1) > 0].copy())
     return found[0], found[1]

@@ -79,19 +79,22 @@ def pair(name, seed, hidden=None, efficiency=0.3, efficiency_sd=0.8, share=0.2):
     return Pair(reference, spatial, hidden, genes)
 
 
-def gene_scores(found, predicted):
-    """For each hidden gene: raw Spearman, Spearman of shares of the shared total, whether it counts (detected)."""
+def gene_scores(found, predicted, normalised=None):
+    """For each hidden gene: raw Spearman, Spearman of shares of the shared total, whether it counts (detected).
+
+    ``normalised`` predicts the shares where it is given; otherwise they are those of the predicted counts.
+    """
     total = found.spatial[:, found.shared].sum(1)
-    truth = found.spatial[:, found.hidden]
+    shares = predicted / total[:, None] if normalised is None else normalised
     rows = []
-    for t, p in zip(truth.T, predicted.T, strict=True):
-        rows.append([_spearman(t, p), _spearman(t / total, p / total), (t > 0).mean() > 0.005])
+    for t, p, share in zip(found.spatial[:, found.hidden].T, predicted.T, shares.T, strict=True):
+        rows.append([_spearman(t, p), _spearman(t / total, share), (t > 0).mean() > 0.005])
     return np.array(rows, dtype=float)
 
 
-def score(found, predicted):
+def score(found, predicted, normalised=None):
     """Medians over the hidden genes that are detected: raw, depth removed."""
-    rows = gene_scores(found, predicted)
+    rows = gene_scores(found, predicted, normalised)
     return tuple(np.median(rows[rows[:, 2] > 0, :2], axis=0))
 
 

@@ -13,8 +13,9 @@ from torch.distributions import Distribution
 from fieldguide.catalog.counts_math import LIMIT
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.nets import one_hot
+from fieldguide.catalog.nets import one_hot, one_of
 from fieldguide.inference import ELBO, Category, Counts, Modality, Program, Schema
+from fieldguide.inference.constraints.measures import mmd, multiquadric_gram
 from fieldguide.inference.program import Batch
 
 LIKELIHOODS = ("nb", "zinb", "poisson")
@@ -27,6 +28,7 @@ UNMEASURED = -1e4
     title="gimVI: sequencing and spatial counts of different cells in one latent space, to impute unmeasured genes",
     schema=Schema(counts=Counts("X"), modality=Modality("modality"), batch=Category("batch", optional=True)),
     objective=ELBO(kl="analytic"),
+    defaults={"max_epochs": 50, "learning_rate": 0.01},
     cite="""
 @inproceedings{lopez2019joint,
   title = {A joint model of unpaired data from {scRNA-seq} and spatial transcriptomics for imputing missing gene
@@ -49,9 +51,9 @@ class GIMVI(Program):
         x_g ~ NegativeBinomial(mean l * rho_g, inverse dispersion theta_sg)    or zero-inflated, or Poisson; g in M_m
 
     Genes outside M_m have rho_g = exp(decoder(z)_g) / (the same denominator) and enter no likelihood; a_m, the log
-    efficiency of each gene in a modality other than the first, is zero for them. The guide of z is a head of its own
-    for each modality, then a block that all share, normalised within the cell (a batch norm would show the critic, and
-    hide from it, which modality a minibatch is of).
+    efficiency of each gene in a modality other than the first, is zero for them. The guide of z reads the genes that
+    all modalities measure, by one network, normalised within the cell (a batch norm would show the critic, and hide
+    from it, which modality a minibatch is of).
 
     Mixing acts on the guide alone and in training alone (`training_loss`): with ``mixing="critic"``, a third parameter
     group "critic" learns to tell the modality from z, and the guide is pushed towards the wrong answers.
@@ -65,23 +67,31 @@ class GIMVI(Program):
     n_genes, n_modality, measured, n_batch
         What the data implies; filled in by ``fit``. ``measured`` [M][G] is 1 where a modality measures a gene.
     n_latent, n_hidden : int
-        Latent dimension and width of the networks (published: 8, 64).
+        Latent dimension and width of the networks (published: 8, 64; latents that the genes do not ask for cost
+        nothing).
     n_layers : int
         Hidden layers of the decoder; 0 is the published log-linear one.
     dropout : float
-        Of the guide (published: 0.2).
+        Of the guide. Published: 0.2, under which z holds little but the depth of sparse cells.
     likelihood : str or sequence of str
         "nb", "zinb" or "poisson", for all modalities or for each (the last one again where there are more). Published:
-        ("zinb", "nb").
+        ("zinb", "nb"); with inverse dispersions by gene, nothing of these data is left for zero inflation.
     library : str or sequence of str
         "observed" or "latent", likewise. Published: ("latent", "observed").
+    encoder : {"common", "by_modality"}
+        What infers z. "common": one network, for all modalities, of the genes that all measure. So a cell of any
+        modality is read in the same way, and in training the model learns to predict the other genes from these. Or
+        "by_modality": a head of its own for each, of all its genes, as published.
+    masking : float
+        Share of the genes that are withheld from the guide, at random, in training (published: 0). It is what lets
+        genes be withheld later (batch field ``withheld`` [B, G], 1 where a count is not to be used).
     features : {"standardised", "log1p"}
         What the guide sees: log counts per total, standardised within each modality; or log(1 + x), as published.
     mixing : {"critic", "mmd", "none"}
         How the latents of modalities are brought together: an adversary (published), the maximum mean discrepancy, or
         by the model alone.
     kappa : float
-        Weight of the mixing term (published: 5, there hardly a weight, see the documentation).
+        Weight of the mixing term. Published: 5, but with an optimiser of its own, whose steps hardly depend on it.
     efficiency : float
         Prior standard deviation of a_m, natural log; 0 leaves a_m out, as published.
     balance : bool
@@ -97,6 +107,8 @@ class GIMVI(Program):
     row_modality: Tensor
     feature_loc: Tensor
     feature_scale: Tensor
+    feature_share: Tensor
+    read: Tensor
     median_total: Tensor
     n_cells: Tensor
 
@@ -106,12 +118,14 @@ class GIMVI(Program):
         n_modality: int = 1,
         measured: Sequence[Sequence[int]] | None = None,
         n_batch: int = 1,
-        n_latent: int = 8,
-        n_hidden: int = 64,
+        n_latent: int = 20,
+        n_hidden: int = 128,
         n_layers: int = 0,
-        dropout: float = 0.2,
-        likelihood: str | Sequence[str] = ("zinb", "nb"),
+        dropout: float = 0.0,
+        likelihood: str | Sequence[str] = "nb",
         library: str | Sequence[str] = ("latent", "observed"),
+        encoder: str = "common",
+        masking: float = 0.1,
         features: str = "standardised",
         mixing: str = "critic",
         kappa: float = 5.0,
@@ -121,8 +135,11 @@ class GIMVI(Program):
         super().__init__()
         self.likelihood = _each("likelihood", likelihood, n_modality, LIKELIHOODS)
         self.library = _each("library", library, n_modality, ("observed", "latent"))
-        _one_of("mixing", mixing, ("critic", "mmd", "none"))
-        _one_of("features", features, ("standardised", "log1p"))
+        one_of("mixing", mixing, ("critic", "mmd", "none"))
+        one_of("features", features, ("standardised", "log1p"))
+        one_of("encoder", encoder, ("common", "by_modality"))
+        if not 0 <= masking < 1:
+            raise ValueError(f"masking must be a share in [0, 1), not {masking}")
         for name, value in (("kappa", kappa), ("efficiency", efficiency)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, not {value}")
@@ -134,7 +151,13 @@ class GIMVI(Program):
                              else torch.as_tensor(measured, dtype=torch.get_default_dtype()))  # fmt: skip
         if self.measured.shape != (n_modality, n_genes):
             raise ValueError(f"measured is {tuple(self.measured.shape)}, not {n_modality} modalities x {n_genes} genes")
-        self.encoder_heads = nn.ModuleList(nn.Linear(n_genes, n_hidden) for _ in range(n_modality))
+        read = self.measured if encoder == "by_modality" else self.measured.prod(0).expand(n_modality, -1)
+        self.register_buffer("read", read.clone())
+        if not self.read.any():
+            raise ValueError("no gene is measured by all modalities: encoder='by_modality' reads what each measures")
+        heads = n_modality if encoder == "by_modality" else 1
+        self.encoder_heads = nn.ModuleList(nn.Linear(n_genes, n_hidden) for _ in range(heads))
+        self.encoder_masking = nn.Dropout(masking)
         self.encoder_shared = Hidden(n_hidden, n_hidden, 1, dropout, first=True)
         self.encoder_z = nn.Linear(n_hidden, 2 * n_latent)
         if "latent" in self.library:
@@ -156,6 +179,7 @@ class GIMVI(Program):
         self.register_buffer("modality_share", torch.full((n_modality,), 1 / n_modality))
         self.register_buffer("feature_loc", torch.zeros(n_modality, n_genes))
         self.register_buffer("feature_scale", torch.ones(n_modality, n_genes))
+        self.register_buffer("feature_share", torch.full((n_modality, n_genes), 1 / n_genes))
         self.register_buffer("median_total", torch.ones(n_modality))
         self.register_buffer("n_cells", torch.tensor(1.0))
 
@@ -177,8 +201,11 @@ class GIMVI(Program):
             self.modality_share[m] = number / len(counts)
             if number < 2:
                 raise ValueError(f"modality {m} has {number} training cells; at least 2 are needed")
-            self.median_total[m] = totals[inside].median()
-            values = torch.log1p(counts[inside] / totals[inside, None] * self.median_total[m])
+            read = counts[inside] * self.read[m]
+            sums = read.sum(-1)
+            self.median_total[m] = sums.median().clamp(min=1)
+            self.feature_share[m] = read.sum(0) / sums.sum().clamp(min=1)
+            values = torch.log1p(read / sums[:, None].clamp(min=1) * self.median_total[m])
             self.feature_loc[m], self.feature_scale[m] = values.mean(0), values.std(0)
         self.feature_scale.clamp_(min=1e-2)
         for row in rows.unique():
@@ -256,19 +283,25 @@ class GIMVI(Program):
 
     def encode(self, features: Tensor, batch: Batch) -> Distribution:
         """Guide of z: head of the modality, shared block, Gaussian."""
-        heads = torch.stack([head(features) for head in self.encoder_heads], -2)
-        hidden = (one_hot(batch["modality"], self.n_modality).unsqueeze(-1) * heads).sum(-2)
+        if len(self.encoder_heads) == 1:
+            hidden = self.encoder_heads[0](features)
+        else:
+            heads = torch.stack([head(features) for head in self.encoder_heads], -2)
+            hidden = (one_hot(batch["modality"], self.n_modality).unsqueeze(-1) * heads).sum(-2)
         loc, log_scale = self.encoder_z(self.encoder_shared(hidden)).chunk(2, -1)
         return dist.Normal(loc, log_scale.clamp(-8, 8).exp() + 1e-3).to_event(1)
 
     def seen(self, batch: Batch) -> Tensor:
-        """What the guide sees of the counts, [B, G]; zero for genes that are not measured."""
-        mask, modality = self.mask(batch), batch["modality"]
+        """What the guide sees of the counts, [B, G]; zero for genes that it does not read, or not this time."""
+        modality = batch["modality"]
+        mask = self.mask(batch) * self.read[modality]
+        if self.training:
+            mask = mask * (self.encoder_masking(torch.ones_like(mask)) > 0)
         counts = batch["counts"] * mask
         if self.features == "log1p":
             return counts.log1p()
-        size = self.median_total[modality] / counts.sum(-1).clamp(min=1)
-        values = torch.log1p(counts * size.unsqueeze(-1))
+        typical = self.median_total[modality] * (self.feature_share[modality] * mask).sum(-1)
+        values = torch.log1p(counts * (typical / counts.sum(-1).clamp(min=1)).unsqueeze(-1))
         return ((values - self.feature_loc[modality]) / self.feature_scale[modality]).clamp(-10, 10) * mask
 
     # ---- training -----------------------------------------------------------------------------------------
@@ -289,7 +322,7 @@ class GIMVI(Program):
         z = self.encode(self.seen(batch), batch).rsample()
         groups = losses if isinstance(losses, dict) else {"theta": losses, "phi": losses}
         if self.mixing == "mmd":
-            return _plus(groups, "phi", self.kappa * mmd(z, one_hot(modality, self.n_modality)))
+            return _plus(groups, "phi", self.kappa * mmd(multiquadric_gram(z), modality, self.n_modality).to(z.dtype))
         caught, fooled = self.confusion(z, modality)
         step.log("critic", caught)
         groups = _plus(groups, "phi", self.kappa * fooled)
@@ -316,8 +349,9 @@ class GIMVI(Program):
         return found
 
     def mask(self, batch: Batch) -> Tensor:
-        """1 where the modality of a cell measures a gene, [B, G]."""
-        return self.measured[batch["modality"]]
+        """1 where a cell's counts of a gene are to be used: its modality measures it, nobody withholds it; [B, G]."""
+        mask = self.measured[batch["modality"]]
+        return mask * (1 - batch["withheld"]) if "withheld" in batch else mask
 
     def rows(self, batch: Batch) -> Tensor:
         """Row of the dispersions and library priors of each cell [B]: its batch, or its modality."""
@@ -348,22 +382,6 @@ class Hidden(nn.Module):
         return self.steps(x)
 
 
-def mmd(z: Tensor, member: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy between each group of z [B, D] and all others, averaged; ``member`` [B, M].
-
-    Kernel: mean of five inverse multiquadrics c / (c + distance^2), c = 2 D (1/5, 1/2, 1, 2, 5), whose unit suits a
-    standard Gaussian. A group without a cell in the minibatch counts as equal.
-    """
-    square = (z.unsqueeze(1) - z.unsqueeze(0)).square().sum(-1)
-    scales = [2 * z.shape[-1] * factor for factor in (0.2, 0.5, 1.0, 2.0, 5.0)]
-    kernel = torch.stack([c / (c + square) for c in scales]).mean(0)
-    other = 1 - member
-    inside, outside = member.sum(0), other.sum(0)
-    signed = member / inside.clamp(min=1) - other / outside.clamp(min=1)
-    found = torch.einsum("bm,bc,cm->m", signed, kernel, signed)
-    return torch.where((inside > 0) & (outside > 0), found, 0.0).mean()
-
-
 def _plus(losses: dict[str, Tensor], group: str, term: Tensor) -> dict[str, Tensor]:
     return {name: loss + term if name == group else loss for name, loss in losses.items()}
 
@@ -371,12 +389,7 @@ def _plus(losses: dict[str, Tensor], group: str, term: Tensor) -> dict[str, Tens
 def _each(name: str, value: str | Sequence[str], n: int, allowed: tuple[str, ...]) -> tuple[str, ...]:
     given = [value] if isinstance(value, str) else list(value)
     for one in given:
-        _one_of(name, one, allowed)
+        one_of(name, one, allowed)
     if not given:
         raise ValueError(f"{name} names nothing; it takes {', '.join(allowed)}")
     return tuple((given + given[-1:] * n)[:n])
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.families import guide_head
-from fieldguide.catalog.nets import join
+from fieldguide.catalog.nets import join, one_of
 from fieldguide.inference import ELBO, Program, Schema
 from fieldguide.inference.fields import Labels, UnitInterval
 from fieldguide.inference.program import Batch, batch_size
@@ -111,8 +111,8 @@ class M1M2(Program):
         classification: float = 50.0,
     ) -> None:
         super().__init__()
-        _one_of("encoder", encoder, ("dense", "conv"))
-        _one_of("classes", classes, ("enumerated", "relaxed"))
+        one_of("encoder", encoder, ("dense", "conv"))
+        one_of("classes", classes, ("enumerated", "relaxed"))
         self.n_labels, self.classes = n_labels, classes
         self.labelled, self.classification = labelled, classification
         body = _convolutions(n_features, n_channels, dropout) if encoder == "conv" else nn.Identity()
@@ -246,8 +246,3 @@ def _convolutions(n_features: int, n_channels: int, dropout: float) -> nn.Module
     for n_in, n_out in ((1, n_channels), (n_channels, 2 * n_channels), (2 * n_channels, 4 * n_channels)):
         layers += [nn.Conv2d(n_in, n_out, 3), nn.SELU(), nn.MaxPool2d(2), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Flatten(-3))
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

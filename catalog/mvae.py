@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.families import Encoder
 from fieldguide.catalog.likelihoods import NegativeBinomial
-from fieldguide.catalog.nets import Layers, join, one_hot
+from fieldguide.catalog.nets import Layers, join, one_hot, one_of
 from fieldguide.inference import ELBO, Category, Counts, Program, Schema, SchemaError
 from fieldguide.inference.fields import Annotations, UnitInterval, Values
 from fieldguide.inference.program import Batch
@@ -147,9 +147,9 @@ class MVAE(Program):
         super().__init__()
         self.field, n_inputs = _data({"x": n_features, "values": n_values, "counts": n_genes})
         self.observation = observation or {"x": "bernoulli", "values": "gaussian", "counts": "nb"}[self.field]
-        _one_of("form", form, FORMS)
-        _one_of("observation", self.observation, OBSERVATIONS)
-        _one_of("classes", classes, ("uniform", "learned"))
+        one_of("form", form, FORMS)
+        one_of("observation", self.observation, OBSERVATIONS)
+        one_of("classes", classes, ("uniform", "learned"))
         counts = self.field == "counts"
         if counts != (self.observation == "nb") or (self.field, self.observation) == ("values", "bernoulli"):
             raise ValueError(f"observation='{self.observation}' is not for the field '{self.field}'")
@@ -291,8 +291,3 @@ def _data(sizes: dict[str, int]) -> tuple[str, int]:
             "say where it is and switch the others off, such as fields={'x': 'X', 'counts': None}"
         )
     return present[0], sizes[present[0]]
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.families import Encoder
 from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.nets import GaussianEncoder, Layers, one_hot
+from fieldguide.catalog.nets import GaussianEncoder, Layers, one_hot, one_of
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
 from fieldguide.inference.program import Batch
 
@@ -97,9 +97,9 @@ class SCVI(Program):
         guide: str = "mean_field",
     ) -> None:
         super().__init__()
-        _one_of("likelihood", likelihood, LIKELIHOODS)
-        _one_of("dispersion", dispersion, DISPERSIONS)
-        _one_of("library", library, ("observed", "latent"))
+        one_of("likelihood", likelihood, LIKELIHOODS)
+        one_of("dispersion", dispersion, DISPERSIONS)
+        one_of("library", library, ("observed", "latent"))
         for field, known in (("batch", n_batch), ("label", n_labels)):
             if dispersion == f"gene-{field}" and known < 2:
                 raise ValueError(f"dispersion='gene-{field}' needs a {field} field with two categories or more")
@@ -188,8 +188,3 @@ class SCVI(Program):
         parts += [one_hot(batch["categorical"][:, i], n) for i, n in enumerate(self.n_categorical)]
         parts += [batch["continuous"]] if "continuous" in batch else []
         return torch.cat(parts, -1) if parts else None
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

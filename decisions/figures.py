@@ -126,9 +126,11 @@ def trust_of_genes(decision: Any) -> Any:
     from matplotlib.figure import Figure
 
     table, scores = decision.table, decision.settings["scores"]
+    if scores is None:
+        raise ValueError("there is no trust to draw: impute with trust=True")
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(scores["reference_score"], scores["score"], ".", color="0.6", label="shared genes, left out")
+    left.plot(scores["reference_score"], scores["kernel"], ".", color="0.6", label="shared genes, left out")
     left.plot(table["reference_score"], table["trust"], "x", color="C3", label="imputed genes, expected")
     left.set_xlabel("score within the reference")
     left.set_ylabel("Spearman correlation across assays")

@@ -28,6 +28,7 @@ from fieldguide.inference.progress import progress_bar
 from fieldguide.inference.step import Step
 
 CHECKPOINT_SECONDS = 60
+RATE = 1e-3
 Callback = Callable[[Program, dict[str, Any]], bool | None]
 
 
@@ -40,7 +41,7 @@ def fit(
     constraints: Iterable[Constraint] | None = None,
     max_epochs: int | None = None,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     seed: int = 0,
     device: str = "auto",
     validation: float | np.ndarray = 0.1,
@@ -69,11 +70,11 @@ def fit(
         What the guide is held to besides, such as ``[hsic("z", "n_genes")]``; by default the entry's own, ``()`` for
         none. The loss in the history is the objective's alone; measures and multipliers have columns of their own.
     max_epochs : int, optional
-        By default about eight million visits to a cell, at most 400 epochs.
+        By default the entry's own, or about eight million visits to a cell, at most 400 epochs.
     batch_size : int
         Cells in a minibatch (all cells, when there are fewer).
-    learning_rate : float
-        Step size of Adam (eps 0.01, weight decay 1e-6, as published for scVI).
+    learning_rate : float, optional
+        Step size of Adam (eps 0.01, weight decay 1e-6, as published for scVI); by default the entry's own, or 0.001.
     seed : int
         Seeds initial values, shuffling, dropout and draws; the global random state is left as it was.
     device : str
@@ -121,6 +122,7 @@ def fit(
     train_rows, held_out = _split(dataset.n_cells, validation, seed)
     max_epochs = defaults.get("max_epochs") if max_epochs is None else max_epochs
     max_epochs = min(400, max(1, round(8e6 / dataset.n_cells))) if max_epochs is None else max_epochs
+    learning_rate = rate_of(spec) if learning_rate is None else learning_rate
     kl_warmup = max_epochs // 4 if kl_warmup is None else kl_warmup
     seeds = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):
@@ -144,6 +146,11 @@ def fit(
     for said in program.remarks():
         warnings.warn(said, stacklevel=2)
     return result
+
+
+def rate_of(spec) -> float:
+    """Return the step size of an entry, where none is given."""
+    return float(dict(getattr(spec, "defaults", {})).get("learning_rate", RATE))
 
 
 class _Trainer:

@@ -115,6 +115,11 @@ class Modality(Category):
     """
 
     def learn(self, name, data, place):
+        if isinstance(data, anndata.AnnData) and place not in data.obs:
+            raise SchemaError(
+                f"field '{name}': no column {place!r} in obs: join the assays first, by join_modalities or `fieldguide "
+                "join`"
+            )
         column = _column(name, data, place)
         found = _categories(name, place, column)
         if isinstance(column.dtype, pd.CategoricalDtype):

@@ -67,7 +67,7 @@ def refit(
     seed: int = 0,
     max_epochs: int | None = None,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     early_stopping: int | None = 30,
     kl_warmup: int = 0,
     device: str = "auto",
@@ -84,6 +84,7 @@ def refit(
             f"the guide is fitted to the {cells} cells of the first fit, but the data has {dataset.n_cells}"
         )
     target = resolve(objective)
+    learning_rate = loop.rate_of(fit.entry) if learning_rate is None else learning_rate
     fabric = loop._fabric(device)
     seeds = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):

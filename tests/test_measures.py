@@ -42,7 +42,8 @@ def test_the_kernel_of_categories_gives_mmd():
     codes = torch.tensor([0] * 3 + [1] * 5)
     found = m.dhsic(K, m.delta_gram(codes)).item()
     assert found == pytest.approx(REFERENCE["delta_kernel"]["hsic_v"], rel=1e-8)
-    assert found == pytest.approx(2 * 9 * 25 / 8**4 * m.mmd(U, codes, m.analytic_gamma(2)).item(), rel=1e-9)
+    assert found == pytest.approx(2 * 9 * 25 / 8**4 * m.mmd(K, codes).item(), rel=1e-9)
+    assert m.mmd(K, codes).item() == pytest.approx(REFERENCE["delta_kernel"]["mmd2_v"], rel=1e-8)
 
 
 def test_v_statistic_is_symmetric_never_negative_and_zero_for_a_constant():

@@ -13,6 +13,7 @@ from math import gamma as gamma_function
 from math import pi, sqrt
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEAST = 4
@@ -46,10 +47,7 @@ def median_gamma(values: Tensor) -> float:
 
 def gaussian_gram(values: Tensor, gamma: float) -> Tensor:
     """Return exp(-gamma |a - b|^2) [..., n, n], float64, of ``values`` [..., n, D]."""
-    x = values.double()
-    squares = (x**2).sum(-1)
-    distances = squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * x @ x.mT
-    return torch.exp(-gamma * distances.clamp(min=0))
+    return torch.exp(-gamma * _squares(values))
 
 
 def delta_gram(codes: Tensor) -> Tensor:
@@ -130,17 +128,37 @@ def hsic_features(first: Tensor, second: Tensor, unbiased: bool = False) -> Tens
     return total / (n * (n - 3))
 
 
-def mmd(values: Tensor, codes: Tensor, gamma: float) -> Tensor:
-    """Return the squared maximum mean discrepancy (V-statistic) of ``values`` [n, D] between two groups.
+def multiquadric_gram(values: Tensor) -> Tensor:
+    """Return the mean of five kernels c / (c + |a - b|^2), c = 2 D (1/5, 1/2, 1, 2, 5), [..., n, n], float64.
 
-    It is n^4 / (2 n0^2 n1^2) times the HSIC with the kernel of categories.
+    Their unit suits a standard Gaussian of D dimensions; unlike a Gaussian kernel they have gradients far away
+    (Tolstikhin et al. 2018).
     """
-    found = codes.unique()
-    if len(found) != 2:
-        raise ValueError(f"MMD compares two groups, not {len(found)}")
-    gram, inside = gaussian_gram(values, gamma), codes == found[0]
-    zero, one = gram[inside][:, inside].mean(), gram[~inside][:, ~inside].mean()
-    return zero + one - 2 * gram[inside][:, ~inside].mean()
+    squares = _squares(values)
+    scales = [2 * values.shape[-1] * factor for factor in (0.2, 0.5, 1.0, 2.0, 5.0)]
+    return torch.stack([c / (c + squares) for c in scales]).mean(0)
+
+
+def mmd(gram: Tensor, codes: Tensor, groups: int = 2) -> Tensor:
+    """Return the squared maximum mean discrepancy (V-statistic) between each group and all others, averaged.
+
+    Between two groups it is n^4 / (2 n0^2 n1^2) times the HSIC with the kernel of categories.
+
+    Parameters
+    ----------
+    gram : Tensor [n, n]
+    codes : Tensor [n]
+        The group of each point, from 0. A group without a point counts as equal to the others.
+    groups : int
+    """
+    if groups < 2:
+        raise ValueError(f"MMD compares two groups or more, not {groups}")
+    member = F.one_hot(codes, groups).to(gram)
+    inside = member.sum(0)
+    outside = len(codes) - inside
+    signed = member / inside.clamp(min=1) - (1 - member) / outside.clamp(min=1)
+    found = torch.einsum("bm,bc,cm->m", signed, gram, signed)
+    return torch.where((inside > 0) & (outside > 0), found, 0.0).mean()
 
 
 def population_hsic(covariance: Tensor, sizes: Sequence[int], gammas: Sequence[float]) -> Tensor:
@@ -162,6 +180,13 @@ def population_hsic(covariance: Tensor, sizes: Sequence[int], gammas: Sequence[f
         return torch.det(torch.eye(len(matrix), dtype=c.dtype) + times * weights[:, None] * matrix).rsqrt()
 
     return factor(c, g, 4) + factor(c[:d, :d], g[:d], 4) * factor(c[d:, d:], g[d:], 4) - 2 * factor(doubled, g, 2)
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Squared distances [..., n, n]."""
+    x = values.double()
+    squares = (x**2).sum(-1)
+    return (squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * x @ x.mT).clamp(min=0)
 
 
 def _centred(gram: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from fieldguide.words import (
     field_places,
     in_one_line,
     model_arguments,
+    pair,
     print_warning,
     read_h5ad,
     show_table,
@@ -76,7 +77,7 @@ def fit(
     constraint: Constraints = (),
     max_epochs: int | None = None,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     seed: int = 0,
     device: Device = "auto",
     validation: float = 0.1,
@@ -93,9 +94,9 @@ def fit(
         output: File to write the fit to.
         objective: Short name, such as elbo or iwae; by default the entry's own.
         particles: K, draws for each cell in the objective; by default the objective's own.
-        max_epochs: By default about eight million visits to a cell, at most 400 epochs.
+        max_epochs: By default the entry's own, or about eight million visits to a cell, at most 400 epochs.
         batch_size: Cells in a minibatch.
-        learning_rate: Step size of Adam.
+        learning_rate: Step size of Adam; by default the entry's own, or 0.001.
         seed: Equal seeds give equal fits.
         validation: Share of the cells that are held out.
         early_stopping: Epochs without improvement on the held-out cells after which to stop; None never stops.
@@ -173,7 +174,7 @@ def compare(
         unit: group (populations), cells (pairs of random cells), or the obs column of subjects.
         max_epochs: By default about eight million visits to a cell, at most 400 epochs (embedded cells: 50).
         batch_size: Cells in a minibatch; by default 128 (embedded cells: 32).
-        learning_rate: Step size of Adam; by default 0.001 (embedded cells: 0.003).
+        learning_rate: Step size of Adam; by default the entry's own, or 0.001 (embedded cells: 0.005).
         seed: Equal seeds give equal tables.
         validation: Share of the cells that are held out.
         draws: S, draws for each held-out cell in the evaluation.
@@ -300,7 +301,69 @@ def de(
         print(f"all genes: {output}")
 
 
-COMMANDS = {"compare": compare, "fit": fit, "de": de, "list": list_, "cite": cite}
+def join(modalities: Positional[tuple[str, ...]], output: Path = Path("joined.h5ad"), batch: str | None = None) -> None:
+    """Join the h5ad files of several assays of one tissue into one, for gimvi.
+
+    Args:
+        modalities: NAME=FILE for each assay, the reference (sequencing) first.
+        output: The h5ad file to write.
+        batch: A column of obs in every file that says which batch a cell is of.
+    """
+    check_output(output)
+    from fieldguide.inference import join_modalities
+
+    pairs = [pair(word, "join", "NAME=FILE") for word in modalities]
+    joined = join_modalities({name: read_h5ad(Path(path)) for name, path in pairs}, batch=batch)
+    joined.write_h5ad(output)
+    table = joined.varm["measured"]
+    counts = joined.obs["modality"].value_counts()
+    for name, _ in pairs:
+        print(f"{name}: {counts[name]} cells, {int(table[name].sum())} of {joined.n_vars} genes")
+    print(f"saved to {output}")
+
+
+def impute(
+    fit: Positional[Path],
+    data: Positional[Path],
+    output: Path = Path("imputed.h5ad"),
+    modality: str | None = None,
+    head: str = "blend",
+    interval: float = 0.8,
+    draws: int = 25,
+    seed: int = 0,
+    top: int = 20,
+) -> None:
+    """Predict the genes that an assay did not measure, from a fit of gimvi.
+
+    Args:
+        fit: File that `fieldguide fit gimvi` saved.
+        data: The joined h5ad file (see `fieldguide join`); it is not changed.
+        output: The h5ad file to write: predicted counts in X, interval and normalised values in layers, trust in var.
+        modality: The assay to predict in; by default the one that lacks genes.
+        head: blend, model or kernel.
+        interval: Probability of the predictive interval of a count.
+        draws: S, posterior draws for each cell.
+        seed: Equal seeds give equal tables.
+        top: Genes to print, those that can be trusted most first.
+    """
+    check_output(output)
+    from fieldguide.decisions import impute_genes
+    from fieldguide.inference import load
+
+    posterior = load(fit).posterior(read_h5ad(data), draws, seed)
+    found = impute_genes(posterior, modality, head=head, interval=interval)
+    found.to_anndata().write_h5ad(output)
+    columns = ["trust", "trust_se", "reference_score", "reference_detection", "imputed_detection"]
+    table = found.table.sort_values("trust", ascending=False).loc[:, columns]
+    show_table(table.head(top).reset_index().round(3).astype(str), right=True)
+    for note in found.notes:
+        print(note)
+    print(f"{len(table)} genes in {len(found.counts)} cells of {found.settings['modality']}, saved to {output}")
+
+
+COMMANDS = {
+    "compare": compare, "fit": fit, "de": de, "join": join, "impute": impute, "list": list_, "cite": cite,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

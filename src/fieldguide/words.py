@@ -40,7 +40,7 @@ def read_h5ad(path: Path, backed: bool = False) -> Any:
 
 def field_places(words: Sequence[str]) -> dict[str, Any] | None:
     """Read FIELD=PLACE; several places, separated by commas, are a list."""
-    pairs = [_pair(word, "--fields", "FIELD=PLACE") for word in words]
+    pairs = [pair(word, "--fields", "FIELD=PLACE") for word in words]
     return {name: place.split(",") if "," in place else place for name, place in pairs} or None
 
 
@@ -52,7 +52,7 @@ def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
 
     known = [p for p in signature(get(name).program).parameters if p != "self"]
     found: dict[str, Any] = {}
-    for key, value in (_pair(word, "--model", "NAME=VALUE") for word in words):
+    for key, value in (pair(word, "--model", "NAME=VALUE") for word in words):
         if key not in known:
             raise ValueError(f"--model: {name} has no argument '{key}'; there are {', '.join(known)}")
         try:
@@ -98,7 +98,7 @@ def constraints_of(words: Sequence[str]) -> tuple | None:
             raise ValueError(f"--constraint {word!r}: names first, then settings as KEY=VALUE, separated by commas")
         settings: dict[str, Any] = {}
         for part in parts[len(names) :]:
-            key, value = _pair(part.replace(" ", ""), f"--constraint {word!r}", "KEY=VALUE")
+            key, value = pair(part.replace(" ", ""), f"--constraint {word!r}", "KEY=VALUE")
             if key not in CONSTRAINT_SETTINGS:
                 raise ValueError(f"--constraint {word!r}: {key!r} is none of {', '.join(CONSTRAINT_SETTINGS)}")
             if key in settings:
@@ -121,7 +121,8 @@ def _number(value: str) -> float | str:
         return value
 
 
-def _pair(word: str, option: str, form: str) -> tuple[str, str]:
+def pair(word: str, option: str, form: str) -> tuple[str, str]:
+    """Split a word of the form NAME=VALUE."""
     key, equals, value = word.partition("=")
     if not (key and equals and value):
         raise ValueError(f"{option} takes {form}, not {word!r}")

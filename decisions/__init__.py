@@ -6,6 +6,7 @@ if not __name__.startswith("fieldguide."):
         "(python -m pip install -c constraints.txt .)"
     )
 
+from fieldguide.decisions.budget import Allocation, allocate
 from fieldguide.decisions.checks import Check, posterior_predictive_check
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDesign
 from fieldguide.decisions.denoised import CellEstimates, denoised_expression, impute
@@ -24,12 +25,14 @@ from fieldguide.decisions.rejection import (
 )
 
 __all__ = [
+    "Allocation",
     "CellEstimates",
     "Check",
     "Decision",
     "Imputed",
     "UntrustworthyWeights",
     "WeakDesign",
+    "allocate",
     "aurc",
     "average_precision",
     "calls",

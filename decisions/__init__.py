@@ -6,6 +6,7 @@ if not __name__.startswith("fieldguide."):
         "(python -m pip install -c constraints.txt .)"
     )
 
+from fieldguide.decisions.bandit import NoSupport, OptimisticValue, evaluate_policy
 from fieldguide.decisions.budget import Allocation, allocate
 from fieldguide.decisions.checks import Check, posterior_predictive_check
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDesign
@@ -14,6 +15,7 @@ from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.imputation import Imputed, impute_genes
 from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
+from fieldguide.decisions.logs import BanditLog
 from fieldguide.decisions.noisy_labels import noise_matrix, relabel, suspects, true_labels
 from fieldguide.decisions.rejection import (
     aurc,
@@ -23,13 +25,17 @@ from fieldguide.decisions.rejection import (
     rejection_curve,
     risk_coverage,
 )
+from fieldguide.decisions.reward_model import predict_rewards
 
 __all__ = [
     "Allocation",
+    "BanditLog",
     "CellEstimates",
     "Check",
     "Decision",
     "Imputed",
+    "NoSupport",
+    "OptimisticValue",
     "UntrustworthyWeights",
     "WeakDesign",
     "allocate",
@@ -41,6 +47,7 @@ __all__ = [
     "denoised_expression",
     "differential_expression",
     "evaluate_rejection",
+    "evaluate_policy",
     "expected_fdr",
     "expected_loss",
     "fdr_values",
@@ -48,6 +55,7 @@ __all__ = [
     "noise_matrix",
     "impute_genes",
     "posterior_predictive_check",
+    "predict_rewards",
     "reject_option",
     "rejection_curve",
     "relabel",

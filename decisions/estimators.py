@@ -218,7 +218,11 @@ ESTIMATORS: dict[str, IPS | DM] = {
 """Estimators by short name, with their usual settings."""
 
 
-def value(estimator: IPS | DM, log: Feedback) -> float:
-    """Return the estimate: the mean of the terms, or the ratio of means; not a number where the denominator is zero."""
-    top, bottom = estimator.terms(log)
+def ratio(top: Tensor, bottom: Tensor | None) -> float:
+    """Return the mean of terms, or the ratio of two; not a number where the denominator is zero."""
     return float(top.mean()) if bottom is None else float(top.mean() / bottom.mean())
+
+
+def value(estimator: IPS | DM, log: Feedback) -> float:
+    """Return the estimate of a policy's value."""
+    return ratio(*estimator.terms(log))

@@ -1,6 +1,8 @@
 """How far an off-policy estimate can be trusted: standard errors, intervals, and what the weights look like."""
 
+from collections.abc import Sequence
 from math import log
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from fieldguide.decisions.estimators import DM, IPS, Feedback
 from fieldguide.inference.psis import khat_limit, pareto_k
 
 METHODS = ("bootstrap", "bernstein", "normal")
+FEW = 10
+"""Different values among the largest tenth of the weights below which they are no tail."""
 BLOCK = 2**24
 """Numbers of resampled counts that are held at once."""
 
@@ -54,39 +58,53 @@ def interval(
     resamples, seed : int
         Of the bootstrap.
     """
+    return intervals([(top, bottom)], level, method, reach, resamples, seed)[0]
+
+
+def intervals(
+    pairs: Sequence[tuple[Tensor, Tensor | None]],
+    level: float = 0.95,
+    method: str = "bootstrap",
+    reach: tuple[float, float] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Return the `interval` of each of several estimates from the same contexts, on the same resamples."""
     if method not in METHODS:
         raise ValueError(f"interval must be one of {', '.join(METHODS)}, not {method!r}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
-    n = len(top)
+    n, tail = len(pairs[0][0]), 1 - level
     if n < 2:
-        return float("nan"), float("nan")
-    found, tail = influences(top, bottom).double().cpu(), 1 - level
-    mean = float(found.mean())
+        return [(float("nan"), float("nan"))] * len(pairs)
     if method == "bootstrap":
-        values = _bootstrap(top, bottom, resamples, seed)
-        low, high = np.quantile(values, [tail / 2, 1 - tail / 2])
-        return float(low), float(high)
-    if method == "normal":
-        reachable = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - tail / 2))) * standard_error(top, bottom)
-        return mean - reachable, mean + reachable
-    low, high = reach or (float(found.min()), float(found.max()))
-    logs = log(4 / tail)
-    wide = (2 * float(found.var()) * logs / n) ** 0.5 + 7 * (high - low) * logs / (3 * (n - 1))
-    return mean - wide, mean + wide
+        ends = np.nanquantile(_bootstrap(pairs, resamples, seed), [tail / 2, 1 - tail / 2], axis=0)
+        return [(float(low), float(high)) for low, high in ends.T]
+    found = []
+    for top, bottom in pairs:
+        values = influences(top, bottom).double()
+        if method == "normal":
+            wide = NormalDist().inv_cdf(1 - tail / 2) * standard_error(top, bottom)
+        else:
+            low, high = reach or (float(values.min()), float(values.max()))
+            logs = log(4 / tail)
+            wide = (2 * float(values.var()) * logs / n) ** 0.5 + 7 * (high - low) * logs / (3 * (n - 1))
+        found.append((float(values.mean()) - wide, float(values.mean()) + wide))
+    return found
 
 
-def _bootstrap(top: Tensor, bottom: Tensor | None, resamples: int, seed: int) -> np.ndarray:
-    """Estimates on contexts drawn anew [R]; resamples whose denominator is zero are left out."""
-    rng, n, parts = np.random.default_rng(seed), len(top), []
-    terms = np.stack([top.double().cpu().numpy(), np.ones(n) if bottom is None else bottom.double().cpu().numpy()], 1)
+def _bootstrap(pairs: Sequence[tuple[Tensor, Tensor | None]], resamples: int, seed: int) -> np.ndarray:
+    """Estimates on contexts drawn anew [R, E]; not a number where a denominator is zero."""
+    rng, n, parts = np.random.default_rng(seed), len(pairs[0][0]), []
+    tops, bottoms = (torch.stack([p[i] if p[i] is not None else torch.ones(n) for p in pairs], 1) for i in (0, 1))
+    terms = torch.cat([tops, bottoms], 1).double().cpu().numpy()
     each = max(BLOCK // n, 1)
     for start in range(0, resamples, each):
         counts = rng.multinomial(n, np.full(n, 1 / n), size=min(each, resamples - start))
         parts.append(counts @ terms)
     sums = np.concatenate(parts)
-    sums = sums[sums[:, 1] != 0]
-    return sums[:, 0] / sums[:, 1] if len(sums) else np.full(1, np.nan)
+    above, below = sums[:, : len(pairs)], sums[:, len(pairs) :]
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
 
 
 def weight_diagnostics(estimator: IPS | DM, log: Feedback) -> dict[str, float]:
@@ -97,13 +115,15 @@ def weight_diagnostics(estimator: IPS | DM, log: Feedback) -> dict[str, float]:
     dict
         ``mean_weight``: near 1 where the log covers the policy and the propensities are right; ``ess``: effective number
         of logged items, (sum w)^2 / sum w^2; ``ess_share``: of all items; ``max_weight``; ``zero_weight``: share of
-        items that count for nothing; ``khat`` and ``khat_limit``: Pareto shape of the weights that are not zero
-        (missing below 25), above whose limit neither the estimate nor its interval is to be trusted.
+        items that count for nothing; ``khat`` and ``khat_limit``: Pareto shape of the weights that are not zero, above
+        whose limit neither the estimate nor its interval is to be trusted (missing below 25 of them, and where the
+        largest ones are a few values again and again, as of a policy that ignores the context: those have no tail).
     """
     w = estimator.weights(log).double().flatten().cpu()
     positive = w[w > 0]
     khat = float("nan")
-    if len(positive) >= 25:
+    tail = positive.topk(max(len(positive) // 10, 1)).values if len(positive) else positive
+    if len(positive) >= 25 and len(tail.unique()) > FEW:
         khat = float(pareto_k(positive.log().numpy()[:, None])[0])
     square = float((w**2).sum())
     ess = float(w.sum()) ** 2 / square if square else 0.0

@@ -83,7 +83,7 @@ def world(seed, length=1):
 @pytest.mark.parametrize("length", [1, 2, 3])
 @pytest.mark.parametrize("design", ["iid", "plackett_luce"])
 def test_means_equal_their_targets(length, design):
-    for seed in range(25 if length < 3 else 8):
+    for seed in range({1: 20, 2: 8, 3: 2}[length]):
         p, rho, pi, delta, chosen, q = world(seed, length)
         kept = pi * chosen / (pi * chosen).sum(1, keepdims=True)
         targets = {
@@ -106,7 +106,7 @@ def test_means_equal_their_targets(length, design):
 
 
 def test_variances_of_single_draws():
-    for seed in range(100):
+    for seed in range(40):
         p, rho, pi, delta, chosen, _ = world(seed)
         truth = p @ (pi * delta).sum(1)
         assert exact_moments(IPS(), p, rho, pi, delta)[1] == pytest.approx(
@@ -124,7 +124,7 @@ def test_variances_of_single_draws():
 
 
 def test_restriction_gap():
-    for seed in range(100):
+    for seed in range(40):
         p, rho, pi, delta, chosen, _ = world(seed)
         if chosen.all():
             continue
@@ -134,7 +134,7 @@ def test_restriction_gap():
         assert gap == pytest.approx(p @ ((pi * ~chosen).sum(1) * (value_in - value_out)), abs=1e-10)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6))
 def test_second_moments_shrink_and_murthy_is_never_more_variable(seed):
     p, rho, pi, delta, chosen, _ = world(seed, 2)

@@ -1,4 +1,4 @@
-"""Spend a budget where it brings most: one option (incentive, dose, treatment) for each customer, with a certificate."""
+"""Spend a budget where it brings most: one option (incentive, dose) for each customer, with a certificate."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -179,7 +179,9 @@ def allocate(
             policy[best.randomised, best.choice[best.randomised]] = 1 - best.fraction
             policy[best.randomised, best.other] = best.fraction
         dual, multipliers = best.dual, {next(iter(options.budgets)): best.multiplier}
-        curve = pd.DataFrame({k: v.cpu().numpy() for k, v in zip(("budget", "value", "multiplier"), best.path, strict=True)})
+        curve = pd.DataFrame(
+            {k: v.cpu().numpy() for k, v in zip(("budget", "value", "multiplier"), best.path, strict=True)}
+        )
     else:
         many = solve_many(options.reward, options.costs, list(options.budgets.values()))
         policy, dual, curve = many.policy, many.dual, None
@@ -212,7 +214,15 @@ def _report(options: Options, policy, dual, multipliers, curve, settings) -> All
     probabilities = pd.DataFrame(policy.cpu().numpy(), index=index, columns=options.names)
     draw = budget_curve if curve is not None else None
     return Allocation(
-        table, diagnostics, settings, NOTES, draw, policy=probabilities, multipliers=multipliers, value=value, curve=curve
+        table,
+        diagnostics,
+        settings,
+        NOTES,
+        draw,
+        policy=probabilities,
+        multipliers=multipliers,
+        value=value,
+        curve=curve,
     )
 
 

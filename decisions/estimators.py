@@ -84,7 +84,7 @@ class IPS:
 
 @dataclass(frozen=True)
 class ClippedIPS(IPS):
-    """Inverse propensity scoring with weights of at most ``cap``: biased down (for rewards of at least 0), less variable."""
+    """Inverse propensity scoring with weights of at most ``cap``: biased (down, for rewards above 0), less variable."""
 
     cap: float = 10.0
 
@@ -94,7 +94,7 @@ class ClippedIPS(IPS):
 
 @dataclass(frozen=True)
 class SNIPS(IPS):
-    """Self-normalised, ``sum(w r) / sum(w)``: consistent, within the range of the rewards, equivariant to their shift."""
+    """Self-normalised, ``sum(w r) / sum(w)``: consistent, within the range of the rewards, moving with their shift."""
 
     def terms(self, log: Feedback) -> tuple[Tensor, Tensor | None]:
         w = self.weights(log)

@@ -19,7 +19,7 @@ BLOCK = 2**24
 
 
 def influences(top: Tensor, bottom: Tensor | None) -> Tensor:
-    """Return the terms whose mean is the estimate and whose spread is its error, [n]; of a ratio by the delta method."""
+    """Return terms whose mean is the estimate and whose spread its error, [n]; of a ratio by the delta method."""
     if bottom is None:
         return top
     value = top.mean() / bottom.mean()
@@ -113,8 +113,8 @@ def weight_diagnostics(estimator: IPS | DM, log: Feedback) -> dict[str, float]:
     Returns
     -------
     dict
-        ``mean_weight``: near 1 where the log covers the policy and the propensities are right; ``ess``: effective number
-        of logged items, (sum w)^2 / sum w^2; ``ess_share``: of all items; ``max_weight``; ``zero_weight``: share of
+        ``mean_weight``: near 1 where the log covers the policy and the propensities are right; ``ess``: effective
+        number of logged items, (sum w)^2 / sum w^2; ``ess_share``: of all items; ``max_weight``; ``zero_weight``: share of
         items that count for nothing; ``khat`` and ``khat_limit``: Pareto shape of the weights that are not zero, above
         whose limit neither the estimate nor its interval is to be trusted (missing below 25 of them, and where the
         largest ones are a few values again and again, as of a policy that ignores the context: those have no tail).

@@ -1,9 +1,9 @@
 """One option for each customer under a budget, solved exactly (pure tensors, any device).
 
-The problem is ``max sum_ia pi_ia r_ia`` over policies ``pi`` (rows are distributions) with ``sum_ia pi_ia c_ia <= B``: the
-linear relaxation of the multiple-choice knapsack (Sinha and Zoltners 1979). Only the upper concave envelope of a
-customer's options (cost, reward) can be optimal; its segments, taken over all customers by falling efficiency (reward for
-cost), spend any budget best. One customer at most is left between two options.
+The problem is ``max sum_ia pi_ia r_ia`` over policies ``pi`` (rows are distributions) with ``sum_ia pi_ia c_ia <=
+B``: the linear relaxation of the multiple-choice knapsack (Sinha and Zoltners 1979). Only the upper concave envelope
+of a customer's options (cost, reward) can be optimal; its segments, taken over all customers by falling efficiency
+(reward for cost), spend any budget best. One customer at most is left between two options.
 """
 
 from dataclasses import dataclass
@@ -116,11 +116,15 @@ def solve(reward: Tensor, cost: Tensor, budget: float) -> Solution:
     start = found.start[:, None]
     base = float(cost.gather(1, start).sum())
     if base > budget * (1 + SLACK):
-        raise ValueError(f"infeasible: the cheapest options cost {base:.6g} in all, more than the budget of {budget:.6g}")
+        raise ValueError(
+            f"infeasible: the cheapest options cost {base:.6g} in all, more than the budget of {budget:.6g}"
+        )
     order = torch.sort(found.efficiency, descending=True, stable=True).indices
     spending = found.cost[order].cumsum(0)
     room = max(budget - base, 0.0)
-    taken = int(torch.searchsorted(spending, torch.tensor(room, dtype=spending.dtype, device=spending.device), right=True))
+    taken = int(
+        torch.searchsorted(spending, torch.tensor(room, dtype=spending.dtype, device=spending.device), right=True)
+    )
     choice, chosen = found.start.clone(), torch.zeros_like(order, dtype=torch.bool)
     chosen[order[:taken]] = True
     at = 0
@@ -138,7 +142,10 @@ def solve(reward: Tensor, cost: Tensor, budget: float) -> Solution:
         if left > SLACK * max(budget, 1e-300):
             fraction = min(left / float(found.cost[following]), 1.0)
             randomised, other = int(found.customer[following]), int(found.end[following])
-            value, spent = value + fraction * float(found.gain[following]), spent + fraction * float(found.cost[following])
+            value, spent = (
+                value + fraction * float(found.gain[following]),
+                spent + fraction * float(found.cost[following]),
+            )
     zero = spending.new_zeros(1)
     path = (
         base + torch.cat([zero, spending]),

@@ -80,7 +80,9 @@ class BanditLog:
         unknown = np.argwhere(codes < 0)
         if unknown.size:
             row, item = unknown[0]
-            raise ValueError(f"{names[0][item]} of row {table.index[row]!r} is {taken.iloc[row, item]!r}, not an action")
+            raise ValueError(
+                f"{names[0][item]} of row {table.index[row]!r} is {taken.iloc[row, item]!r}, not an action"
+            )
         return cls.of(codes, table[names[1]], table[names[2]], known, table.index, design)
 
     @classmethod
@@ -99,7 +101,9 @@ class BanditLog:
         if not codes.size:
             raise ValueError("the log is empty")
         if not codes.shape == gained.shape == chance.shape:
-            raise ValueError(f"action {codes.shape}, reward {gained.shape} and propensity {chance.shape} differ in shape")
+            raise ValueError(
+                f"action {codes.shape}, reward {gained.shape} and propensity {chance.shape} differ in shape"
+            )
         index = pd.RangeIndex(len(codes)) if rows is None else pd.Index(rows)
         if design not in DESIGNS:
             raise ValueError(f"design must be one of {', '.join(DESIGNS)}, not {design!r}")
@@ -111,12 +115,14 @@ class BanditLog:
         if design == "plackett_luce" and codes.shape[1] > 1:
             twice = np.flatnonzero((np.diff(np.sort(codes, 1), axis=1) == 0).any(1))
             if twice.size:
-                raise ValueError(f"an action is twice in the slate of row {index[twice[0]]!r}: drawn without replacement?")
+                raise ValueError(
+                    f"an action is twice in the slate of row {index[twice[0]]!r}: drawn without replacement?"
+                )
             over = np.flatnonzero(chance.sum(1) > 1 + 1e-6)
             if over.size:
                 raise ValueError(
-                    f"propensities of row {index[over[0]]!r} sum to {chance[over[0]].sum():.6g}: they must be those of a "
-                    "single draw by the full policy, not given what was drawn before"
+                    f"propensities of row {index[over[0]]!r} sum to {chance[over[0]].sum():.6g}: they must be those of "
+                    "a single draw by the full policy, not given what was drawn before"
                 )
         return cls(codes, gained, chance, names, index, design)
 

@@ -2,8 +2,8 @@
 
 With one price for each budget the customers part again: each takes the option of largest reward minus price. Such
 responses are whole policies; the best mixture of those seen so far is a small linear program (one row a budget), whose
-dual values are the next prices (Dantzig and Wolfe 1960). It ends when no response improves the mixture, with a bound that
-says so; the policies that are mixed then differ in few customers, those with a tie at the final prices.
+dual values are the next prices (Dantzig and Wolfe 1960). It ends when no response improves the mixture, with a bound
+that says so; the policies that are mixed then differ in few customers, those with a tie at the final prices.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
     flat = torch.zeros_like(reward)
     bound = np.inf
     for phase in ("feasible", "best"):
-        for round in range(ROUNDS):
+        for rounds in range(1, ROUNDS + 1):  # noqa: B007
             shares, prices, level, over = master(values, spends / unit, budgets / unit, phase)
             if phase == "feasible" and over <= 1e-12:
                 break
@@ -100,7 +100,7 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
     for share, choice in zip(shares, columns, strict=True):
         if share > 0:
             policy.scatter_add_(1, choice[:, None], torch.full_like(reward[:, :1], share))
-    return ManySolution(policy, prices, float(values @ shares), shares @ spends, float(bound), round + 1)
+    return ManySolution(policy, prices, float(values @ shares), shares @ spends, float(bound), rounds)
 
 
 def master(values: np.ndarray, spends: np.ndarray, budgets: np.ndarray, phase: str):

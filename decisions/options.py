@@ -38,7 +38,11 @@ def read_options(reward: Any, cost: Any, budget: Any, increasing: bool = False) 
     several = isinstance(cost, Mapping)
     if several != isinstance(budget, Mapping) and not (isinstance(budget, Mapping) and len(budget) == 1):
         raise ValueError("several costs need several budgets: give both as dicts with the same names")
-    costs = dict(cost) if isinstance(cost, Mapping) else {next(iter(budget)) if isinstance(budget, Mapping) else DEFAULT: cost}
+    costs = (
+        dict(cost)
+        if isinstance(cost, Mapping)
+        else {next(iter(budget)) if isinstance(budget, Mapping) else DEFAULT: cost}
+    )
     budgets = dict(budget) if isinstance(budget, Mapping) else {DEFAULT: budget}
     if not costs:
         raise ValueError("cost names no budget")
@@ -53,8 +57,8 @@ def read_options(reward: Any, cost: Any, budget: Any, increasing: bool = False) 
                 row, column = np.argwhere(~rises)[0]
                 low, high = parts[-1][row, column : column + 2]
                 raise ValueError(
-                    f"cost of option {names[column + 1]!r} ({high:.6g}) is not above that of {names[column]!r} ({low:.6g}) "
-                    f"for customer {customers[row]!r}: levels must be in the order of their costs"
+                    f"cost of option {names[column + 1]!r} ({high:.6g}) is not above that of {names[column]!r} ({low:.6g})"
+                    f" for customer {customers[row]!r}: levels must be in the order of their costs"
                 )
         if not budgets[name] >= 0:
             raise ValueError(f"budget must be at least 0, not {budgets[name]}")
@@ -94,7 +98,9 @@ def _same(found: pd.Index, wanted: pd.Index, what: str) -> None:
     missing = wanted.difference(found)
     if len(missing) or len(found) != len(wanted):
         missing = missing if len(missing) else found.difference(wanted)
-        raise ValueError(f"{what} other than those of reward, such as {missing[0]!r}" if len(missing) else f"{what} twice")
+        raise ValueError(
+            f"{what} other than those of reward, such as {missing[0]!r}" if len(missing) else f"{what} twice"
+        )
 
 
 def _refuse(bad: np.ndarray, values: np.ndarray, customers: pd.Index, names: pd.Index, what: str) -> None:

@@ -18,16 +18,6 @@ def ranked(logging: ArrayLike, count: int | None = None) -> np.ndarray:
     return np.argsort(-rho, axis=1, kind="stable")[:, :count]
 
 
-def top_actions(logging: ArrayLike, p: int) -> np.ndarray:
-    """Return which actions are in the set of each context, bool [n, K]."""
-    rho = np.asarray(logging, dtype=np.float64)
-    if not 1 <= p <= rho.shape[1]:
-        raise ValueError(f"top must be between 1 and {rho.shape[1]} actions, not {p}")
-    found = np.zeros(rho.shape, dtype=bool)
-    np.put_along_axis(found, ranked(rho, p), True, axis=1)
-    return found
-
-
 def rank_quantile(rank: ArrayLike, reward: ArrayLike, share: float = 0.9, least: int = 1) -> int:
     """Return the smallest p for which a share of the rewarded logged items has a rank of at most p.
 

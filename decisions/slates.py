@@ -1,9 +1,9 @@
 """Slates of several actions: what each logged item counts for, under the way the slate was drawn (pure tensors).
 
 A slate is l actions with a reward each, and the target is the sum over actions of policy times reward. Every unbiased
-estimator here is linear in the items, ``sum_j c_j pi(a_j) r_j``, so a design is the coefficients c alone: ``1 / (l rho)``
-where draws are independent. Without replacement (Plackett-Luce: one after the other, each in proportion to what is left)
-that is wrong, and by much; Des Raj (1956) and Murthy (1957) have the right ones.
+estimator here is linear in the items, ``sum_j c_j pi(a_j) r_j``, so a design is the coefficients c alone: ``1 / (l
+rho)`` where draws are independent. Without replacement (Plackett-Luce: one after the other, each in proportion to
+what is left) that is wrong, and by much; Des Raj (1956) and Murthy (1957) have the right ones.
 """
 
 import torch
@@ -14,7 +14,7 @@ LONGEST = 8
 
 
 def murthy(log_propensity: Tensor) -> Tensor:
-    """Return ``P(S | first = a_j) / P(S)`` of each item, [n, l]: Des Raj's estimator averaged over all orders of the set.
+    """Return ``P(S | first = a_j) / P(S)`` of each item, [n, l]: Des Raj's estimator averaged over all orders.
 
     Never more variable than Des Raj's, and free of the order (Murthy 1957).
 
@@ -32,7 +32,9 @@ def murthy(log_propensity: Tensor) -> Tensor:
     rho = log_propensity.double().exp()
     n, length = rho.shape
     if length > LONGEST:
-        raise ValueError(f"slates of {length} items are too long for Murthy's estimator (at most {LONGEST}): use 'des_raj'")
+        raise ValueError(
+            f"slates of {length} items are too long for Murthy's estimator (at most {LONGEST}): use 'des_raj'"
+        )
     full = (1 << length) - 1
     left = {0: torch.ones_like(rho[:, 0])}  # what a set leaves to be drawn from
     for chosen in range(1, full + 1):
@@ -92,4 +94,6 @@ def coefficients(log_propensity: Tensor, design: str, slates: str = "murthy") ->
         raise ValueError(f"slates must be 'murthy' or 'des_raj', not {slates!r}")
     if design == "iid" or log_propensity.shape[1] == 1:
         return independent(log_propensity)
-    return murthy(log_propensity) if slates == "murthy" and log_propensity.shape[1] <= LONGEST else des_raj(log_propensity)
+    return (
+        murthy(log_propensity) if slates == "murthy" and log_propensity.shape[1] <= LONGEST else des_raj(log_propensity)
+    )

@@ -30,7 +30,9 @@ def solve_whole(options: Options, seconds: float = 60.0) -> tuple[Tensor, float,
     found = milp(
         -reward.ravel(),
         constraints=LinearConstraint(
-            vstack([one, spending]), np.append(np.ones(count), np.full(len(costs), -np.inf)), np.append(np.ones(count), budgets)
+            vstack([one, spending]),
+            np.append(np.ones(count), np.full(len(costs), -np.inf)),
+            np.append(np.ones(count), budgets),
         ),
         integrality=np.ones(count * width),
         bounds=Bounds(0, offered.astype(float)),

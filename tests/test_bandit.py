@@ -9,7 +9,8 @@ import torch
 from fieldguide.catalog.data import open_bandit
 from fieldguide.decisions import BanditLog, NoSupport, OptimisticValue, evaluate_policy, predict_rewards
 from fieldguide.decisions.intervals import interval, standard_error
-from fieldguide.decisions.selected import rank_quantile, ranked, top_actions
+from fieldguide.decisions.policy import Policy
+from fieldguide.decisions.selected import rank_quantile, ranked
 
 NAMES = ["a", "b", "c"]
 
@@ -52,7 +53,9 @@ def test_intervals_cover():
     for seed in range(40):
         log, pi, _, truth, _ = world(400, seed)
         for method in hits:
-            row = evaluate_policy(log, pi, estimators=["ips"], interval=method, resamples=400, seed=seed).table.loc["ips"]
+            row = evaluate_policy(log, pi, estimators=["ips"], interval=method, resamples=400, seed=seed).table.loc[
+                "ips"
+            ]
             hits[method] += row["low"] <= (pi * truth).sum(1).mean() <= row["high"]
     assert hits["bootstrap"] >= 33 and hits["normal"] >= 33  # of 40 at 95 %: fewer has probability 0.0007
     assert hits["bernstein"] >= hits["normal"]
@@ -71,7 +74,9 @@ def test_interval_formulas():
     assert ends == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.003)
     narrow = interval(top, method="bernstein", reach=(0.0, 1.0))
     logs = np.log(4 / 0.05)
-    assert (narrow[1] - narrow[0]) / 2 == pytest.approx((2 * float(top.var()) * logs / 500) ** 0.5 + 7 * logs / (3 * 499))
+    assert (narrow[1] - narrow[0]) / 2 == pytest.approx(
+        (2 * float(top.var()) * logs / 500) ** 0.5 + 7 * logs / (3 * 499)
+    )
     assert all(np.isnan(interval(top[:1])))
     with pytest.raises(ValueError, match="interval must be one of"):
         interval(top, method="exact")
@@ -134,13 +139,24 @@ def test_what_cannot_be_trusted_is_said():
 def test_sets_and_ranks():
     rho = np.array([[0.1, 0.4, 0.4, 0.1], [0.7, 0.1, 0.1, 0.1]])
     assert ranked(rho).tolist() == [[1, 2, 0, 3], [0, 1, 2, 3]]  # ties by the code of the action
-    assert top_actions(rho, 2).tolist() == [[False, True, True, False], [True, True, False, False]]
+    whole = Policy.read(rho, 4, 2)
+    few = whole.top(2)
+    assert few.codes.tolist() == [[1, 2], [0, 1]] and few.place([[2, 3], [1, 0]]).tolist() == [[1, -1], [1, 0]]
+    assert np.allclose(few.at([[2, 3], [1, 0]]), [[0.4, 0.0], [0.1, 0.7]])
+    assert few.top(1).codes.tolist() == [[1], [0]] and few.frame().to_numpy().sum() == pytest.approx(1.6)
+    assert few.total([1.0, 2.0, 3.0, 4.0]).tolist() == pytest.approx([2.0, 0.9])
+    assert few.total(rho).tolist() == pytest.approx([0.32, 0.5])
+    assert Policy.read(few, pd.RangeIndex(4), pd.Index([1, 0])).codes.tolist() == [[0, 1], [1, 2]]
+    with pytest.raises(ValueError, match="policy has no row 5"):
+        few.aligned(pd.RangeIndex(4), pd.Index([5]))
+    with pytest.raises(ValueError, match="policy is over 4 actions, which are not the 3 of the log"):
+        few.aligned(pd.RangeIndex(3), pd.RangeIndex(2))
     assert rank_quantile([[1], [3], [5], [9]], [[1], [1], [1], [0]], 0.6) == 3
     assert rank_quantile([[1], [1]], [[1], [1]], least=5) == 5
     with pytest.raises(ValueError, match="no logged item was rewarded"):
         rank_quantile([[1]], [[0]])
-    with pytest.raises(ValueError, match="top must be between 1 and 4"):
-        top_actions(rho, 5)
+    with pytest.raises(ValueError, match="top must be between 1 and 4 actions"):
+        whole.top(5)
 
 
 def test_rewards_are_predicted_by_models_that_did_not_see_the_row():
@@ -176,11 +192,21 @@ GOOD = {"action": [0, 1], "reward": [0.0, 1.0], "propensity": [0.5, 0.5], "actio
         ({"actions": ["a", "a"]}, "action 'a' is there more than once"),
         ({"design": "cascade"}, "design must be one of iid, plackett_luce"),
         (
-            {"action": [[0, 1], [1, 1]], "reward": np.ones((2, 2)), "propensity": np.full((2, 2), 0.4), "design": "plackett_luce"},
+            {
+                "action": [[0, 1], [1, 1]],
+                "reward": np.ones((2, 2)),
+                "propensity": np.full((2, 2), 0.4),
+                "design": "plackett_luce",
+            },
             "an action is twice in the slate of row 'v'",
         ),
         (
-            {"action": [[0, 1], [1, 0]], "reward": np.ones((2, 2)), "propensity": [[0.5, 0.5], [0.5, 0.9]], "design": "plackett_luce"},
+            {
+                "action": [[0, 1], [1, 0]],
+                "reward": np.ones((2, 2)),
+                "propensity": [[0.5, 0.5], [0.5, 0.9]],
+                "design": "plackett_luce",
+            },
             "propensities of row 'v' sum to 1.4",
         ),
     ],

@@ -23,7 +23,13 @@ def lp(reward, costs, budgets):
     equal = np.kron(np.eye(n), np.ones(k))
     tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
     found = linprog(
-        -reward.ravel(), np.reshape(costs, (len(budgets), -1)), budgets, equal, np.ones(n), method="highs", options=tight
+        -reward.ravel(),
+        np.reshape(costs, (len(budgets), -1)),
+        budgets,
+        equal,
+        np.ones(n),
+        method="highs",
+        options=tight,
     )
     return -found.fun if found.status == 0 else None
 
@@ -39,7 +45,7 @@ def brute(reward, cost, budget):
 
 
 def problem(seed, most=6):
-    """A small random problem: rewards that rise or not, costs with ties, a budget between the cheapest and the dearest."""
+    """A small random problem: rewards that rise or not, costs with ties, a budget from the cheapest to the dearest."""
     rng = np.random.default_rng(seed)
     n, k = rng.integers(1, most + 1), rng.integers(1, 5)
     reward = rng.random((n, k)) if rng.random() < 0.5 else np.sort(rng.random((n, k)), 1)
@@ -218,7 +224,10 @@ NAMED = pd.DataFrame([[0.1, 0.2], [0.3, 0.4]], index=["ann", "bob"], columns=["n
         ({"cost": [1, 0], "increasing": True}, r"cost of option 'coupon' \(0\) is not above that of 'none' \(1\)"),
         ({"cost": [[0, 1], [np.inf, np.inf]]}, "no option is on offer to customer 'bob'"),
         ({"cost": {"a": [0, 1], "b": [0, 1]}}, "several costs need several budgets"),
-        ({"cost": {"a": [0, 1], "b": [0, 1]}, "budget": {"a": 1.0, "c": 1.0}}, r"costs are for \['a', 'b'\], budgets for"),
+        (
+            {"cost": {"a": [0, 1], "b": [0, 1]}, "budget": {"a": 1.0, "c": 1.0}},
+            r"costs are for \['a', 'b'\], budgets for",
+        ),
         ({"risk": "none"}, "risk must be one of mean, quantile, cvar"),
         ({"level": 0.0}, "level must be between 0 and 1"),
     ],

@@ -66,7 +66,9 @@ def test_worked_example_of_slates():
     for pair, wanted in sets.items():
         for order in (pair, pair[::-1]):
             at = list(order)
-            assert float((murthy(rho[at].log()[None])[0] * torch.tensor(y[at])).sum()) == pytest.approx(wanted, abs=1e-7)
+            assert float((murthy(rho[at].log()[None])[0] * torch.tensor(y[at])).sum()) == pytest.approx(
+                wanted, abs=1e-7
+            )
 
 
 def world(seed, length=1):

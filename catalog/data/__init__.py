@@ -47,8 +47,8 @@ def pbmc68k_700() -> AnnData:
 def open_bandit(policy: str = "random") -> pd.DataFrame:
     """Logged recommendations of a fashion shop: 10,000 impressions of 80 items under one of two policies.
 
-    The campaign "all" of the small Open Bandit Dataset (Saito et al. 2021). Both policies ran side by side, so that each
-    log says what the other's estimates should find. Clicks are rare: 38 and 42.
+    The campaign "all" of the small Open Bandit Dataset (Saito et al. 2021). Both policies ran side by side, so that
+    each log says what the other's estimates should find. Clicks are rare: 38 and 42.
 
     Parameters
     ----------
@@ -58,8 +58,9 @@ def open_bandit(policy: str = "random") -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``timestamp``; ``item_id`` (0 to 79); ``position`` on the page (1 to 3); ``click`` (0 or 1); ``propensity_score``,
-        the probability of the item at its position under the policy; ``user_feature_0`` to ``user_feature_3``, hashed.
+        ``timestamp``; ``item_id`` (0 to 79); ``position`` on the page (1 to 3); ``click`` (0 or 1);
+        ``propensity_score``, the probability of the item at its position under the policy; ``user_feature_0`` to
+        ``user_feature_3``, hashed.
 
     References
     ----------
@@ -81,15 +82,15 @@ def open_bandit(policy: str = "random") -> pd.DataFrame:
 def thornton() -> pd.DataFrame:
     """Cash incentives to learn a test result: 2,004 people of rural Malawi in a randomised trial.
 
-    Each drew a voucher of 0 to about 3 dollars, to be paid when the result of a test was collected at a temporary centre;
-    also the distance of the centre was random. (Two thirds of the villages of Thornton 2008; the result itself is not
-    here.)
+    Each drew a voucher of 0 to about 3 dollars, to be paid when the result of a test was collected at a temporary
+    centre; also the distance of the centre was random. (Two thirds of the villages of Thornton 2008; the result
+    itself is not here.)
 
     Returns
     -------
     DataFrame
-        ``villnum``: village; ``got``: whether the result was collected (0 or 1); ``distvct``: distance of the centre in km;
-        ``tinc``: incentive in US dollars; ``any``: whether it is above 0; ``age`` in years.
+        ``villnum``: village; ``got``: whether the result was collected (0 or 1); ``distvct``: distance of the centre
+        in km; ``tinc``: incentive in US dollars; ``any``: whether it is above 0; ``age`` in years.
 
     References
     ----------

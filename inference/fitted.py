@@ -189,7 +189,7 @@ class Fit:
             program that you built, with every layer that has a ``reset_parameters`` drawn anew and other parameters
             starting where they started.
         **settings
-            ``seed``, ``max_epochs`` (by default as many as the first fit had), ``batch_size``, ``learning_rate``,
+            ``seed``, ``max_epochs`` (by default as many as the first fit had), ``batch_size``, ``learning_rate``, ``epsilon``,
             ``constraints`` (by default those of the first fit), ``early_stopping``, ``device``, ``compile``,
             ``callbacks``, ``checkpoint`` and ``progress`` as in
             `fieldguide.inference.fit`; ``kl_warmup`` (by default 0: a frozen model cannot learn to ignore its

@@ -66,7 +66,7 @@ def fit(
     particles: int | None = None,
     max_epochs: int | None = None,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     seed: int = 0,
     device: Device = "auto",
     validation: float = 0.1,
@@ -83,9 +83,9 @@ def fit(
         output: File to write the fit to.
         objective: Short name, such as elbo or iwae; by default the entry's own.
         particles: K, draws for each cell in the objective; by default the objective's own.
-        max_epochs: By default about eight million visits to a cell, at most 400 epochs.
+        max_epochs: By default the entry's, or about eight million visits to a cell, at most 400 epochs.
         batch_size: Cells in a minibatch.
-        learning_rate: Step size of Adam.
+        learning_rate: Step size of Adam; by default the entry's, or 0.001.
         seed: Equal seeds give equal fits.
         validation: Share of the cells that are held out.
         early_stopping: Epochs without improvement on the held-out cells after which to stop; None never stops.

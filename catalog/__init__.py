@@ -5,13 +5,15 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import gimvi, m1m2, mvae, ppca, scvi
+from fieldguide.catalog import gimvi, m1m2, mvae, poxm, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
+from fieldguide.catalog.policies import LearnedPolicy, learn_policy, policy_data
 
 __all__ = [
     "Entry",
+    "LearnedPolicy",
     "Study",
     "citation",
     "compare",
@@ -19,8 +21,11 @@ __all__ = [
     "entry",
     "get",
     "gimvi",
+    "learn_policy",
     "m1m2",
     "mvae",
+    "policy_data",
+    "poxm",
     "ppca",
     "report",
     "scvi",

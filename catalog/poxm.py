@@ -1,4 +1,4 @@
-"""POXM: a policy over very many actions, learnt from logged feedback among the logging policy's best (Lopez et al. 2021)."""
+"""POXM: a policy over very many actions, from logged feedback among the logging policy's best (Lopez et al. 2021)."""
 
 import pyro
 import pyro.distributions as dist
@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
-from fieldguide.inference import Matrix, Program, Schema
+from fieldguide.inference import Matrix, OffPolicyValue, Program, Schema
 from fieldguide.inference.fields import Codes, Items, Values
-from fieldguide.inference.objectives.policy import OffPolicyValue
 from fieldguide.inference.program import Batch
 
 SPARSE = 50_000
@@ -20,7 +19,7 @@ SPARSE = 50_000
     title="POXM: policies over up to a million actions, from the log of another policy",
     schema=Schema(
         x=Matrix("X"),
-        candidates=Codes("obsm/candidates"),
+        candidates=Codes("obsm/candidates", of="actions"),
         log_propensity=Values("obsm/log_propensity"),
         position=Codes("obsm/position", later=False),
         reward=Items("obsm/reward"),
@@ -28,7 +27,7 @@ SPARSE = 50_000
     ),
     objective=OffPolicyValue(),
     supports=("elbo",),
-    defaults={"max_epochs": 10},
+    defaults={"max_epochs": 10, "learning_rate": 2e-3, "epsilon": 1e-8},
     cite="""
 @inproceedings{lopez2021learning,
   title = {Learning from extreme bandit feedback},
@@ -46,25 +45,25 @@ class POXM(Program):
         score_a = embedding_a . network(x) + bias_a  (+ log rho(a | x))    for the p candidates only
         a ~ Categorical(softmax(score))
 
-    There are no latents, and the guide is empty. The default objective is the off-policy value (`OffPolicyValue`); under
-    the ELBO the program imitates the logged actions. Nothing of size contexts x actions is ever made: a step costs B p.
+    There are no latents, and the guide is empty. The default objective is the off-policy value (`OffPolicyValue`);
+    under the ELBO the program imitates the logged actions. Nothing of size contexts x actions is ever made: a step costs B p.
 
-    Sites: ``log_policy`` [p], log probabilities of the candidates; ``candidates`` [p], their codes; ``a`` [l], places of the
-    logged actions among them.
+    Sites: ``log_policy`` [p], log probabilities of the candidates; ``candidates`` [p], their codes; ``a`` [l], places of
+    the logged actions among them.
 
-    Make the data with `fieldguide.catalog.policy_data`, or fit and evaluate at once with `fieldguide.catalog.learn_policy`.
+    Make the data with `fieldguide.catalog.policy_data`, or fit and evaluate with `fieldguide.catalog.learn_policy`.
 
     Parameters
     ----------
     n_features : int
         F; filled in by ``fit``.
     n_actions : int
-        K; by default as many as the candidates name.
+        K; by default as many as the candidates of the training data name.
     n_hidden, n_embedding : int
         Width of the network's hidden layer, and of its output and the actions' embeddings.
     start : {"uniform", "logging"}
-        "logging": scores are added to the logging policy's log probabilities, and start at zero, so that training starts
-        from the logging policy (a warm start). "uniform": they are all there is.
+        "logging": scores are added to the logging policy's log probabilities, and start at zero, so that training
+        starts from the logging policy (a warm start). "uniform": they are all there is.
     """
 
     latent = "log_policy"
@@ -90,8 +89,7 @@ class POXM(Program):
 
     def scores(self, x: Tensor, actions: Tensor) -> Tensor:
         """Return the scores [B, p] of some actions [B, p] in contexts x [B, F]."""
-        found = (self.embedding(actions) * self.network(x)[..., None, :]).sum(-1) + self.bias(actions)[..., 0]
-        return found
+        return (self.embedding(actions) * self.network(x)[..., None, :]).sum(-1) + self.bias(actions)[..., 0]
 
     def model(self, batch: Batch) -> None:
         candidates, position = batch["candidates"], batch["position"]

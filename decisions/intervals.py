@@ -114,10 +114,11 @@ def weight_diagnostics(estimator: IPS | DM, log: Feedback) -> dict[str, float]:
     -------
     dict
         ``mean_weight``: near 1 where the log covers the policy and the propensities are right; ``ess``: effective
-        number of logged items, (sum w)^2 / sum w^2; ``ess_share``: of all items; ``max_weight``; ``zero_weight``: share of
-        items that count for nothing; ``khat`` and ``khat_limit``: Pareto shape of the weights that are not zero, above
-        whose limit neither the estimate nor its interval is to be trusted (missing below 25 of them, and where the
-        largest ones are a few values again and again, as of a policy that ignores the context: those have no tail).
+        number of logged items, (sum w)^2 / sum w^2; ``ess_share``: of all items; ``max_weight``; ``zero_weight``:
+        share of items that count for nothing; ``khat`` and ``khat_limit``: Pareto shape of the weights that are not
+        zero, above whose limit neither the estimate nor its interval is to be trusted (missing below 25 of them, and
+        where the largest ones are a few values again and again, as of a policy that ignores the context: those have
+        no tail).
     """
     w = estimator.weights(log).double().flatten().cpu()
     positive = w[w > 0]

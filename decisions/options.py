@@ -57,8 +57,8 @@ def read_options(reward: Any, cost: Any, budget: Any, increasing: bool = False) 
                 row, column = np.argwhere(~rises)[0]
                 low, high = parts[-1][row, column : column + 2]
                 raise ValueError(
-                    f"cost of option {names[column + 1]!r} ({high:.6g}) is not above that of {names[column]!r} ({low:.6g})"
-                    f" for customer {customers[row]!r}: levels must be in the order of their costs"
+                    f"cost of option {names[column + 1]!r} ({high:.6g}) is not above that of {names[column]!r} "
+                    f"({low:.6g}) for customer {customers[row]!r}: levels must be in the order of their costs"
                 )
         if not budgets[name] >= 0:
             raise ValueError(f"budget must be at least 0, not {budgets[name]}")

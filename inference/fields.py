@@ -95,9 +95,15 @@ class Values(Matrix):
 class Codes(Field):
     """A matrix of codes of a fixed set, int64 [N, M]; -1 says that there is none.
 
-    With ``later=False`` new data may lack the matrix: then every code is -1.
+    Attributes
+    ----------
+    of : str
+        What the codes are of: their number is the argument ``n_<of>`` of the program, if that has one.
+    later : bool
+        False where new data may lack the matrix: then every code is -1.
     """
 
+    of: str = ""
     later: bool = True
 
     def learn(self, name, data, place):
@@ -111,6 +117,9 @@ class Codes(Field):
         if values.shape[1] != state["width"]:
             raise SchemaError(f"field '{name}': {values.shape[1]} columns, but {state['width']} were trained on")
         return DenseStore(values)
+
+    def sizes(self, name, state):
+        return {f"n_{self.of}": state["size"]} if self.of else {}
 
 
 @dataclass(frozen=True)

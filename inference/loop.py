@@ -21,6 +21,7 @@ from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.diagnose import describe_non_finite
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.objectives import Objective, resolve
+from fieldguide.inference.optimizer import Optimizer
 from fieldguide.inference.processes import average_buffers, average_gradients
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.progress import progress_bar
@@ -169,7 +170,7 @@ class _Trainer:
         self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
         self.parameters = [p for group in self.groups.values() for p in group]
         rate, epsilon, fused = adam["learning_rate"], adam["epsilon"], fabric.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, eps=epsilon, weight_decay=1e-6, fused=fused)
+        self.optimizer = Optimizer(self.program, self.parameters, rate, epsilon, fused)
         self.total = len(loader.rows)
         self.kl_weight = torch.ones((), device=fabric.device)
         self.progress = torch.ones((), device=fabric.device)
@@ -266,7 +267,7 @@ class _Trainer:
         return float(self.fabric.all_reduce(torch.as_tensor(value), reduce_op="mean"))
 
     def backward(self, losses: Losses, terms=()) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         pulls = [self.pull(*term) for term in terms]
         if isinstance(losses, Tensor):
             losses.backward()

@@ -12,21 +12,21 @@ from fieldguide.inference.step import Step
 class OffPolicyValue:
     """Minus the estimated value of a policy on logged rewards, ``-mean(w (r - translation))``, ``w = pi / rho``.
 
-    For any program with a deterministic site ``log_policy`` [B, p], the log probabilities of p candidate actions, and the
-    fields ``position`` [B, l] (place of each logged action among them, -1 outside), ``reward`` and ``weight`` [B, l] (what a
-    unit of policy counts for: 1 / propensity, or a slate's coefficient). Logged actions outside the candidates count for
-    nothing, but their context stays in the mean: so the value is that of the policy that is deployed, which lives on the
-    candidates.
+    For any program with a deterministic site ``log_policy`` [B, p], the log probabilities of p candidate actions,
+    and the fields ``position`` [B, l] (place of each logged action among them, -1 outside), ``reward`` and
+    ``weight`` [B, l] (what a unit of policy counts for: 1 / propensity, or a slate's coefficient). Logged actions
+    outside the candidates count for nothing, but their context stays in the mean: so the value is that of the policy
+    that is deployed, which lives on the candidates.
 
     Parameters
     ----------
     translation : float
-        Subtracted from the rewards (BanditNet, Joachims et al. 2018): with the value itself it is the stationary point of
-        the self-normalised estimate. Over all actions a positive one pushes the policy to what was never logged; among
-        candidates that the log covers it does not.
+        Subtracted from the rewards (BanditNet, Joachims et al. 2018): with the value itself it is the stationary
+        point of the self-normalised estimate. Over all actions a positive one pushes the policy to what was never
+        logged; among candidates that the log covers it does not.
     distinct : int
-        m: maximise the expected number of different rewarded actions in m draws, with ``1 - (1 - pi)^m`` for pi. It keeps a
-        policy that ranks from collapsing onto one action.
+        m: maximise the expected number of different rewarded actions in m draws, with ``1 - (1 - pi)^m`` for pi. It
+        keeps a policy that ranks from collapsing onto one action.
     cap : float, optional
         Largest weight.
     variance : float
@@ -61,7 +61,9 @@ class OffPolicyValue:
         batch = step.batch
         inside = batch["position"] >= 0
         log_pi = log_policy.gather(1, batch["position"].clamp(min=0))
-        share = log_pi.exp() if self.distinct == 1 else -torch.expm1(self.distinct * torch.log1p(-_below_one(log_pi.exp())))
+        share = (
+            log_pi.exp() if self.distinct == 1 else -torch.expm1(self.distinct * torch.log1p(-_below_one(log_pi.exp())))
+        )
         weight = torch.where(inside, share * batch["weight"], 0.0)
         if self.cap is not None:
             weight = weight.clamp(max=self.cap)
@@ -81,7 +83,9 @@ def policy_of(step: Step) -> Tensor:
     """Return the site ``log_policy`` [B, p] of a step's program, or say that it has none."""
     draws = step.weights(1).draws
     if "log_policy" not in draws:
-        raise KeyError(f"{type(step.program).__name__} has no site 'log_policy', the log probabilities of candidate actions")
+        raise KeyError(
+            f"{type(step.program).__name__} has no site 'log_policy', the log probabilities of candidate actions"
+        )
     found = draws["log_policy"]
     return found.reshape(found.shape[-2:])
 

@@ -1,7 +1,8 @@
 """Classes from noisy labels (M-VAE of Langevin et al. 2018) on scikit-learn's digits, beside M1+M2 and cleanlab.
 
 1,297 training images, all or 30 % of them labelled by a noisy annotator; accuracy on 500 test images with clean labels.
-Targets: the figures of a prototype of the same methods, printed beside ours. Form C is `fit("mvae", data)` as it stands.
+Targets: the figures of a prototype of the same methods, printed beside ours. Form C is `fit("mvae", data)` as it
+stands.
 
 `--select` is how settings were chosen: for each method the best of a small grid, by the mean over three kinds of noise
 and the seeds 10 and 11 (those reported are 0, 1 and 2) of log sum_c q(c | x) T[c, y] on a fifth of the training images,

@@ -46,10 +46,11 @@ class POXM(Program):
         a ~ Categorical(softmax(score))
 
     There are no latents, and the guide is empty. The default objective is the off-policy value (`OffPolicyValue`);
-    under the ELBO the program imitates the logged actions. Nothing of size contexts x actions is ever made: a step costs B p.
+    under the ELBO the program imitates the logged actions. Nothing of size contexts x actions is ever made: a
+    step costs B p.
 
-    Sites: ``log_policy`` [p], log probabilities of the candidates; ``candidates`` [p], their codes; ``a`` [l], places of
-    the logged actions among them.
+    Sites: ``log_policy`` [p], log probabilities of the candidates; ``candidates`` [p], their codes; ``a`` [l],
+    places of the logged actions among them.
 
     Make the data with `fieldguide.catalog.policy_data`, or fit and evaluate with `fieldguide.catalog.learn_policy`.
 
@@ -62,7 +63,7 @@ class POXM(Program):
     n_hidden, n_embedding : int
         Width of the network's hidden layer, and of its output and the actions' embeddings.
     start : {"uniform", "logging"}
-        "logging": scores are added to the logging policy's log probabilities, and start at zero, so that training
+        "logging": scores are added to the logging policy's log probabilities and start at zero, so that training
         starts from the logging policy (a warm start). "uniform": they are all there is.
     """
 

@@ -2,7 +2,7 @@
 
 Three worlds, with settings fixed beforehand (Adam 2e-3, minibatches of 128, 10 epochs, from scratch):
 
-- ``xmc``: 1,000 actions, 5,000 contexts, popular actions are the least rewarding (`xmc_sim`); MLP 64-64, 10 % of the
+- ``xmc``: 1,000 actions, 5,000 contexts, popular actions are the least rewarding (`xmc_sim`); one layer of 64, 10 % of the
   4,000 training rows teach the logging policy, 5 independent draws a row; seeds 0 to 2.
 - ``delicious``, ``bibtex``: labels made into logged feedback (Lopez et al. 2021, section 5; constants of ours): the
 logging
@@ -87,7 +87,7 @@ def run(name, seed, sizes, translations, epochs):
     for method, p, translation in cases:
         distinct = 5 if "m = 5" in method else 1
         objective = supervised if translation is None else OffPolicyValue(translation=translation, distinct=distinct)
-        settings = {"n_actions": rho.shape[1], "n_hidden": width, "n_embedding": width, "seed": seed}
+        settings = {"n_actions": rho.shape[1], "n_hidden": width, "seed": seed}
         settings |= {"validation": 0.0, "early_stopping": None, "max_epochs": epochs, "progress": False}
         fitted = fit("poxm", policy_data(x[first:cut], whole.top(p), log), objective=objective, **settings)
         found = policy_of(fitted, x[cut:], test.top(p))

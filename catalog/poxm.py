@@ -60,8 +60,8 @@ class POXM(Program):
         F; filled in by ``fit``.
     n_actions : int
         K; by default as many as the candidates of the training data name.
-    n_hidden, n_embedding : int
-        Width of the network's hidden layer, and of its output and the actions' embeddings.
+    n_hidden : int
+        Width of the network's one layer, and so of the actions' embeddings.
     start : {"uniform", "logging"}
         "logging": scores are added to the logging policy's log probabilities and start at zero, so that training
         starts from the logging policy (a warm start). "uniform": they are all there is.
@@ -74,18 +74,17 @@ class POXM(Program):
         n_features: int,
         n_actions: int,
         n_hidden: int = 128,
-        n_embedding: int = 64,
         start: str = "uniform",
     ) -> None:
         super().__init__()
         if start not in ("uniform", "logging"):
             raise ValueError(f"start must be one of uniform, logging, not {start!r}")
         self.start = start
-        self.network = nn.Sequential(nn.Linear(n_features, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_embedding))
-        self.embedding = nn.Embedding(n_actions, n_embedding, sparse=n_actions > SPARSE)
+        self.network = nn.Sequential(nn.Linear(n_features, n_hidden), nn.ReLU())
+        self.embedding = nn.Embedding(n_actions, n_hidden, sparse=n_actions > SPARSE)
         self.bias = nn.Embedding(n_actions, 1, sparse=n_actions > SPARSE)
         with torch.no_grad():
-            self.embedding.weight.mul_(0.0 if start == "logging" else n_embedding**-0.5)
+            self.embedding.weight.uniform_(-1, 1).mul_(0.0 if start == "logging" else n_hidden**-0.5)  # as a layer's
             self.bias.weight.zero_()
 
     def scores(self, x: Tensor, actions: Tensor) -> Tensor:

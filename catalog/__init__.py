@@ -5,11 +5,12 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import gimvi, m1m2, mvae, poxm, ppca, scvi
+from fieldguide.catalog import gimvi, incentives, m1m2, mvae, poxm, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
 from fieldguide.catalog.policies import LearnedPolicy, learn_policy, policy_data
+from fieldguide.catalog.response import response, response_draws
 
 __all__ = [
     "Entry",
@@ -21,6 +22,7 @@ __all__ = [
     "entry",
     "get",
     "gimvi",
+    "incentives",
     "learn_policy",
     "m1m2",
     "mvae",
@@ -28,5 +30,7 @@ __all__ = [
     "poxm",
     "ppca",
     "report",
+    "response",
+    "response_draws",
     "scvi",
 ]

@@ -7,7 +7,20 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference.schema import Field, Matrix, SchemaError, _cell, _column, _dense, _listed, _matrix
+from fieldguide.inference.schema import (
+    Field,
+    Matrix,
+    Positive,
+    SchemaError,
+    _cell,
+    _codes,
+    _column,
+    _dense,
+    _listed,
+    _matrix,
+    _no_missing,
+    _numbers,
+)
 from fieldguide.inference.storage import BackedStore, DenseStore
 
 UNLABELLED = -1
@@ -89,6 +102,57 @@ class Values(Matrix):
 
     def sizes(self, name, state):
         return {f"n_{name}": state["n_features"]}
+
+
+@dataclass(frozen=True)
+class Levels(Field):
+    """A column of ordered levels, such as doses or incentives; each cell's code, int64 [N], from the lowest.
+
+    Numbers are ordered by size, an ordered categorical as it says. New data may lack the column: then every code is -1.
+    """
+
+    def learn(self, name, data, place):
+        column = _column(name, data, place)
+        _no_missing(name, place, column)
+        if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
+            found = [str(c) for c in column.cat.categories if (column == c).any()]
+        elif pd.api.types.is_numeric_dtype(column):
+            found = [str(v) for v in np.sort(pd.unique(column))]
+        else:
+            raise SchemaError(
+                f"field '{name}': column {place!r} has no order: make it numeric or an ordered categorical"
+            )
+        if len(found) < 2:
+            raise SchemaError(f"field '{name}': column {place!r} has one level only ({found[0]})")
+        return {"categories": found}
+
+    def read(self, name, data, place, state):
+        if not _has(data, place):
+            return DenseStore(np.full(_rows(data), -1, dtype=np.int64))
+        return DenseStore(_codes(name, place, _column(name, data, place), state["categories"]))
+
+    def sizes(self, name, state):
+        return {f"n_{name}": len(state["categories"])}
+
+
+@dataclass(frozen=True)
+class Outcome(Field):
+    """A numeric column that only training needs, as it is; float32 [N]. New data may lack it: then it is 0."""
+
+    def read(self, name, data, place, state):
+        if not _has(data, place):
+            return DenseStore(np.zeros(_rows(data), dtype=np.float32))
+        return DenseStore(_numbers(name, data, place).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class RowWeight(Positive):
+    """A positive column that says how much each row counts in training; float32 [N]. New data may lack it: then 1."""
+
+    def read(self, name, data, place, state):
+        if not _has(data, place):
+            return DenseStore(np.ones(_rows(data), dtype=np.float32))
+        return super().read(name, data, place, state)
 
 
 @dataclass(frozen=True)

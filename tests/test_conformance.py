@@ -29,6 +29,13 @@ LOGGED = {
 }
 """A log for policies: contexts, candidate actions, and what was logged."""
 
+OFFERED = {
+    "x": X["x"].astype(np.float32),
+    "level": np.arange(40) % 3,
+    "response": (np.arange(40) % 2).astype(np.float32),
+}
+"""Customers who were offered levels of an incentive."""
+
 
 @pytest.fixture
 def small_counts(pbmc):
@@ -58,7 +65,7 @@ def test_every_entry_conforms(name, small_counts):
     if "modality" in fields:
         small_counts = two_modalities(small_counts)
     data = small_counts if "counts" in fields else PARTLY if "labels" in fields else X
-    data = LOGGED if "candidates" in fields else data
+    data = LOGGED if "candidates" in fields else OFFERED if "level" in fields else data
     report = check(name, data)
     assert report["passed"].dropna().all()
     assert set(report.index[report["passed"].isna()]) <= {"device"}

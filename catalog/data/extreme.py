@@ -73,8 +73,7 @@ def logging_policy(
         torch.manual_seed(seed)
         x, y = torch.as_tensor(context, dtype=torch.float32), torch.as_tensor(relevant, dtype=torch.float32)
         x, y = x[y.sum(1) > 0], y[y.sum(1) > 0]
-        network = nn.Sequential(nn.Linear(x.shape[1], n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_hidden), nn.ReLU())
-        network.append(nn.Linear(n_hidden, y.shape[1]))
+        network = nn.Sequential(nn.Linear(x.shape[1], n_hidden), nn.ReLU(), nn.Linear(n_hidden, y.shape[1]))
         optimizer = torch.optim.Adam(network.parameters(), lr=rate)
         share = y / y.sum(1, keepdim=True)
         for _ in range(epochs):

@@ -5,13 +5,16 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import gimvi, hcv, m1m2, mvae, ppca, scvi
+from fieldguide.catalog import gimvi, hcv, incentives, m1m2, mvae, poxm, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
+from fieldguide.catalog.policies import LearnedPolicy, learn_policy, policy_data
+from fieldguide.catalog.response import response, response_draws
 
 __all__ = [
     "Entry",
+    "LearnedPolicy",
     "Study",
     "citation",
     "compare",
@@ -20,9 +23,15 @@ __all__ = [
     "get",
     "gimvi",
     "hcv",
+    "incentives",
+    "learn_policy",
     "m1m2",
     "mvae",
+    "policy_data",
+    "poxm",
     "ppca",
     "report",
+    "response",
+    "response_draws",
     "scvi",
 ]

@@ -35,7 +35,7 @@ class Entry:
     supports : tuple of str
         Short names of the objectives that it can be fitted by.
     defaults : mapping
-        Default settings of the loop, such as ``max_epochs``.
+        Default settings of the loop: ``max_epochs``, ``learning_rate``, ``epsilon`` (of Adam).
     """
 
     name: str

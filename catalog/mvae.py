@@ -40,6 +40,7 @@ WEIGHT = {"A": 1.0, "B": 10.0, "C": 10.0}
         batch=Category("batch", optional=True),
     ),
     objective=ELBO(kl="analytic"),
+    defaults={"max_epochs": 60, "learning_rate": 2e-3, "epsilon": 1e-8},
     cite="""
 @article{langevin2018deep,
   title = {A Deep Generative Model for Semi-Supervised Classification with Noisy Labels},
@@ -140,7 +141,7 @@ class MVAE(Program):
         n_latent: int | None = None,
         n_second: int | None = None,
         n_hidden: int = 128,
-        dropout: float = 0.3,
+        dropout: float = 0.0,
         guide: str = "mean_field",
         classes: str = "uniform",
     ) -> None:
@@ -155,8 +156,9 @@ class MVAE(Program):
             raise ValueError(f"observation='{self.observation}' is not for the field '{self.field}'")
         if not 1 / n_labels < initial < 1:
             raise ValueError(f"initial must be between 1/{n_labels} (one over the number of classes) and 1")
-        if diagonal < 0:
-            raise ValueError(f"diagonal must be at least 0, not {diagonal}")
+        for name, value in (("diagonal", diagonal), ("speed", speed), ("weight", weight)):
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
         n_latent, n_second = n_latent or (10 if counts else 16), n_second or (10 if counts else 8)
         self.n_labels, self.n_annotators, self.n_batch = n_labels, n_annotators, n_batch
         self.form, self.diagonal = form, diagonal
@@ -173,8 +175,12 @@ class MVAE(Program):
             self.log_dispersion = nn.Parameter(torch.randn(n_inputs))
         elif self.observation == "gaussian":
             self.raw_scale = nn.Parameter(torch.zeros(n_inputs))
-        right = log(initial * (n_labels - 1) / (1 - initial)) / self.speed
-        self.noise_logits = nn.Parameter(right * torch.eye(n_labels).repeat(n_annotators, 1, 1))
+        right = log(initial * (n_labels - 1) / (1 - initial)) / (self.speed or 1)
+        start = right * torch.eye(n_labels).repeat(n_annotators, 1, 1)
+        if self.speed:
+            self.noise_logits = nn.Parameter(start)
+        else:
+            self.register_buffer("noise_logits", start)
         if classes == "learned":
             self.class_logits = nn.Parameter(torch.zeros(n_labels))
         else:
@@ -208,7 +214,7 @@ class MVAE(Program):
 
     def log_noise(self) -> Tensor:
         """Return the log of the noise matrices [A, C, C]: annotator, true class, label."""
-        found = torch.softmax(self.speed * self.noise_logits, -1)
+        found = torch.softmax((self.speed or 1) * self.noise_logits, -1)
         return ((1 - self.n_labels * LEAST) * found + LEAST).log()
 
     def noise(self) -> np.ndarray:

@@ -6,6 +6,8 @@ if not __name__.startswith("fieldguide."):
         "(python -m pip install -c constraints.txt .)"
     )
 
+from fieldguide.decisions.bandit import NoSupport, OptimisticValue, evaluate_policy
+from fieldguide.decisions.budget import Allocation, allocate
 from fieldguide.decisions.checks import Check, posterior_predictive_check
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDesign
 from fieldguide.decisions.denoised import CellEstimates, denoised_expression, impute
@@ -14,6 +16,7 @@ from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.imputation import Imputed, impute_genes
 from fieldguide.decisions.independence import independence
 from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
+from fieldguide.decisions.logs import BanditLog
 from fieldguide.decisions.noisy_labels import noise_matrix, relabel, suspects, true_labels
 from fieldguide.decisions.rejection import (
     aurc,
@@ -23,14 +26,20 @@ from fieldguide.decisions.rejection import (
     rejection_curve,
     risk_coverage,
 )
+from fieldguide.decisions.reward_model import predict_rewards
 
 __all__ = [
+    "Allocation",
+    "BanditLog",
     "CellEstimates",
     "Check",
     "Decision",
     "Imputed",
+    "NoSupport",
+    "OptimisticValue",
     "UntrustworthyWeights",
     "WeakDesign",
+    "allocate",
     "aurc",
     "average_precision",
     "calls",
@@ -39,6 +48,7 @@ __all__ = [
     "denoised_expression",
     "differential_expression",
     "evaluate_rejection",
+    "evaluate_policy",
     "expected_fdr",
     "expected_loss",
     "fdr_values",
@@ -47,6 +57,7 @@ __all__ = [
     "noise_matrix",
     "impute_genes",
     "posterior_predictive_check",
+    "predict_rewards",
     "reject_option",
     "rejection_curve",
     "relabel",

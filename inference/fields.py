@@ -7,7 +7,20 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference.schema import Field, Matrix, SchemaError, _cell, _column, _listed
+from fieldguide.inference.schema import (
+    Field,
+    Matrix,
+    Positive,
+    SchemaError,
+    _cell,
+    _codes,
+    _column,
+    _dense,
+    _listed,
+    _matrix,
+    _no_missing,
+    _numbers,
+)
 from fieldguide.inference.storage import BackedStore, DenseStore
 
 UNLABELLED = -1
@@ -33,8 +46,7 @@ class Labels(Field):
 
     def read(self, name, data, place, state):
         if not _has(data, place):
-            rows = data.n_obs if isinstance(data, anndata.AnnData) else len(next(iter(dict(data).values())))
-            return DenseStore(np.full(rows, UNLABELLED, dtype=np.int64))
+            return DenseStore(np.full(_rows(data), UNLABELLED, dtype=np.int64))
         column = _column(name, data, place)
         labels, known = _labels(column)
         codes = np.full(len(labels), UNLABELLED, dtype=np.int64)
@@ -93,6 +105,101 @@ class Values(Matrix):
 
 
 @dataclass(frozen=True)
+class Levels(Field):
+    """A column of ordered levels, such as doses or incentives; each cell's code, int64 [N], from the lowest.
+
+    Numbers are ordered by size, an ordered categorical as it says. New data may lack the column: then every code is -1.
+    """
+
+    def learn(self, name, data, place):
+        column = _column(name, data, place)
+        _no_missing(name, place, column)
+        if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
+            found = [str(c) for c in column.cat.categories if (column == c).any()]
+        elif pd.api.types.is_numeric_dtype(column):
+            found = [str(v) for v in np.sort(pd.unique(column))]
+        else:
+            raise SchemaError(
+                f"field '{name}': column {place!r} has no order: make it numeric or an ordered categorical"
+            )
+        if len(found) < 2:
+            raise SchemaError(f"field '{name}': column {place!r} has one level only ({found[0]})")
+        return {"categories": found}
+
+    def read(self, name, data, place, state):
+        if not _has(data, place):
+            return DenseStore(np.full(_rows(data), -1, dtype=np.int64))
+        return DenseStore(_codes(name, place, _column(name, data, place), state["categories"]))
+
+    def sizes(self, name, state):
+        return {f"n_{name}": len(state["categories"])}
+
+
+@dataclass(frozen=True)
+class Outcome(Field):
+    """A numeric column that only training needs, as it is; float32 [N]. New data may lack it: then it is 0."""
+
+    def read(self, name, data, place, state):
+        if not _has(data, place):
+            return DenseStore(np.zeros(_rows(data), dtype=np.float32))
+        return DenseStore(_numbers(name, data, place).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class RowWeight(Positive):
+    """A positive column that says how much each row counts in training; float32 [N]. New data may lack it: then 1."""
+
+    def read(self, name, data, place, state):
+        if not _has(data, place):
+            return DenseStore(np.ones(_rows(data), dtype=np.float32))
+        return super().read(name, data, place, state)
+
+
+@dataclass(frozen=True)
+class Codes(Field):
+    """A matrix of codes of a fixed set, int64 [N, M]; -1 says that there is none.
+
+    Attributes
+    ----------
+    of : str
+        What the codes are of: their number is the argument ``n_<of>`` of the program, if that has one.
+    later : bool
+        False where new data may lack the matrix: then every code is -1.
+    """
+
+    of: str = ""
+    later: bool = True
+
+    def learn(self, name, data, place):
+        values = _whole(name, data, place)
+        return {"size": int(values.max(initial=-1)) + 1, "width": int(values.shape[1])}
+
+    def read(self, name, data, place, state):
+        if not self.later and _lacks(name, data, place):
+            return DenseStore(np.full((_rows(data), state["width"]), -1, dtype=np.int64))
+        values = _whole(name, data, place)
+        if values.shape[1] != state["width"]:
+            raise SchemaError(f"field '{name}': {values.shape[1]} columns, but {state['width']} were trained on")
+        return DenseStore(values)
+
+    def sizes(self, name, state):
+        return {f"n_{self.of}": state["size"]} if self.of else {}
+
+
+@dataclass(frozen=True)
+class Items(Matrix):
+    """A cells x items matrix of real numbers that only training needs, float32 [N, L]; new data may lack it."""
+
+    def read(self, name, data, place, state):
+        if _lacks(name, data, place):
+            return DenseStore(np.zeros((_rows(data), state["n_features"]), dtype=np.float32))
+        return super().read(name, data, place, state)
+
+    def sizes(self, name, state):
+        return {f"n_{name}": state["n_features"]}
+
+
+@dataclass(frozen=True)
 class UnitInterval(Matrix):
     """A cells x features matrix of numbers in [0, 1], such as grey values; float32 [N, F]."""
 
@@ -144,3 +251,27 @@ def _has(data, place: str) -> bool:
         if isinstance(data, pd.DataFrame | Mapping)
         else False
     )
+
+
+def _whole(name: str, data, place: str) -> np.ndarray:
+    """Whole numbers [N, M] of at least -1."""
+    values = np.asarray(_dense(_matrix(name, data, place)))
+    values = values[:, None] if values.ndim == 1 else values
+    bad = np.argwhere(~((values >= -1) & (values == np.floor(values))))
+    if bad.size:
+        row, column = bad[0]
+        raise SchemaError(
+            f"field '{name}': cell {_cell(data, row)!r}, column {column} is {values[row, column]}, not a code"
+        )
+    return values.astype(np.int64)
+
+
+def _lacks(name: str, data, place: str) -> bool:
+    if isinstance(data, anndata.AnnData):
+        kind, _, key = place.partition("/")
+        return kind == "obsm" and key not in data.obsm
+    return isinstance(data, Mapping) and place not in data and name not in data
+
+
+def _rows(data) -> int:
+    return data.n_obs if isinstance(data, anndata.AnnData) else len(next(iter(dict(data).values())))

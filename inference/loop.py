@@ -22,13 +22,15 @@ from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.diagnose import describe_non_finite
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.objectives import Objective, resolve
+from fieldguide.inference.optimizer import Optimizer
 from fieldguide.inference.processes import average_buffers, average_gradients
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.progress import progress_bar
 from fieldguide.inference.step import Step
 
 CHECKPOINT_SECONDS = 60
-RATE = 1e-3
+ADAM = {"learning_rate": 1e-3, "epsilon": 0.01}
+"""Settings of the optimiser where neither the call nor the entry says otherwise: as published for scVI."""
 Callback = Callable[[Program, dict[str, Any]], bool | None]
 
 
@@ -42,6 +44,7 @@ def fit(
     max_epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float | None = None,
+    epsilon: float | None = None,
     seed: int = 0,
     device: str = "auto",
     validation: float | np.ndarray = 0.1,
@@ -70,11 +73,12 @@ def fit(
         What the guide is held to besides, such as ``[hsic("z", "n_genes")]``; by default the entry's own, ``()`` for
         none. The loss in the history is the objective's alone; measures and multipliers have columns of their own.
     max_epochs : int, optional
-        By default the entry's own, or about eight million visits to a cell, at most 400 epochs.
+        By default the entry's, or about eight million visits to a cell, at most 400 epochs.
     batch_size : int
         Cells in a minibatch (all cells, when there are fewer).
-    learning_rate : float, optional
-        Step size of Adam (eps 0.01, weight decay 1e-6, as published for scVI); by default the entry's own, or 0.001.
+    learning_rate, epsilon : float, optional
+        Step size of Adam, and what it adds to the root mean square of a gradient: gradients below it make small steps.
+        By default the entry's, or 1e-3 and 0.01, as published for scVI. The weight decay is 1e-6.
     seed : int
         Seeds initial values, shuffling, dropout and draws; the global random state is left as it was.
     device : str
@@ -121,8 +125,8 @@ def fit(
     fabric = _fabric(device)
     train_rows, held_out = _split(dataset.n_cells, validation, seed)
     max_epochs = defaults.get("max_epochs") if max_epochs is None else max_epochs
+    adam = adam_settings(spec, learning_rate, epsilon)
     max_epochs = min(400, max(1, round(8e6 / dataset.n_cells))) if max_epochs is None else max_epochs
-    learning_rate = rate_of(spec) if learning_rate is None else learning_rate
     kl_warmup = max_epochs // 4 if kl_warmup is None else kl_warmup
     seeds = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):
@@ -141,16 +145,11 @@ def fit(
         result.annotation = source.table()
         active = Active(result.constraints, source)
         held = Loader(dataset, held_out, batch_size)
-        trainer = _Trainer(result, fabric, loader, held, learning_rate, compile, active)
+        trainer = _Trainer(result, fabric, loader, held, adam, compile, active)
         trainer.run(max_epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
     for said in program.remarks():
         warnings.warn(said, stacklevel=2)
     return result
-
-
-def rate_of(spec) -> float:
-    """Return the step size of an entry, where none is given."""
-    return float(dict(getattr(spec, "defaults", {})).get("learning_rate", RATE))
 
 
 class _Trainer:
@@ -162,7 +161,7 @@ class _Trainer:
         fabric,
         loader: Loader,
         held_out: Loader,
-        learning_rate: float,
+        adam: Mapping[str, float],
         compile: bool,
         constraints: Active,
         mode=Program.train,
@@ -171,8 +170,8 @@ class _Trainer:
         self.loader, self.held_out, self.mode, self.constraints = loader, held_out, mode, constraints
         self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
         self.parameters = [p for group in self.groups.values() for p in group]
-        fused = fabric.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, eps=0.01, weight_decay=1e-6, fused=fused)
+        rate, epsilon, fused = adam["learning_rate"], adam["epsilon"], fabric.device.type in ("cpu", "cuda")
+        self.optimizer = Optimizer(self.program, self.parameters, rate, epsilon, fused)
         self.total = len(loader.rows)
         self.kl_weight = torch.ones((), device=fabric.device)
         self.progress = torch.ones((), device=fabric.device)
@@ -269,7 +268,7 @@ class _Trainer:
         return float(self.fabric.all_reduce(torch.as_tensor(value), reduce_op="mean"))
 
     def backward(self, losses: Losses, terms=()) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses, pulls = attach(losses, terms, self.groups)
         if isinstance(losses, Tensor):
             losses.backward()
@@ -315,6 +314,17 @@ class _Trainer:
 
 def _value(losses: Losses) -> Tensor:
     return losses.detach() if isinstance(losses, Tensor) else next(iter(losses.values())).detach()
+
+
+def adam_settings(spec, learning_rate: float | None, epsilon: float | None) -> dict[str, float]:
+    """Step size and epsilon of Adam: as given, else the entry's, else `ADAM`."""
+    given = {"learning_rate": learning_rate, "epsilon": epsilon}
+    known = ADAM | {k: v for k, v in getattr(spec, "defaults", {}).items() if k in ADAM}
+    found = known | {k: v for k, v in given.items() if v is not None}
+    for name, value in found.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value}")
+    return found
 
 
 def build(spec, schema, arguments: dict[str, Any]) -> tuple[Program, dict[str, Any]]:

@@ -68,6 +68,7 @@ def refit(
     max_epochs: int | None = None,
     batch_size: int = 128,
     learning_rate: float | None = None,
+    epsilon: float | None = None,
     early_stopping: int | None = 30,
     kl_warmup: int = 0,
     device: str = "auto",
@@ -84,7 +85,6 @@ def refit(
             f"the guide is fitted to the {cells} cells of the first fit, but the data has {dataset.n_cells}"
         )
     target = resolve(objective)
-    learning_rate = loop.rate_of(fit.entry) if learning_rate is None else learning_rate
     fabric = loop._fabric(device)
     seeds = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):
@@ -108,7 +108,8 @@ def refit(
         source = Source(fit.annotation if data is None else data, dataset, fit.train_rows, batch_size, program)
         result.annotation = source.table()
         active = Active(result.constraints, source)
-        trainer = loop._Trainer(result, fabric, loader, held_out, learning_rate, compile, active, mode=guide_training)
+        adam = loop.adam_settings(entry, learning_rate, epsilon)
+        trainer = loop._Trainer(result, fabric, loader, held_out, adam, compile, active, mode=guide_training)
         epochs = max(1, len(fit.history)) if max_epochs is None else max_epochs
         trainer.run(epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
         for parameter in frozen:

@@ -209,7 +209,7 @@ def weigh(
             if found is not None and lead:  # a draw made for one value of an enumerated site acts on one summand
                 alias.register_hook(partial(torch.mul, like_draws(found.share_of(alias, lead), alias, program.depth)))
     draws = {
-        name: site["value"] if found is None else found.choose_site(site, program.depth)
+        name: _each(program, site, particles) if found is None else found.choose_site(site, program.depth)
         for name, site in model.nodes.items()
         if name in everything or (site["type"] == "sample" and site["infer"].get("_deterministic"))
     }
@@ -263,6 +263,14 @@ def _reduce(
     rest = tuple(d for d in range(-depth + 1, 0) if d != dim)
     value = value.sum(rest) if rest else value
     return True, value.expand(*lead, particles, cells)
+
+
+def _each(program: Program, site, particles: int) -> Tensor:
+    """Value of a site with its particle dimension, also where no latent gave it one."""
+    value, local = site["value"], program.depth + site["fn"].event_dim
+    if value.dim() == local and _in_plate(program, site):
+        return value.expand(particles, *value.shape)
+    return value
 
 
 def _closed_form_sites(model, guide, latents: list[str]) -> dict[str, Tensor]:

@@ -18,6 +18,25 @@ X = {"x": np.random.default_rng(0).normal(size=(40, 3))}
 PARTLY = {"x": 1 / (1 + np.exp(-X["x"])), "labels": np.where(np.arange(40) % 3, np.nan, np.arange(40) % 2)}
 
 
+RANDOM = np.random.default_rng(1)
+LOGGED = {
+    "x": RANDOM.normal(size=(40, 3)).astype(np.float32),
+    "candidates": np.stack([RANDOM.permutation(9)[:4] for _ in range(40)]),
+    "log_propensity": np.log(RANDOM.dirichlet(np.ones(5), 40)[:, :4]).astype(np.float32),
+    "position": RANDOM.integers(-1, 4, (40, 2)),
+    "reward": RANDOM.random((40, 2)).astype(np.float32),
+    "weight": RANDOM.uniform(1, 5, (40, 2)).astype(np.float32),
+}
+"""A log for policies: contexts, candidate actions, and what was logged."""
+
+OFFERED = {
+    "x": X["x"].astype(np.float32),
+    "level": np.arange(40) % 3,
+    "response": (np.arange(40) % 2).astype(np.float32),
+}
+"""Customers who were offered levels of an incentive."""
+
+
 @pytest.fixture
 def small_counts(pbmc):
     cells = pbmc[:60]
@@ -47,6 +66,7 @@ def test_every_entry_conforms(name, small_counts):
     if "modality" in fields:
         small_counts = two_modalities(small_counts)
     data = small_counts if "counts" in fields else PARTLY if "labels" in fields else X
+    data = LOGGED if "candidates" in fields else OFFERED if "level" in fields else data
     report = check(name, data)
     assert report["passed"].dropna().all()
     assert set(report.index[report["passed"].isna()]) <= {"device"}

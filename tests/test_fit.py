@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,24 @@ def test_the_same_seed_gives_the_same_fit_and_leaves_the_global_random_state_alo
         assert torch.equal(a, b) and not torch.equal(a, c)
     pd.testing.assert_frame_equal(first.history.drop(columns="seconds"), second.history.drop(columns="seconds"))
     np.testing.assert_array_equal(first.posterior(particles=30).log_weights, second.posterior(particles=30).log_weights)
+
+
+def test_the_optimisers_settings_are_the_calls_else_the_entrys_else_the_published():
+    """An epsilon far above every gradient holds the parameters where they are."""
+    still = replace(get("ppca"), defaults={"epsilon": 1e9})
+    start, usual = quick(learning_rate=1e-12).program.loadings, quick().program.loadings
+    held = fit(still, X, n_latent=2, **QUICK)
+    torch.testing.assert_close(held.program.loadings, start, rtol=0, atol=1e-6)
+    assert (usual - start).abs().max() > 1e-3
+    assert torch.equal(fit(still, X, n_latent=2, epsilon=0.01, **QUICK).program.loadings, usual)
+    assert torch.equal(quick(epsilon=0.01, learning_rate=1e-3).program.loadings, usual)
+    guides = [held.refit("elbo", progress=False, max_epochs=3, **s).program.guide_loc.weight for s in ({}, {"epsilon": 0.01})]
+    unmoved = held.refit("elbo", progress=False, max_epochs=3, learning_rate=1e-12).program.guide_loc.weight
+    torch.testing.assert_close(guides[0], unmoved, rtol=0, atol=1e-6)
+    assert (guides[1] - unmoved).abs().max() > 1e-3
+    for setting in ({"epsilon": 0.0}, {"learning_rate": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))} must be above 0, not"):
+            quick(**setting)
 
 
 def test_history_and_split():

@@ -209,7 +209,9 @@ class _Gaussian(torch.nn.Module):
         return dist.Normal(self.loc(v), torch.tensor(self.scale, dtype=torch.float64)).to_event(1)
 
 
-@pytest.mark.parametrize("arguments", [{"form": "A"}, {"observation": "gaussian", "classes": "learned"}])
+@pytest.mark.parametrize(
+    "arguments", [{"form": "A"}, {"form": "B"}, {"speed": 0.0}, {"observation": "gaussian", "classes": "learned"}], ids=str
+)
 def test_every_form_conforms(arguments):
     labels = {"labels": np.where(np.arange(40) % 3, -1, np.arange(40) % 2)}
     check("mvae", {"x": X[:40]} | labels, **SMALL, **arguments)
@@ -260,6 +262,95 @@ def test_relabelling_keeps_its_rate_with_calibrated_probabilities():
     assert abs((found["given"].astype(int).to_numpy() == truth)[called].mean() - 0.1) < 0.01
 
 
+def test_relabel_calls_the_longest_list_that_keeps_the_target_and_suggests_the_next_class():
+    p = np.random.default_rng(1).dirichlet([0.5] * 4, 60)
+    given = np.random.default_rng(2).integers(0, 4, 60)
+    wrong = 1 - p[np.arange(60), given]
+    order = np.argsort(-wrong)
+    for fdr in (0.0, 0.02, 0.1, 0.3, 0.6):
+        lists = [order[:k] for k in range(61) if k == 0 or (1 - wrong[order[:k]]).mean() <= fdr]
+        found = relabel(p, fdr, labels=given.astype(str))
+        assert set(np.flatnonzero(found.table["wrong"])) == set(lists[-1])
+        expected = (1 - wrong[lists[-1]]).mean() if len(lists[-1]) else 0.0
+        assert found.settings["expected_fdr"] == pytest.approx(expected) and found.settings["changed"] == len(lists[-1])
+        assert found.settings["expected_wrong"] == pytest.approx(wrong.sum())
+        for row, suggestion in enumerate(found.table["suggestion"].astype(int)):
+            assert suggestion == max(set(range(4)) - {given[row]}, key=lambda c: p[row, c])
+        new = np.where(found.table["wrong"], found.table["suggestion"].astype(int), given)
+        assert (found.table["new_label"].astype(int) == new).all()
+
+
+@pytest.mark.parametrize("form", ["A", "B", "C"])
+def test_a_label_is_evidence_for_its_own_cell_only_and_of_the_size_that_the_matrix_says(form):
+    """Odds of two classes with a label, over those without: T[c, y] / T[c', y]; other cells keep their odds."""
+    made = program(form).eval()
+    without, labelled = batch(torch.full((6, 1), -1)), batch(torch.tensor([[-1], [2], [-1], [-1], [-1], [-1]]))
+    found = []
+    for data in (without, labelled):
+        torch.manual_seed(1)
+        weights = weigh(made, data, 4)
+        found.append({k: weights.draws[k].log() for k in ("c_posterior", "c_guide")})
+    noise = made.log_noise()[0, :, 2].detach()
+    for name in ("c_posterior", "c_guide"):
+        moved = found[1][name] - found[0][name]
+        torch.testing.assert_close(moved[:, [0, 2, 3, 4, 5]], torch.zeros(4, 5, 3).double(), rtol=0, atol=1e-9)
+        odds = moved[:, 1, :, None] - moved[:, 1, None, :]
+        torch.testing.assert_close(odds, (noise[:, None] - noise[None]).expand(4, 3, 3), rtol=1e-6, atol=1e-9)
+
+
+def test_rows_of_the_matrix_are_distributions_and_start_at_the_initial_diagonal():
+    for classes, initial in ((2, 0.6), (5, 0.8), (10, 0.9)):
+        for speed in (0.0, 1.0, 15.0):
+            made = MVAE(classes, 2, n_features=5, initial=initial, speed=speed, **SMALL)
+            np.testing.assert_allclose(made.noise(), np.broadcast_to(uniform_noise(classes, 1 - initial), (2, classes, classes)), atol=1e-5)  # fmt: skip
+            with torch.no_grad():
+                made.noise_logits.add_(torch.randn_like(made.noise_logits))
+            np.testing.assert_allclose(made.noise().sum(-1), 1, atol=1e-6)
+            assert ("noise_logits" in dict(made.named_parameters())) == (speed > 0)
+
+
+def test_the_prior_pulls_the_diagonal_up_by_its_share_of_the_data():
+    """The mode of Dirichlet(1 + diagonal, 1, 1) and counts is (counts + diagonal) / their sum."""
+    counts = np.array([[6.0, 3.0, 1.0], [2.0, 7.0, 1.0], [0.0, 4.0, 6.0]])
+    truth, labels = (np.repeat(i.ravel(), counts.astype(int).ravel()) for i in np.indices((3, 3)))
+    made, one = program("B", speed=1.0, diagonal=5.0, weight=1.0), torch.eye(3).double()[truth]
+    made.encoder_c = torch.nn.Identity()
+    made.encoder_z = _Certain(1000 * one)
+    data = {"x": torch.zeros(30, 5).double(), "labels": torch.tensor(labels)[:, None], "index": torch.arange(30)}
+    optimizer = torch.optim.Adam([made.noise_logits], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        made.training_loss(Step(made, data, 30), lambda step: torch.zeros(())).backward()
+        optimizer.step()
+    wanted = counts + 5 * np.eye(3)
+    np.testing.assert_allclose(made.noise()[0], wanted / wanted.sum(1, keepdims=True), atol=2e-3)
+
+
+class _Certain(torch.nn.Module):
+    """A guide without uncertainty."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, _):
+        return self
+
+    def rsample(self):
+        return self.value
+
+
+def test_form_b_has_no_label_in_its_objective_and_one_in_its_bounds():
+    made = program("B")
+    for training in (True, False):
+        made.train(training)
+        bounds = []
+        for codes in (CODES, torch.full((6, 1), -1)):
+            torch.manual_seed(1)
+            bounds.append(weigh(made, batch(codes), 2).log_w)
+        assert torch.equal(*bounds) is training
+
+
 def test_a_matrix_that_is_not_dominant_is_remarked_on():
     made = MVAE(3, n_features=5, **SMALL)
     assert made.remarks() == []
@@ -286,6 +377,9 @@ def test_unused_categories_are_no_classes():
     assert schema.read(frame[["a"]])["labels"].values[:, 1].tolist() == [-1, -1, -1]
 
 
+BOTH = {"fields": {"labels": ["labels", "b"]}}
+
+
 @pytest.mark.parametrize(
     ("data", "settings", "message"),
     [
@@ -295,8 +389,15 @@ def test_unused_categories_are_no_classes():
         ({"labels": np.arange(60) % 2}, {"fields": {"labels": ["labels", "labels"]}}, "given twice among labels"),
         ({"labels": np.r_[2, np.arange(59) % 2]}, {"validation": np.array([0])}, "class number 2 .of 3.* has no label"),
         ({"labels": np.arange(60) % 2, "values": X}, {}, "there is both 'x' and 'values'"),
+        ({"labels": np.arange(60) % 2, "b": np.r_[1, -np.ones(59, int)]}, BOTH, "'b' has only '1'; an annotator must"),
+        ({"labels": np.arange(60) % 2, "b": -np.ones(60, int)}, BOTH, "column 'b' has no label at all; an annotator"),
+        ({"labels": np.arange(60) % 2, "b": np.r_[1, 0, -np.ones(58, int)]}, BOTH | {"validation": np.arange(2)},
+         "annotator number 1 .of 2.* has no label among training cells"),
+        ({"labels": np.arange(60) % 2}, BOTH, "no .*'b'"),
+        ({}, {}, "no .*'labels'"),
     ],
-    ids=["missing", "one-class", "one-label", "twice", "held-out", "both"],
+    ids=["missing", "one-class", "one-label", "twice", "held-out", "both", "one-cell", "no-cell", "annotator-held-out",
+         "no-column", "no-labels"],
 )  # fmt: skip
 def test_data_that_do_not_fit_say_where(data, settings, message):
     with pytest.raises(SchemaError, match=message):
@@ -310,6 +411,8 @@ def test_data_that_do_not_fit_say_where(data, settings, message):
         (lambda: MVAE(3, n_features=5, observation="nb"), "observation='nb' is not for the field 'x'"),
         (lambda: MVAE(3, n_features=5, initial=0.3), "initial must be between 1/3"),
         (lambda: MVAE(3, n_features=5, diagonal=-1), "diagonal must be at least 0"),
+        (lambda: MVAE(3, n_features=5, speed=-1.0), "speed must be at least 0, not -1"),
+        (lambda: MVAE(3, n_features=5, weight=float("nan")), "weight must be at least 0, not nan"),
         (lambda: MVAE(3), "there is none"),
         (lambda: uniform_noise(1, 0.3), "1 class"),
         (lambda: pair_noise(3, 1.5), "rate must be in"),
@@ -328,7 +431,7 @@ def test_data_that_do_not_fit_say_where(data, settings, message):
         (lambda: noise_matrix([[0.5, 0.5]], [None]), "has given no label"),
         (lambda: suspects(true_labels([[0.5, 0.5]])), "suspects are read from"),
     ],
-    ids=range(21),
+    ids=range(23),
 )
 def test_impossible_arguments(call, message):
     with pytest.raises(ValueError, match=message):

@@ -94,9 +94,9 @@ def fit(
         output: File to write the fit to.
         objective: Short name, such as elbo or iwae; by default the entry's own.
         particles: K, draws for each cell in the objective; by default the objective's own.
-        max_epochs: By default the entry's own, or about eight million visits to a cell, at most 400 epochs.
+        max_epochs: By default the entry's, or about eight million visits to a cell, at most 400 epochs.
         batch_size: Cells in a minibatch.
-        learning_rate: Step size of Adam; by default the entry's own, or 0.001.
+        learning_rate: Step size of Adam; by default the entry's, or 0.001.
         seed: Equal seeds give equal fits.
         validation: Share of the cells that are held out.
         early_stopping: Epochs without improvement on the held-out cells after which to stop; None never stops.

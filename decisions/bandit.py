@@ -1,0 +1,202 @@
+"""What would another policy have earned? Off-policy evaluation from a log, by several estimators at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fieldguide.decisions.bandit_figures import estimates
+from fieldguide.decisions.decision import Decision, caution
+from fieldguide.decisions.estimators import DM, DR, DRSIS, ESTIMATORS, IPS, SIS, Feedback, ratio
+from fieldguide.decisions.intervals import intervals, standard_error, weight_diagnostics
+from fieldguide.decisions.logs import BanditLog
+from fieldguide.decisions.policy import Policy, read_table
+
+
+class OptimisticValue(UserWarning):
+    """A policy is evaluated on rows that chose it: its value is overstated."""
+
+
+class NoSupport(UserWarning):
+    """The log hardly ever takes the actions of the policy, or its weights have no usable tail."""
+
+
+def evaluate_policy(
+    log: BanditLog,
+    policy: Any,
+    *,
+    estimators: Sequence[str] | Mapping[str, IPS | DM] | None = None,
+    logging: Any = None,
+    top: int | None = None,
+    reward_model: Any = None,
+    level: float = 0.95,
+    interval: str = "bootstrap",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Decision:
+    """Estimate the value of a policy from the log of another, by several estimators side by side.
+
+    Parameters
+    ----------
+    log : BanditLog
+    policy : array or DataFrame [n, K], array or Series [K], or Policy
+        Probability of each action in each context (or in all contexts alike). A table can say in
+        ``attrs["trained_on"]``, and a `Policy` in ``trained_on``, which rows of a log chose it.
+    estimators : sequence of str, or mapping of names to estimators, optional
+        By default all that the rest of the input allows: "ips", "clipped", "snips"; with ``reward_model`` also "dm",
+        "dr", "switch_dr", "shrinkage_dr"; with ``logging`` and ``top`` also "sis" and "dr_sis". See
+        `fieldguide.decisions.estimators`.
+    logging : array, DataFrame or Policy, optional
+        The logging policy's probabilities of all actions.
+    top : int, optional
+        p: the selected set is the p actions that the logging policy takes most (of equal ones the first).
+    reward_model : array or DataFrame [n, K], optional
+        Predicted rewards; predict each row by a model that did not see it (`predict_rewards`).
+    level : float
+        Of the intervals.
+    interval : {"bootstrap", "bernstein", "normal"}
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Decision
+        ``table``, one row an estimator: ``value``, ``se``, ``low``, ``high``, ``over_logging`` (the ratio to the
+        value of the logging policy in the log); the first row is the log's own mean reward, on policy.
+        ``diagnostics``: of the weights, see `fieldguide.decisions.intervals.weight_diagnostics`; ``unsupported``:
+        share of the policy on actions that occur nowhere in the log; ``set_mass``: its share on the selected set.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, row and action.
+
+    Warns
+    -----
+    OptimisticValue
+        If the policy says that rows of this log chose it.
+    NoSupport
+        If more than a tenth of the policy is on actions that do not occur, or k-hat is above its limit.
+
+    Examples
+    --------
+    >>> log = BanditLog.of(action=[0, 1, 0, 1], reward=[0, 1, 0, 1], propensity=[0.5] * 4, actions=2)
+    >>> evaluate_policy(log, [0.0, 1.0], interval="normal").table.loc["ips", "value"]
+    1.0
+    """
+    pi = Policy.read(policy, log.actions, log.rows)
+    feedback = Feedback(
+        reward=torch.tensor(log.reward),
+        log_propensity=torch.tensor(np.log(log.propensity)),
+        log_target=torch.tensor(pi.at(log.action)).log(),
+        design=log.design,
+    )
+    kept = None
+    if top is not None:
+        if logging is None:
+            raise ValueError("top needs logging, the probabilities of all actions under the logging policy")
+        rho = Policy.read(logging, log.actions, log.rows, "logging")
+        _agree(rho, log)
+        candidates = rho.top(top)
+        feedback.inside = torch.tensor(candidates.place(log.action) >= 0)
+        kept = Policy(candidates.codes, _among(pi, candidates), log.actions, log.rows)
+        feedback.target_mass = torch.tensor(kept.probability.sum(1))
+        feedback.logging_mass = torch.tensor(candidates.probability.sum(1))
+    if reward_model is not None:
+        q = read_table(reward_model, log.actions, log.rows, "reward_model")
+        feedback.predicted, feedback.direct = (
+            torch.tensor(np.take_along_axis(q, log.action, 1)),
+            torch.tensor(pi.total(q)),
+        )
+        if kept is not None:
+            feedback.direct_inside = torch.tensor(kept.total(q) / np.maximum(kept.probability.sum(1), 1e-300))
+    chosen = _chosen(estimators, feedback)
+    terms = {"logging": (feedback.reward.mean(1), None)} | {name: e.terms(feedback) for name, e in chosen.items()}
+    weights = {name: weight_diagnostics(e, feedback) for name, e in chosen.items()}
+    ends = intervals(list(terms.values()), level, interval, resamples=resamples, seed=seed)
+    rows = [
+        {"value": ratio(top, bottom), "se": standard_error(top, bottom), "low": low, "high": high}
+        for (top, bottom), (low, high) in zip(terms.values(), ends, strict=True)
+    ]
+    table = pd.DataFrame(rows, index=pd.Index(list(terms), name="estimator"))
+    own = table.loc["logging", "value"]
+    table["over_logging"] = table["value"] / own if own else np.nan
+    diagnostics = pd.DataFrame.from_dict(weights, orient="index").rename_axis("estimator")
+    seen = np.zeros(len(log.actions))
+    seen[np.unique(log.action)] = 1
+    diagnostics["unsupported"] = unsupported = float((pi.probability.sum(1) - pi.total(seen)).mean())
+    diagnostics["set_mass"] = np.nan if kept is None else float(kept.probability.sum(1).mean())
+    _warn(pi, log, diagnostics, unsupported)
+    settings = {
+        "rows": len(log),
+        "items": log.action.shape[1],
+        "actions": len(log.actions),
+        "design": log.design,
+        "top": top,
+    }
+    settings |= {"level": level, "interval": interval, "resamples": resamples, "seed": seed}
+    notes = (
+        ("values are per item; multiply by the items of a slate for the value of a slate.",)
+        if log.action.shape[1] > 1
+        else ()
+    )
+    return Decision(table, diagnostics, settings, notes, estimates)
+
+
+def _agree(rho: Policy, log: BanditLog) -> None:
+    """The logging policy has to be the one that the log was drawn with."""
+    said = rho.at(log.action)
+    off = np.argwhere(np.abs(said - log.propensity) > 1e-3 * log.propensity + 1e-9)
+    if off.size:
+        row, item = off[0]
+        raise ValueError(
+            f"logging says {said[row, item]:.6g} for the action of row {log.rows[row]!r}, the log "
+            f"{log.propensity[row, item]:.6g}: sets and weights must come from the policy that drew the log"
+        )
+
+
+def _among(policy: Policy, candidates: Policy) -> np.ndarray:
+    """Probabilities [n, p] of the candidates under a policy."""
+    return policy.at(candidates.codes)
+
+
+def _chosen(estimators: Any, log: Feedback) -> dict[str, IPS | DM]:
+    if isinstance(estimators, Mapping):
+        return dict(estimators)
+    if estimators is None:
+        fits = lambda e: (  # noqa: E731
+            (log.inside is not None or not isinstance(e, SIS))
+            and (log.predicted is not None or not isinstance(e, DM | DR | DRSIS))
+            and (not isinstance(e, SIS) or e.norm == "coverage")
+        )
+        return {name: e for name, e in ESTIMATORS.items() if fits(e)}
+    unknown = [name for name in estimators if name not in ESTIMATORS]
+    if unknown:
+        raise ValueError(f"no estimator {unknown[0]!r}; there are {', '.join(ESTIMATORS)}")
+    return {name: ESTIMATORS[name] for name in estimators}
+
+
+def _warn(policy: Policy, log: BanditLog, diagnostics: pd.DataFrame, unsupported: float) -> None:
+    if policy.trained_on is not None:
+        both = log.rows.intersection(policy.trained_on)
+        if len(both):
+            caution(
+                f"{len(both)} of {len(log)} rows of this log chose the policy: its value here is optimistic; evaluate "
+                "it on rows that it has not seen",
+                OptimisticValue,
+            )
+    if unsupported > 0.1:
+        caution(
+            f"{unsupported:.0%} of the policy is on actions that the log never takes: nothing is known of them",
+            NoSupport,
+        )
+    poor = diagnostics.index[diagnostics["khat"] > diagnostics["khat_limit"]]
+    if len(poor):
+        khat = diagnostics.loc[poor[0], "khat"]
+        caution(
+            f"weights of {', '.join(poor)} have no usable tail (k-hat {khat:.2f}): estimate and interval may be far "
+            "off",
+            NoSupport,
+        )

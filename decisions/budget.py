@@ -1,0 +1,252 @@
+"""Spend a budget where it brings most: one option (incentive, dose) for each customer, with a certificate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+
+from fieldguide.decisions.budget_figures import budget_curve
+from fieldguide.decisions.decision import Decision
+from fieldguide.decisions.knapsack import respond, solve
+from fieldguide.decisions.many_budgets import solve_many
+from fieldguide.decisions.options import Options, read_options
+from fieldguide.decisions.whole import solve_whole
+
+RISKS = ("mean", "quantile", "cvar")
+NOTES = (
+    "value is by the rewards that chose the options, and so optimistic where these are estimates: "
+    "evaluate the policy on other rows (evaluate_policy) before it is believed.",
+    "reward and cost are taken as known; `outcomes` says what posterior draws make of the policy.",
+)
+
+
+@dataclass
+class Allocation(Decision):
+    """Who gets which option, and the price of the budget that makes it optimal.
+
+    ``table`` has one row a customer: ``option``, its ``cost`` and ``reward``; for a customer between two options also
+    the ``other`` one and its ``probability`` (the costs and rewards are then expected ones). ``diagnostics``: one row a
+    budget, with the certificate.
+
+    Attributes
+    ----------
+    policy : DataFrame [N, K]
+        Probability of each option.
+    multipliers : dict
+        By budget: the value that another unit of it would bring. Zero where money is left.
+    value : float
+        Sum of the rewards under the policy.
+    curve : DataFrame or None
+        Budget, value and multiplier at the vertices of the optimal value as a function of the budget (one budget).
+    """
+
+    policy: pd.DataFrame = field(default_factory=pd.DataFrame)
+    multipliers: dict[str, float] = field(default_factory=dict)
+    value: float = 0.0
+    curve: pd.DataFrame | None = None
+
+    def predict(self, reward: Any, cost: Any) -> pd.Series:
+        """Return the option of new customers at the multipliers of this allocation: ``argmax_a r - lam c``.
+
+        Parameters
+        ----------
+        reward : array or DataFrame [N, K]
+        cost : array [K] or [N, K], DataFrame, or dict of them
+            As in `allocate`, with the same budgets.
+
+        Returns
+        -------
+        Series [N]
+            Names of options. What they spend is not bound by the budget; it is close to it where the new customers are
+            like the old ones.
+        """
+        options = read_options(reward, cost, dict.fromkeys(self.multipliers, np.inf))
+        if list(options.names) != list(self.policy.columns):
+            raise ValueError(f"options are {list(options.names)}, and were {list(self.policy.columns)}")
+        chosen = respond(options.reward, options.costs, list(self.multipliers.values()))
+        return pd.Series(np.asarray(options.names)[chosen.cpu().numpy()], index=options.customers, name="option")
+
+    def outcomes(self, reward: ArrayLike, cost: ArrayLike | None = None) -> Decision:
+        """Return the distribution of value and spending under this policy over posterior draws.
+
+        Parameters
+        ----------
+        reward : array [S, N, K]
+            Draws of the expected reward of each option.
+        cost : array [K], [N, K] or [S, N, K], optional
+            Draws of the expected cost, where that is uncertain too (a coupon costs when it is used).
+
+        Returns
+        -------
+        Decision
+            ``table``, one row a draw: value, and spent with ``cost``. ``settings``: means, standard deviations and
+            ``p_overspent``, the posterior probability that expected spending is above the budget.
+        """
+        policy = self.policy.to_numpy()
+        draws = _draws(reward, policy.shape, "reward")
+        table = pd.DataFrame({"value": np.einsum("snk,nk->s", draws, policy)})
+        settings: dict[str, Any] = {"value": table["value"].mean(), "value_sd": table["value"].std()}
+        if cost is not None:
+            budgets = self.settings["budget"]
+            if len(budgets) != 1:
+                raise ValueError(f"spending is one number a draw: there are budgets {', '.join(budgets)}")
+            costs = np.asarray(cost, dtype=np.float64)
+            paid = np.where(policy > 0, np.broadcast_to(costs, draws.shape), 0)
+            table["spent"] = np.einsum("snk,nk->s", paid, policy)
+            budget = next(iter(budgets.values()))
+            settings |= {"spent": table["spent"].mean(), "spent_sd": table["spent"].std()}
+            settings["p_overspent"] = float((table["spent"] > budget).mean())
+        return Decision(table, pd.DataFrame(), settings)
+
+
+def allocate(
+    reward: Any,
+    cost: Any,
+    budget: float | Mapping[str, float],
+    *,
+    risk: str = "mean",
+    level: float = 0.1,
+    integer: bool = False,
+    increasing: bool = False,
+    seconds: float = 60.0,
+) -> Allocation:
+    """Give each customer the option that spends the budget best.
+
+    Maximises the sum of expected rewards over all policies, randomised ones included, whose expected cost keeps within
+    the budget. The optimum has at most one customer between two options, and every other gets
+    ``argmax_a r(x, a) - lam c(x, a)`` at one price lam, so that new customers can be decided on by the same rule
+    (`Allocation.predict`). Rewards need not rise with the cost, nor costs with the option.
+
+    Parameters
+    ----------
+    reward : array or DataFrame [N, K], or array [S, N, K]
+        Expected reward of each option (column) for each customer (row); or S posterior draws of it.
+    cost : array [K] or [N, K], DataFrame, or dict of them
+        Expected cost of each option, at least 0; infinite where an option is not on offer. Several named costs make
+        several budgets: a ceiling on how many get an option is one, with a cost of 1 for that option.
+    budget : float or dict
+        For all customers together, by the names of the costs if there are several.
+    risk : {"mean", "quantile", "cvar"}
+        What counts of the draws: their mean, their lower quantile at `level`, or the mean of the share `level` of the
+        smallest (conditional value at risk), for each customer and option.
+    level : float
+    integer : bool
+        Give every customer one option outright, by HiGHS (mixed-integer). The bound and the gap are reported.
+    increasing : bool
+        Refuse costs that do not rise from each option to the next, as those of levels of an incentive do.
+    seconds : float
+        Time limit of the integer search.
+
+    Returns
+    -------
+    Allocation
+
+    Raises
+    ------
+    ValueError
+        Naming the customer and the option: a missing reward, a negative or missing cost, costs that do not rise; or the
+        budget that cannot be kept.
+
+    Notes
+    -----
+    One budget: exact, by the concave envelopes of the customers' options (Sinha and Zoltners 1979), in O(NK log NK).
+    Several: by column generation (Dantzig and Wolfe 1960), to a relative gap of 1e-9.
+
+    Examples
+    --------
+    >>> found = allocate([[0.1, 0.3, 0.35], [0.2, 0.25, 0.6], [0.0, 0.4, 0.5]], cost=[0, 1, 2], budget=3.5)
+    >>> round(found.value, 10), {name: round(price, 10) for name, price in found.multipliers.items()}
+    (1.2, {'budget': 0.2})
+    """
+    rewards, draws = _certain(reward, risk, level)
+    options = read_options(rewards, cost, budget, increasing)
+    settings = {"budget": options.budgets, "risk": risk if draws else "none", "integer": integer}
+    settings |= {"level": level} if draws and risk != "mean" else {}
+    if integer:
+        choice, dual, status = solve_whole(options, seconds)
+        policy = torch.nn.functional.one_hot(choice, len(options.names)).double()
+        multipliers, curve = dict.fromkeys(options.budgets, np.nan), None
+        settings["status"] = status
+    elif len(options.budgets) == 1:
+        total = next(iter(options.budgets.values()))
+        best = solve(options.reward, options.costs[0], total)
+        policy = torch.nn.functional.one_hot(best.choice, len(options.names)).double()
+        if best.randomised >= 0:
+            policy[best.randomised, best.choice[best.randomised]] = 1 - best.fraction
+            policy[best.randomised, best.other] = best.fraction
+        dual, multipliers = best.dual, {next(iter(options.budgets)): best.multiplier}
+        curve = pd.DataFrame(
+            {k: v.cpu().numpy() for k, v in zip(("budget", "value", "multiplier"), best.path, strict=True)}
+        )
+    else:
+        many = solve_many(options.reward, options.costs, list(options.budgets.values()))
+        policy, dual, curve = many.policy, many.dual, None
+        multipliers = dict(zip(options.budgets, map(float, many.multipliers), strict=True))
+    return _report(options, policy, dual, multipliers, curve, settings)
+
+
+def _report(options: Options, policy, dual, multipliers, curve, settings) -> Allocation:
+    """The table of customers, and the certificate."""
+    names, index = np.asarray(options.names), options.customers
+    expected = lambda values: torch.where(policy > 0, values * policy, 0).sum(1).cpu().numpy()  # noqa: E731
+    likely = policy.max(1).indices
+    table = pd.DataFrame({"option": names[likely.cpu().numpy()]}, index=index)
+    for name, cost in zip(options.budgets, options.costs, strict=True):
+        table["cost" if len(options.budgets) == 1 else f"cost_{name}"] = expected(cost)
+    table["reward"] = expected(options.reward)
+    rest = policy.scatter(1, likely[:, None], 0.0)
+    second = rest.max(1)
+    mixed = (second.values > 0).cpu().numpy()
+    table["other"] = np.where(mixed, names[second.indices.cpu().numpy()], None)
+    table["probability"] = policy.gather(1, likely[:, None])[:, 0].cpu().numpy()
+    value = float(table["reward"].sum())
+    rows = []
+    for name, cost in zip(options.budgets, options.costs, strict=True):
+        spent = float(expected(cost).sum())
+        rows.append({"budget": options.budgets[name], "spent": spent, "multiplier": multipliers[name]})
+    diagnostics = pd.DataFrame(rows, index=pd.Index(list(options.budgets), name="budget_name"))
+    diagnostics["value"], diagnostics["dual"], diagnostics["gap"] = value, dual, dual - value
+    diagnostics["randomised"] = int(mixed.sum())
+    probabilities = pd.DataFrame(policy.cpu().numpy(), index=index, columns=options.names)
+    draw = budget_curve if curve is not None else None
+    return Allocation(
+        table,
+        diagnostics,
+        settings,
+        NOTES,
+        draw,
+        policy=probabilities,
+        multipliers=multipliers,
+        value=value,
+        curve=curve,
+    )
+
+
+def _certain(reward: Any, risk: str, level: float) -> tuple[Any, bool]:
+    """Rewards that count, from draws or as they are; and whether there were draws."""
+    if risk not in RISKS:
+        raise ValueError(f"risk must be one of {', '.join(RISKS)}, not {risk!r}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
+    if np.ndim(reward) != 3:
+        if risk != "mean":
+            raise ValueError(f"risk={risk!r} needs posterior draws [S, N, K]; reward has {np.ndim(reward)} dimensions")
+        return reward, False
+    draws = np.asarray(reward, dtype=np.float64)
+    if risk == "mean":
+        return draws.mean(0), True
+    if risk == "quantile":
+        return np.quantile(draws, level, axis=0), True
+    worst = max(int(np.ceil(level * len(draws))), 1)
+    return np.sort(draws, axis=0)[:worst].mean(0), True
+
+
+def _draws(values: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
+    draws = np.asarray(values, dtype=np.float64)
+    if draws.ndim != 3 or draws.shape[1:] != shape:
+        raise ValueError(f"{name} must be draws [S, {shape[0]}, {shape[1]}], not of shape {draws.shape}")
+    return draws

@@ -1,0 +1,30 @@
+"""Figures of an allocation: what a budget of any size would bring."""
+
+from typing import Any
+
+import numpy as np
+
+POINTS = 2000
+
+
+def budget_curve(decision: Any) -> Any:
+    """Draw the optimal value against the budget, and what another unit of budget brings."""
+    from matplotlib.figure import Figure
+
+    curve = decision.curve
+    if len(curve) > POINTS:
+        curve = curve.iloc[np.unique(np.linspace(0, len(curve) - 1, POINTS).astype(int))]
+    name, budget = next(iter(decision.settings["budget"].items()))
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(curve["budget"], curve["value"], color="C0")
+    left.plot(decision.diagnostics["spent"], decision.diagnostics["value"], "o", color="C3", label="this allocation")
+    left.set_ylabel("sum of expected rewards")
+    left.legend(loc="lower right")
+    right.step(curve["budget"], curve["multiplier"], where="post", color="C0")
+    right.axhline(decision.multipliers[name], color="C3", linestyle=":")
+    right.set_ylabel("reward for another unit of budget")
+    for axis in (left, right):
+        axis.axvline(budget, color="0.5", linestyle="--")
+        axis.set_xlabel("budget")
+    return figure

@@ -1,0 +1,186 @@
+"""Responses to incentives: shapes that hold by construction, draws, balance, and what a budget makes of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fieldguide.catalog import response, response_draws
+from fieldguide.catalog.data.coupons import coupon_sim
+from fieldguide.catalog.incentives import SHAPES, Incentives
+from fieldguide.decisions import BanditLog, allocate, evaluate_policy
+from fieldguide.inference import Constraint, Penalty, SchemaError, fit, hsic
+
+
+@pytest.fixture(scope="module")
+def train():
+    return coupon_sim(100, 1500)
+
+
+@pytest.fixture(scope="module")
+def test():
+    return coupon_sim(10_000, 2000)
+
+
+@pytest.fixture(scope="module")
+def fits(train):
+    return {s: fit("incentives", train.data, shape=s, batch_size=256, validation=0.2, progress=False) for s in SHAPES}
+
+
+def closed(world, found, budget):
+    """Share of the way from the even allocation to that of the truth."""
+    n = len(world.truth)
+    value = (found.policy.to_numpy() * world.truth).sum() / n
+    low = int(budget)
+    even = (1 - budget + low) * world.truth[:, low].mean() + (budget - low) * world.truth[
+        :, low + (budget > low)
+    ].mean()
+    best = allocate(world.truth, world.cost, budget * n).value / n
+    return (value - even) / (best - even)
+
+
+def test_the_simulated_world(test):
+    assert (np.diff(test.truth, axis=1) > 0).all()
+    assert (test.logging * test.cost).sum(1).mean() == pytest.approx(1.99, abs=0.05)
+    for budget, value in ((0.5, 0.405), (1, 0.471), (2, 0.539)):  # published with the world, other customers
+        assert allocate(test.truth, test.cost, budget * 2000).value / 2000 == pytest.approx(value, abs=0.015)
+    drawn = test.data.obs["response"].mean()
+    assert drawn == pytest.approx((test.logging * test.truth).sum(1).mean(), abs=0.04)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10**6), st.sampled_from(SHAPES[:2]), st.integers(2, 7), st.floats(0.1, 30))
+def test_shapes_hold_for_any_weights(seed, shape, levels, scale):
+    torch.manual_seed(seed)
+    program = Incentives(3, levels, shape=shape)
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.mul_(scale)
+    link = program.link(torch.randn(200, 3) * 5).double()
+    steps = link.diff(dim=-1)
+    tolerance = 1e-5 * link.abs().max()
+    assert (steps >= -tolerance).all()
+    if shape == "concave":
+        assert (steps.diff(dim=-1) <= tolerance).all()
+
+
+def test_structure_helps(fits, test):
+    error = {s: float(((response(f, test.data).to_numpy() - test.truth) ** 2).mean() ** 0.5) for s, f in fits.items()}
+    assert error["monotone"] < 0.85 * error["plain"] and error["concave"] < 0.85 * error["plain"]
+    regret = {s: closed(test, allocate(response(f, test.data), test.cost, 2000.0), 1) for s, f in fits.items()}
+    assert regret["concave"] > regret["plain"] + 0.1 and regret["concave"] > 0.75
+
+
+def test_the_price_transfers_to_new_customers(fits, train, test):
+    fitted = fits["concave"]
+    found = allocate(response(fitted, train.data), train.cost, 1500.0)
+    chosen = found.predict(response(fitted, test.data), test.cost)
+    assert test.cost[chosen.astype(int)].mean() == pytest.approx(1, rel=0.08)
+
+
+def test_an_allocation_is_a_policy_that_a_log_can_judge(fits, test):
+    found = allocate(response(fits["concave"], test.data), test.cost, 2000.0)
+    table = test.data.obs.assign(level=test.data.obs["level"].astype(str))
+    log = BanditLog.read(table, "level", "response", "propensity", actions=found.policy.columns)
+    judged = evaluate_policy(log, found.policy, estimators=["ips", "snips"]).table
+    value = (found.policy.to_numpy() * test.truth).sum() / 2000
+    assert abs(judged.loc["snips", "value"] - value) < 4 * judged.loc["snips", "se"]
+
+
+def test_draws_keep_the_shape_and_centre_on_the_fit(fits, test):
+    for shape in ("concave", "monotone"):
+        draws = response_draws(fits[shape], test.data[:300], draws=200)
+        assert draws.shape == (200, 300, 5) and (np.diff(draws, axis=2) >= -1e-9).all()
+        centre = np.median(draws, 0)
+        assert np.abs(centre - response(fits[shape], test.data[:300]).to_numpy()).mean() < 0.04
+    again = response_draws(fits["monotone"], test.data[:300], draws=200)
+    np.testing.assert_array_equal(again, draws)
+    both = response_draws([fits["concave"], fits["monotone"]], test.data[:300], draws=200)
+    assert both.shape == (200, 300, 5) and both.std(0).mean() > draws.std(0).mean()
+    careful = allocate(both, test.cost, 300.0, risk="quantile", level=0.2)
+    assert careful.outcomes(both).settings["value_sd"] > 0
+
+
+def test_laplace_is_exact_for_a_linear_normal_response():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2)).astype(np.float32)
+    data = {"x": x, "level": np.arange(400) % 2, "response": (x[:, 0] + rng.normal(size=400)).astype(np.float32)}
+    fitted = fit("incentives", data, shape="plain", outcome="normal", n_head=4, max_epochs=40, progress=False)
+    draws = response_draws(fitted, draws=4000, seed=1)
+    program, rows = fitted.program, fitted.train_rows
+    with torch.no_grad():
+        inputs = program.features(torch.from_numpy(x))[1].double().numpy()
+    z = np.c_[inputs, np.ones(400)]
+    variance = np.zeros((400, 2))
+    for level in (0, 1):
+        own = z[rows[np.arange(400)[rows] % 2 == level]]
+        noise = float(program.log_scale.exp()) ** 2  # in units of the response
+        precision = own.T @ own / noise
+        spread = [np.einsum("nh,hk,nk->n", z, np.linalg.inv(precision + a * np.eye(5)), z) for a in (1e-2, 1e3)]
+        found = draws[:, :, level].var(0) / float(program.unit) ** 2
+        assert (found <= spread[0] * 1.15).all() and (found >= spread[1] * 0.85).all()
+        variance[:, level] = found
+    assert variance.min() > 0
+
+
+def test_balance_makes_the_representation_forget_the_level(train):
+    measure = hsic("phi", "level").measure
+    held = Constraint(measure, rule=Penalty(100.0), group="theta")
+    settings = {"shape": "plain", "max_epochs": 15, "batch_size": 256, "progress": False}
+    free = fit("incentives", train.data, **settings)
+    balanced = fit("incentives", train.data, constraints=[held], **settings)
+    phi = {}
+    for name, found in (("free", free), ("balanced", balanced)):
+        with torch.no_grad():
+            phi[name] = found.program.features(torch.from_numpy(train.data.X))[0].numpy()
+    level = train.data.obs["level"].to_numpy()
+    spread = {
+        n: np.linalg.norm([v[level == k].mean(0) - v.mean(0) for k in range(5)]) / v.std() for n, v in phi.items()
+    }
+    assert spread["balanced"] < 0.5 * spread["free"]
+
+
+def test_weights_count_rows(train):
+    doubled = train.data[np.repeat(np.arange(300), 2)].copy()
+    doubled.obs_names_make_unique()
+    weighted = train.data[:300].copy()
+    doubled.obs["weight"], weighted.obs["weight"] = 1.0, 2.0
+    shared = {"batch_size": 600, "max_epochs": 3, "validation": 0.0, "early_stopping": None, "progress": False}
+    first = response(fit("incentives", doubled, **shared), train.data)
+    second = response(fit("incentives", weighted, **shared), train.data)
+    np.testing.assert_allclose(first, second, atol=2e-3)
+
+
+def test_bad_input(train, fits):
+    data = train.data[:200].copy()
+    for change, error, message in (
+        ({"level": np.where(np.arange(200) % 2, "low", "high")}, SchemaError, "column 'level' has no order"),
+        ({"level": 1}, SchemaError, "has one level only"),
+        ({"level": np.where(np.arange(200) == 3, np.nan, 1.0)}, SchemaError, "'customer3' is missing"),
+        ({"response": np.where(np.arange(200) == 3, np.nan, 1.0)}, SchemaError, "'customer3' is not finite"),
+        ({"response": 0.5}, ValueError, "response of training row 0 is 0.5: 0 or 1, or outcome='normal'"),
+        ({"response": 1.0}, ValueError, "all responses are 1: there is nothing to learn"),
+        ({"weight": -1.0}, SchemaError, "column 'weight' of cell 'customer0' is not positive"),
+    ):
+        wrong = data.copy()
+        for name, value in change.items():
+            wrong.obs[name] = value
+        with pytest.raises(error, match=message):
+            fit("incentives", wrong, max_epochs=1, progress=False)
+    rare = data.copy()
+    rare.obs["level"] = np.where(np.arange(200) == 7, 9, rare.obs["level"])
+    with pytest.raises(ValueError, match="level number 5 .of 6, from 0. is given to no customer in training"):
+        fit("incentives", rare, validation=np.array([7]), max_epochs=1, progress=False)
+    named = data.copy()
+    named.obs["level"] = pd.Categorical(np.where(np.arange(200) % 2, "low", "high"), ["low", "high"], ordered=True)
+    assert list(response(fit("incentives", named, max_epochs=1, progress=False)).columns) == ["low", "high"]
+    with pytest.raises(SchemaError, match="'9' of column 'level' was not in the training data"):
+        fits["concave"].read(rare)
+    with pytest.raises(ValueError, match="shape must be one of"):
+        Incentives(3, 4, shape="convex")
+    with pytest.raises(TypeError, match="this is a fit of ppca, not of incentives"):
+        response(fit("ppca", {"x": data.X}, max_epochs=1, progress=False))
+    bare = {"x": train.data.X[:5]}
+    assert response(fits["concave"], train.data[:5]).shape == response(fits["concave"], bare).shape

@@ -1,0 +1,201 @@
+"""Policies learnt from logs: the objective against its formulas, the program, and a world where it beats its log."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fieldguide.catalog import get, learn_policy, policy_data
+from fieldguide.catalog.data.extreme import action_probabilities, draw_log, logging_policy, xmc_sim
+from fieldguide.catalog.policies import policy_of
+from fieldguide.catalog.poxm import POXM, SPARSE
+from fieldguide.decisions import BanditLog
+from fieldguide.decisions.policy import Policy
+from fieldguide.inference import ELBO, OffPolicyValue, SchemaError, fit, load
+from fieldguide.inference.step import Step
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A small world, the policy that logged it, and the log of the training rows."""
+    made = xmc_sim(0, n_actions=60, n_groups=6, n=1200, n_latent=8, n_features=16)
+    teacher = logging_policy(made.context[:150], made.relevant[:150], 0)
+    rho = action_probabilities(teacher, made.context)
+    log = draw_log(rho[150:1000], made.reward[150:1000], seed=1)
+    return made, rho, log
+
+
+def minibatch(p=6, length=3, cells=40, seed=0):
+    torch.manual_seed(seed)
+    position = torch.randint(-1, p, (cells, length))
+    return {
+        "x": torch.randn(cells, 5),
+        "candidates": torch.stack([torch.randperm(30)[:p] for _ in range(cells)]),
+        "log_propensity": torch.log_softmax(torch.randn(cells, p), -1),
+        "position": position,
+        "reward": torch.rand(cells, length),
+        "weight": torch.rand(cells, length) * 4 + 1,
+        "index": torch.arange(cells),
+    }
+
+
+def loss_of(objective, program, batch, total=100):
+    return objective(Step(program, batch, total))
+
+
+def test_the_objective_is_its_formula():
+    program, batch = POXM(5, 30), minibatch()
+    scores = program.scores(batch["x"], batch["candidates"])
+    policy = torch.softmax(scores, -1)
+    inside = batch["position"] >= 0
+    pi = torch.where(inside, policy.gather(1, batch["position"].clamp(min=0)), 0.0)
+    value = (pi * batch["weight"] * batch["reward"]).mean()
+    torch.testing.assert_close(loss_of(OffPolicyValue(), program, batch), -value)
+    mass = (pi * batch["weight"]).mean()
+    torch.testing.assert_close(loss_of(OffPolicyValue(translation=0.3), program, batch), -(value - 0.3 * mass))
+    several = torch.where(inside, 1 - (1 - pi) ** 4, 0.0) * batch["weight"] * batch["reward"]
+    torch.testing.assert_close(loss_of(OffPolicyValue(distinct=4), program, batch), -several.mean())
+    capped = ((pi * batch["weight"]).clamp(max=0.5) * batch["reward"]).mean()
+    torch.testing.assert_close(loss_of(OffPolicyValue(cap=0.5), program, batch), -capped)
+    divergence = (policy * (policy.log() - batch["log_propensity"])).sum(1).mean()
+    torch.testing.assert_close(loss_of(OffPolicyValue(kl=2.0), program, batch), -value + 2 * divergence)
+    terms = (pi * batch["weight"] * batch["reward"]).mean(1)
+    spread = (terms.var() / 100) ** 0.5
+    torch.testing.assert_close(loss_of(OffPolicyValue(variance=1.5), program, batch), -value + 1.5 * spread)
+
+
+def test_all_actions_as_candidates_make_it_banditnet():
+    program, batch = POXM(5, 30), minibatch()
+    everything = torch.arange(30).expand(40, 30)
+    whole = batch | {
+        "candidates": everything,
+        "position": torch.where(
+            batch["position"] >= 0, batch["candidates"].gather(1, batch["position"].clamp(min=0)), -1
+        ),
+        "log_propensity": torch.zeros(40, 30),
+    }
+    scores = program.network(batch["x"]) @ program.embedding.weight.T + program.bias.weight[:, 0]
+    pi = torch.softmax(scores, -1).gather(1, whole["position"].clamp(min=0))
+    wanted = torch.where(whole["position"] >= 0, pi * batch["weight"] * (batch["reward"] - 0.2), 0.0).mean()
+    torch.testing.assert_close(loss_of(OffPolicyValue(translation=0.2), program, whole), -wanted)
+
+
+def test_names_of_actions_do_not_matter():
+    program, batch = POXM(5, 30), minibatch()
+    order = torch.randperm(30)
+    renamed = POXM(5, 30)
+    renamed.load_state_dict(program.state_dict())
+    with torch.no_grad():
+        renamed.embedding.weight[order] = program.embedding.weight
+        renamed.bias.weight[order] = program.bias.weight
+    torch.testing.assert_close(
+        loss_of(OffPolicyValue(), renamed, batch | {"candidates": order[batch["candidates"]]}),
+        loss_of(OffPolicyValue(), program, batch),
+    )
+
+
+def test_a_warm_start_is_the_logging_policy():
+    program, batch = POXM(5, 30, start="logging"), minibatch()
+    draws = Step(program, batch).weights(1).draws
+    torch.testing.assert_close(draws["log_policy"], batch["log_propensity"])
+    torch.testing.assert_close(
+        loss_of(OffPolicyValue(kl=1.0), program, batch), loss_of(OffPolicyValue(), program, batch)
+    )
+    loss_of(OffPolicyValue(), program, batch).backward()
+    assert program.embedding.weight.grad.abs().sum() > 0  # the start is no fixed point
+
+
+def test_places_that_hold_no_candidate_get_nothing():
+    program, batch = POXM(5, 30), minibatch()
+    short = batch["candidates"].clone()
+    short[:, -2:] = -1
+    found = Step(program, batch | {"candidates": short}).weights(1).draws["log_policy"].exp()
+    assert (found[:, -2:] == 0).all()
+    torch.testing.assert_close(found.sum(1), torch.ones(40))
+
+
+def test_it_beats_the_policy_that_taught_it(world):
+    made, rho, log = world
+    learned = learn_policy(log, made.context[150:1000], rho[150:1000], top="q0.9", seed=0, max_epochs=15)
+    policy = learned.predict(made.context[1000:], rho[1000:])
+    value, before = policy.total(made.reward[1000:]).mean(), (rho[1000:] * made.reward[1000:]).sum(1).mean()
+    assert value > 1.1 * before
+    row = learned.evaluation.table.loc["snips"]
+    assert abs(row["value"] - value) < 4 * row["se"]
+    assert (learned.evaluation.table["over_logging"] > 1).loc["snips"]
+    assert policy.codes.shape == (200, learned.top) and policy.probability.sum(1) == pytest.approx(1)
+    assert len(learned.trained_on) == 680 and policy.trained_on is not None
+
+
+def test_sizes_are_chosen_on_rows_of_their_own(world):
+    made, rho, log = world
+    learned = learn_policy(log, made.context[150:1000], rho[150:1000], seed=0, max_epochs=3)
+    assert learned.top == learned.table["low"].idxmax() and len(learned.table) >= 2
+    assert learned.evaluation.settings["rows"] == 85 and len(learned.trained_on) == 765
+
+
+def test_equal_seeds_saving_and_a_step_that_updates_what_it_names(world, tmp_path):
+    made, rho, log = world
+    candidates = Policy.read(rho[150:1000], 60, 850).top(8)
+    data = policy_data(made.context[150:1000], candidates, log)
+    settings = {"max_epochs": 2, "progress": False, "n_actions": 60}
+    first, second = (fit("poxm", data, **settings) for _ in range(2))
+    assert torch.equal(first.program.embedding.weight, second.program.embedding.weight)
+    first.save(tmp_path / "policy.safetensors")
+    again = load(tmp_path / "policy.safetensors")
+    assert again.objective == OffPolicyValue()
+    np.testing.assert_array_equal(
+        policy_of(again, made.context[:20], candidates.aligned(candidates.actions, pd.RangeIndex(20))).probability,
+        policy_of(first, made.context[:20], candidates.aligned(candidates.actions, pd.RangeIndex(20))).probability,
+    )
+    sparse = fit("poxm", data, **settings | {"n_actions": SPARSE + 1})
+    start = fit("poxm", data, **settings | {"n_actions": SPARSE + 1, "max_epochs": 1, "learning_rate": 1e-12})
+    moved = (sparse.program.embedding.weight - start.program.embedding.weight).abs().sum(1) > 1e-6
+    named = np.unique(candidates.codes)
+    assert moved[torch.from_numpy(named)].any() and not moved[len(rho[0]) :].any()
+
+
+def test_imitation_under_the_elbo(world):
+    made, rho, log = world
+    candidates = Policy.read(rho[150:1000], 60, 850).top(60)
+    found = fit(
+        "poxm", policy_data(made.context[150:1000], candidates, log), objective=ELBO(), max_epochs=20, progress=False
+    )
+    policy = policy_of(found, made.context[150:1000], candidates).frame().to_numpy()
+    divergence = (rho[150:1000] * (np.log(rho[150:1000]) - np.log(policy + 1e-12))).sum(1).mean()
+    uniform = (rho[150:1000] * np.log(rho[150:1000] * 60)).sum(1).mean()
+    assert divergence < 0.3 * uniform
+
+
+def test_bad_input(world):
+    made, rho, log = world
+    x, r = made.context[150:1000], rho[150:1000]
+    nothing = BanditLog.of(log.action, np.zeros_like(log.reward), log.propensity, 60)
+    with pytest.raises(ValueError, match="no logged item was rewarded"):
+        learn_policy(nothing, x, r)
+    with pytest.raises(ValueError, match="top must be a number, 'auto' or a quantile"):
+        learn_policy(log, x, r, top="best")
+    with pytest.raises(ValueError, match="top must be between 1 and 60 actions, not 61"):
+        learn_policy(log, x, r, top=61)
+    with pytest.raises(ValueError, match="rows are held out of 850: too few"):
+        learn_policy(log, x, r, held_out=0.001)
+    with pytest.raises(ValueError, match="held_out must be between 0 and 1"):
+        learn_policy(log, x, r, held_out=1.0)
+    with pytest.raises(ValueError, match="choose candidates by logging.top"):
+        policy_data(x, Policy.read(r, 60, 850), log)
+    with pytest.raises(ValueError, match="start must be one of uniform, logging"):
+        POXM(3, 4, start="cold")
+    for wrong, message in (
+        ({"distinct": 0}, "distinct must be a positive integer"),
+        ({"kl": -1.0}, "kl must be at least 0"),
+        ({"cap": 0.0}, "cap must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OffPolicyValue(**wrong)
+    data = policy_data(x, Policy.read(r, 60, 850).top(5), log)
+    data.obsm["position"] = data.obsm["position"] + 0.5
+    with pytest.raises(SchemaError, match="field 'position': cell '0', column 0 is .*, not a code"):
+        fit("poxm", data)
+    with pytest.raises(KeyError, match="PPCA has no site 'log_policy'"):
+        fit("ppca", {"x": x}, objective=OffPolicyValue(), max_epochs=1)
+    assert get("poxm").objective == OffPolicyValue()

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from fieldguide.inference import Objective, Program, Schema, registry
 from fieldguide.inference.objectives import SHORT_NAMES
+
+P = TypeVar("P", bound=Program)
 
 SUPPORTED = tuple(SHORT_NAMES)
 """What an entry supports by default: every objective, by short name."""
@@ -59,10 +61,10 @@ def entry(
     constraints: tuple = (),
     supports: tuple[str, ...] = SUPPORTED,
     defaults: Mapping[str, Any] | None = None,
-) -> Callable[[type[Program]], type[Program]]:
+) -> Callable[[type[P]], type[P]]:
     """Class decorator that puts a Program into the catalog; the arguments are the attributes of `Entry`."""
 
-    def declare(program: type[Program]) -> type[Program]:
+    def declare(program: type[P]) -> type[P]:
         declared = Entry(name, title, program, schema, objective, constraints, cite, supports, dict(defaults or {}))
         registry.register(name, declared)
         return program

@@ -66,7 +66,10 @@ class Incentives(Program):
     """
 
     latent = "phi"
+    centre: Tensor
+    spread: Tensor
     base_rate: Tensor
+    unit: Tensor
 
     def __init__(
         self,

@@ -201,7 +201,7 @@ def _report(options: Options, policy, dual, multipliers, curve, settings) -> All
     rest = policy.scatter(1, likely[:, None], 0.0)
     second = rest.max(1)
     mixed = (second.values > 0).cpu().numpy()
-    table["other"] = np.where(mixed, names[second.indices.cpu().numpy()], None)
+    table["other"] = pd.Series(names[second.indices.cpu().numpy()], index=index, dtype=object).where(mixed, None)
     table["probability"] = policy.gather(1, likely[:, None])[:, 0].cpu().numpy()
     value = float(table["reward"].sum())
     rows = []

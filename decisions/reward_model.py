@@ -67,7 +67,8 @@ def predict_rewards(
         if binary and np.ptp(gained) == 0:  # too rare to be in every fold
             found[out] = gained[0]
             continue
-        fitted = clone(model).fit(with_action(rows, log.action[rest].ravel()), gained)
+        fitted: Any = clone(model)
+        fitted.fit(with_action(rows, log.action[rest].ravel()), gained)
         for a in range(count):
             inputs = with_action(out, np.full(len(out), a))
             found[out, a] = fitted.predict_proba(inputs)[:, 1] if is_classifier(fitted) else fitted.predict(inputs)

@@ -117,7 +117,7 @@ class Levels(Field):
         if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
             found = [str(c) for c in column.cat.categories if (column == c).any()]
         elif pd.api.types.is_numeric_dtype(column):
-            found = [str(v) for v in np.sort(pd.unique(column))]
+            found = [str(v) for v in sorted(pd.unique(column))]
         else:
             raise SchemaError(
                 f"field '{name}': column {place!r} has no order: make it numeric or an ordered categorical"

@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fieldguide import __version__
+from fieldguide.policy_commands import POLICY, allocate
 from fieldguide.words import (
     check_output,
     chosen_objective,
@@ -361,8 +362,14 @@ def impute(
     print(f"{len(table)} genes in {len(found.counts)} cells of {found.settings['modality']}, saved to {output}")
 
 
+def policy() -> None:
+    """Learn policies from logs, and evaluate them: fieldguide policy evaluate, fieldguide policy learn (--help)."""
+    raise ValueError("fieldguide policy takes evaluate or learn; --help says what each needs")
+
+
 COMMANDS = {
-    "compare": compare, "fit": fit, "de": de, "join": join, "impute": impute, "list": list_, "cite": cite,
+    "compare": compare, "fit": fit, "de": de, "join": join, "impute": impute, "policy": policy, "allocate": allocate,
+    "list": list_, "cite": cite,
 }  # fmt: skip
 
 
@@ -377,7 +384,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = print_warning
         try:
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fieldguide", description=DESCRIPTION, args=words)
+            commands, name = COMMANDS, "fieldguide"
+            if words[0] == "policy" and len(words) > 1:
+                commands, name, words = POLICY, "fieldguide policy", words[1:]
+            tyro.extras.subcommand_cli_from_dict(commands, prog=name, description=DESCRIPTION, args=words)
         except KeyboardInterrupt:
             print("fieldguide: interrupted", file=sys.stderr)
             return 130

@@ -82,8 +82,8 @@ class MVAE(Program):
 
     Rows of T have the prior Dirichlet(1, ..., 1 + ``diagonal``, ..., 1), and T is at the mode (the prior is added to
     the loss, at the share 1/N of each cell). It is stored as the softmax of ``speed`` times a parameter: the steps
-    of Adam do not depend on the size of a gradient, so the matrix learns ``speed`` times faster than the networks by
-    one and the same learning rate.
+    of Adam do not depend on the size of a gradient (if its epsilon is small: the entry's is 1e-8), so the matrix learns
+    ``speed`` times faster than the networks by one and the same learning rate.
 
     Sites: ``z`` [D], ``u`` [U], ``c`` (one-hot [C]), ``label_a`` for each annotator, ``x`` / ``values`` [F] or
     ``counts`` [G] (with ``rho``, proportions [G], outside training); a posterior also has ``c_posterior`` and
@@ -100,7 +100,8 @@ class MVAE(Program):
         others. For ``C`` it comes on top of the bound.
     speed : float, optional
         By default 1 for ``A`` and 15 for the others: at 1 the matrix hardly moves within 60 epochs, but ``A`` collapses
-        at 15.
+        at 15. At 0 the matrix stays as it is at the start; with ``initial`` near 1, the labels are right, and the form
+        ``C`` is M1+M2.
     initial : float
         Diagonal of T at the start.
     diagonal : float
@@ -114,7 +115,7 @@ class MVAE(Program):
         Width of all networks, which have one hidden layer. With counts, those from x to z and back are normalised over
         the minibatch, as in ``scvi``.
     dropout : float
-        Of the network from x to z. High: a classifier that remembers wrong labels leaves nothing for T to explain.
+        Of the network from x to z.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
         Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.families`.
     classes : {"uniform", "learned"}

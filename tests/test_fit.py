@@ -58,7 +58,9 @@ def test_the_optimisers_settings_are_the_calls_else_the_entrys_else_the_publishe
     assert (usual - start).abs().max() > 1e-3
     assert torch.equal(fit(still, X, n_latent=2, epsilon=0.01, **QUICK).program.loadings, usual)
     assert torch.equal(quick(epsilon=0.01, learning_rate=1e-3).program.loadings, usual)
-    guides = [held.refit("elbo", progress=False, max_epochs=3, **s).program.guide_loc.weight for s in ({}, {"epsilon": 0.01})]
+    guides = [
+        held.refit("elbo", progress=False, max_epochs=3, **s).program.guide_loc.weight for s in ({}, {"epsilon": 0.01})
+    ]
     unmoved = held.refit("elbo", progress=False, max_epochs=3, learning_rate=1e-12).program.guide_loc.weight
     torch.testing.assert_close(guides[0], unmoved, rtol=0, atol=1e-6)
     assert (guides[1] - unmoved).abs().max() > 1e-3

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fieldguide.catalog.data.noise import annotate, confusion_matrix, noisy_clusters, pair_noise, uniform_noise
 from fieldguide.catalog.mvae import MVAE
 from fieldguide.decisions import class_probabilities, noise_matrix, relabel, suspects, true_labels
-from fieldguide.inference import ELBO, Annotations, Schema, SchemaError, Step, fit, weigh
+from fieldguide.inference import ELBO, Annotations, Schema, Step, fit, weigh
 from fieldguide.inference.conformance import check
 
 SMALL = {"n_hidden": 8, "n_latent": 3, "n_second": 2}
@@ -210,7 +210,9 @@ class _Gaussian(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"form": "A"}, {"form": "B"}, {"speed": 0.0}, {"observation": "gaussian", "classes": "learned"}], ids=str
+    "arguments",
+    [{"form": "A"}, {"form": "B"}, {"speed": 0.0}, {"observation": "gaussian", "classes": "learned"}],
+    ids=str,
 )
 def test_every_form_conforms(arguments):
     labels = {"labels": np.where(np.arange(40) % 3, -1, np.arange(40) % 2)}
@@ -302,7 +304,8 @@ def test_rows_of_the_matrix_are_distributions_and_start_at_the_initial_diagonal(
     for classes, initial in ((2, 0.6), (5, 0.8), (10, 0.9)):
         for speed in (0.0, 1.0, 15.0):
             made = MVAE(classes, 2, n_features=5, initial=initial, speed=speed, **SMALL)
-            np.testing.assert_allclose(made.noise(), np.broadcast_to(uniform_noise(classes, 1 - initial), (2, classes, classes)), atol=1e-5)  # fmt: skip
+            wanted = np.stack([uniform_noise(classes, 1 - initial)] * 2)
+            np.testing.assert_allclose(made.noise(), wanted, atol=1e-5)
             with torch.no_grad():
                 made.noise_logits.add_(torch.randn_like(made.noise_logits))
             np.testing.assert_allclose(made.noise().sum(-1), 1, atol=1e-6)
@@ -375,64 +378,3 @@ def test_unused_categories_are_no_classes():
     assert schema.sizes() == {"n_labels": 3, "n_annotators": 2}
     assert schema.read(frame)["labels"].values.tolist() == [[0, 1], [1, -1], [-1, 2]]
     assert schema.read(frame[["a"]])["labels"].values[:, 1].tolist() == [-1, -1, -1]
-
-
-BOTH = {"fields": {"labels": ["labels", "b"]}}
-
-
-@pytest.mark.parametrize(
-    ("data", "settings", "message"),
-    [
-        ({"labels": np.full(60, np.nan)}, {}, "column 'labels' has no label at all; an annotator must have used"),
-        ({"labels": np.full(60, 3)}, {}, "column 'labels' has only '3'"),
-        ({"labels": np.arange(60) % 2, "b": np.ones(60, int)}, {"fields": {"labels": ["labels", "b"]}}, "'b' has only"),
-        ({"labels": np.arange(60) % 2}, {"fields": {"labels": ["labels", "labels"]}}, "given twice among labels"),
-        ({"labels": np.r_[2, np.arange(59) % 2]}, {"validation": np.array([0])}, "class number 2 .of 3.* has no label"),
-        ({"labels": np.arange(60) % 2, "values": X}, {}, "there is both 'x' and 'values'"),
-        ({"labels": np.arange(60) % 2, "b": np.r_[1, -np.ones(59, int)]}, BOTH, "'b' has only '1'; an annotator must"),
-        ({"labels": np.arange(60) % 2, "b": -np.ones(60, int)}, BOTH, "column 'b' has no label at all; an annotator"),
-        ({"labels": np.arange(60) % 2, "b": np.r_[1, 0, -np.ones(58, int)]}, BOTH | {"validation": np.arange(2)},
-         "annotator number 1 .of 2.* has no label among training cells"),
-        ({"labels": np.arange(60) % 2}, BOTH, "no .*'b'"),
-        ({}, {}, "no .*'labels'"),
-    ],
-    ids=["missing", "one-class", "one-label", "twice", "held-out", "both", "one-cell", "no-cell", "annotator-held-out",
-         "no-column", "no-labels"],
-)  # fmt: skip
-def test_data_that_do_not_fit_say_where(data, settings, message):
-    with pytest.raises(SchemaError, match=message):
-        fit("mvae", {"x": X} | data, progress=False, max_epochs=1, **SMALL, **settings)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: MVAE(3, n_features=5, form="D"), "form must be one of A, B, C, not 'D'"),
-        (lambda: MVAE(3, n_features=5, observation="nb"), "observation='nb' is not for the field 'x'"),
-        (lambda: MVAE(3, n_features=5, initial=0.3), "initial must be between 1/3"),
-        (lambda: MVAE(3, n_features=5, diagonal=-1), "diagonal must be at least 0"),
-        (lambda: MVAE(3, n_features=5, speed=-1.0), "speed must be at least 0, not -1"),
-        (lambda: MVAE(3, n_features=5, weight=float("nan")), "weight must be at least 0, not nan"),
-        (lambda: MVAE(3), "there is none"),
-        (lambda: uniform_noise(1, 0.3), "1 class"),
-        (lambda: pair_noise(3, 1.5), "rate must be in"),
-        (lambda: annotate([0], [[0.5, 0.6], [0, 1]]), "row 0 of the noise matrix is no distribution"),
-        (lambda: annotate([0, 5], np.eye(2)), "true class 5 of row 1"),
-        (lambda: annotate([0], np.ones((1, 2))), "square"),
-        (lambda: confusion_matrix([0], [0], 2), "class 1 has no label"),
-        (lambda: noisy_clusters(labelled=0), "labelled must be a share"),
-        (lambda: relabel([[0.5, 0.5]]), "there are no labels: pass labels="),
-        (lambda: relabel([[0.5, 0.5]], labels=["7"]), "label '7' of row 0 .annotator 'labels'. is no class"),
-        (lambda: relabel([[0.5, 0.5]], labels=["0", "1"]), "2 labels for 1 cells"),
-        (lambda: relabel([[0.5, 0.5]], labels=["0"], annotator="k"), "no annotator 'k'"),
-        (lambda: noise_matrix([[0.5, 0.5]]), "there are no labels"),
-        (lambda: noise_matrix([[0.5, 0.5]], ["0"], level=1), "level must be between"),
-        (lambda: noise_matrix([[0.5, 0.5]], ["0"], draws=1), "draws must be at least 2"),
-        (lambda: noise_matrix([[0.5, 0.5]], [None]), "has given no label"),
-        (lambda: suspects(true_labels([[0.5, 0.5]])), "suspects are read from"),
-    ],
-    ids=range(23),
-)
-def test_impossible_arguments(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

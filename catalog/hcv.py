@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.families import Encoder
 from fieldguide.catalog.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.nets import GaussianEncoder, Layers, join
+from fieldguide.catalog.nets import GaussianEncoder, Layers, join, one_of
 from fieldguide.inference import ELBO, Continuous, Counts, Program, Schema, hsic
 from fieldguide.inference.program import Batch
 
@@ -100,8 +100,8 @@ class HCV(Program):
         guide: str = "mean_field",
     ) -> None:
         super().__init__()
-        _one_of("likelihood", likelihood, LIKELIHOODS)
-        _one_of("library", library, ("observed", "latent"))
+        one_of("likelihood", likelihood, LIKELIHOODS)
+        one_of("library", library, ("observed", "latent"))
         self.likelihood, self.library = likelihood, library
         self.loud = (n_genes / n_quality) ** 0.5  # a few metrics weigh as much as many genes when training starts
         seen = {"n_layers": n_layers, "dropout": dropout}
@@ -164,8 +164,3 @@ class HCV(Program):
         if gate is None:
             return NegativeBinomial.from_logits(logits, log_library, self.log_dispersion)
         return ZeroInflatedNegativeBinomial.from_logits(logits, log_library, self.log_dispersion, gate)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
+from fieldguide.catalog.nets import one_of
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.fields import Levels, Outcome, RowWeight
 from fieldguide.inference.program import Batch
@@ -82,9 +83,8 @@ class Incentives(Program):
         n_head: int = 64,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (("shape", shape, SHAPES), ("outcome", outcome, ("bernoulli", "normal"))):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        one_of("shape", shape, SHAPES)
+        one_of("outcome", outcome, ("bernoulli", "normal"))
         self.shape, self.outcome, self.n_level = shape, outcome, n_level
         self.network = nn.Sequential(
             nn.Linear(n_features, n_hidden), nn.ELU(), nn.Linear(n_hidden, n_representation), nn.ELU()

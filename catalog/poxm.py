@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
+from fieldguide.catalog.nets import one_of
 from fieldguide.inference import Matrix, OffPolicyValue, Program, Schema
 from fieldguide.inference.fields import Codes, Items, Values
 from fieldguide.inference.program import Batch
@@ -77,8 +78,7 @@ class POXM(Program):
         start: str = "uniform",
     ) -> None:
         super().__init__()
-        if start not in ("uniform", "logging"):
-            raise ValueError(f"start must be one of uniform, logging, not {start!r}")
+        one_of("start", start, ("uniform", "logging"))
         self.start = start
         self.network = nn.Sequential(nn.Linear(n_features, n_hidden), nn.ReLU())
         self.embedding = nn.Embedding(n_actions, n_hidden, sparse=n_actions > SPARSE)

@@ -12,6 +12,7 @@ from fieldguide.decisions.decision import Decision, caution
 from fieldguide.decisions.estimators import DM, DR, DRSIS, ESTIMATORS, IPS, SIS, Feedback, ratio
 from fieldguide.decisions.intervals import intervals, standard_error, weight_diagnostics
 from fieldguide.decisions.logs import BanditLog
+from fieldguide.decisions.names import named
 from fieldguide.decisions.policy import Policy, read_table
 
 
@@ -83,7 +84,7 @@ def evaluate_policy(
     Examples
     --------
     >>> log = BanditLog.of(action=[0, 1, 0, 1], reward=[0, 1, 0, 1], propensity=[0.5] * 4, actions=2)
-    >>> evaluate_policy(log, [0.0, 1.0], interval="normal").table.loc["ips", "value"]
+    >>> float(evaluate_policy(log, [0.0, 1.0], interval="normal").table.loc["ips", "value"])
     1.0
     """
     pi = Policy.read(policy, log.actions, log.rows)
@@ -152,7 +153,7 @@ def _agree(rho: Policy, log: BanditLog) -> None:
     if off.size:
         row, item = off[0]
         raise ValueError(
-            f"logging says {said[row, item]:.6g} for the action of row {log.rows[row]!r}, the log "
+            f"logging says {said[row, item]:.6g} for the action of row {named(log.rows, row)}, the log "
             f"{log.propensity[row, item]:.6g}: sets and weights must come from the policy that drew the log"
         )
 

@@ -70,9 +70,9 @@ def segments(reward: Tensor, cost: Tensor) -> Segments:
 
     Examples
     --------
-    >>> found = segments(torch.tensor([[0.2, 0.25, 0.6]]).double(), torch.tensor([[0.0, 1.0, 2.0]]).double())
+    >>> found = segments(torch.tensor([[0.0, 0.25, 1.0]]).double(), torch.tensor([[0.0, 1.0, 2.0]]).double())
     >>> found.end.tolist(), found.efficiency.tolist()  # the option in the middle is below the envelope
-    ([2], [0.19999999999999998])
+    ([2], [0.5])
     """
     cheapest = cost.min(1, keepdim=True).values
     start = now = reward.masked_fill(cost > cheapest, -torch.inf).argmax(1)

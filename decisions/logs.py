@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from fieldguide.decisions.names import named
+
 DESIGNS = ("iid", "plackett_luce")
 
 
@@ -116,13 +118,13 @@ class BanditLog:
             twice = np.flatnonzero((np.diff(np.sort(codes, 1), axis=1) == 0).any(1))
             if twice.size:
                 raise ValueError(
-                    f"an action is twice in the slate of row {index[twice[0]]!r}: drawn without replacement?"
+                    f"an action is twice in the slate of row {named(index, twice[0])}: drawn without replacement?"
                 )
             over = np.flatnonzero(chance.sum(1) > 1 + 1e-6)
             if over.size:
                 raise ValueError(
-                    f"propensities of row {index[over[0]]!r} sum to {chance[over[0]].sum():.6g}: they must be those of "
-                    "a single draw by the full policy, not given what was drawn before"
+                    f"propensities of row {named(index, over[0])} sum to {chance[over[0]].sum():.6g}: they must be "
+                    "those of a single draw by the full policy, not given what was drawn before"
                 )
         return cls(codes, gained, chance, names, index, design)
 
@@ -146,4 +148,4 @@ def _refuse(bad: np.ndarray, values: np.ndarray, rows: pd.Index, what: str, why:
     if bad.any():
         row, item = np.argwhere(bad)[0]
         place = f" (item {item})" if values.shape[1] > 1 else ""
-        raise ValueError(f"{what} of row {rows[row]!r}{place} is {values[row, item]}, {why}")
+        raise ValueError(f"{what} of row {named(rows, row)}{place} is {values[row, item]}, {why}")

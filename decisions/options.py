@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fieldguide.decisions.names import named
+
 DEFAULT = "budget"
 
 
@@ -57,8 +59,9 @@ def read_options(reward: Any, cost: Any, budget: Any, increasing: bool = False) 
                 row, column = np.argwhere(~rises)[0]
                 low, high = parts[-1][row, column : column + 2]
                 raise ValueError(
-                    f"cost of option {names[column + 1]!r} ({high:.6g}) is not above that of {names[column]!r} "
-                    f"({low:.6g}) for customer {customers[row]!r}: levels must be in the order of their costs"
+                    f"cost of option {named(names, column + 1)} ({high:.6g}) is not above that of "
+                    f"{named(names, column)} "
+                    f"({low:.6g}) for customer {named(customers, row)}: levels must be in the order of their costs"
                 )
         if not budgets[name] >= 0:
             raise ValueError(f"budget must be at least 0, not {budgets[name]}")
@@ -90,7 +93,7 @@ def _cost(values: Any, shape: tuple[int, ...], customers: pd.Index, names: pd.In
     _refuse(~(array >= 0), array, customers, names, what)
     closed = np.flatnonzero(np.isinf(array).all(1))
     if closed.size:
-        raise ValueError(f"{what}: no option is on offer to customer {customers[closed[0]]!r}")
+        raise ValueError(f"{what}: no option is on offer to customer {named(customers, closed[0])}")
     return array
 
 
@@ -107,6 +110,6 @@ def _refuse(bad: np.ndarray, values: np.ndarray, customers: pd.Index, names: pd.
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(
-            f"{what} of option {names[column]!r} for customer {customers[row]!r} is {values[row, column]}"
+            f"{what} of option {named(names, column)} for customer {named(customers, row)} is {values[row, column]}"
             f"{f' ({bad.sum()} such values)' if bad.sum() > 1 else ''}"
         )

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from fieldguide.decisions.names import named
 from fieldguide.decisions.selected import ranked
 
 ROUNDING = 1e-4
@@ -71,11 +72,15 @@ class Policy:
         bad = np.argwhere(~((table >= -ROUNDING) & (table <= 1 + ROUNDING)))
         if bad.size:
             row, a = bad[0]
-            raise ValueError(f"{name}: probability of action {names[a]!r} in row {index[row]!r} is {table[row, a]}")
+            raise ValueError(
+                f"{name}: probability of action {named(names, a)} in row {named(index, row)} is {table[row, a]}"
+            )
         total = table.sum(1)
         off = np.flatnonzero((np.abs(total - 1) > ROUNDING) if whole else (total > 1 + ROUNDING))
         if off.size:
-            raise ValueError(f"{name}: probabilities of row {index[off[0]]!r} sum to {total[off[0]]:.6g}, not to 1")
+            raise ValueError(
+                f"{name}: probabilities of row {named(index, off[0])} sum to {total[off[0]]:.6g}, not to 1"
+            )
         table = table.clip(0, 1) / total[:, None] if whole else table.clip(0, 1)
         return cls(None, table, names, index, None if trained is None else pd.Index(trained))
 
@@ -87,7 +92,7 @@ class Policy:
             return self
         at = self.rows.get_indexer(rows)
         if (at < 0).any():
-            raise ValueError(f"{name} has no row {rows[int(np.argmax(at < 0))]!r}")
+            raise ValueError(f"{name} has no row {named(rows, int(np.argmax(at < 0)))}")
         codes = None if self.codes is None else self.codes[at]
         return Policy(codes, self.probability[at], self.actions, rows, self.trained_on)
 
@@ -161,5 +166,5 @@ def read_table(values: Any, actions: pd.Index, rows: pd.Index, name: str) -> np.
     found = np.broadcast_to(found, shape)
     bad = np.argwhere(~np.isfinite(found))
     if bad.size:
-        raise ValueError(f"{name} of row {rows[bad[0, 0]]!r}, action {actions[bad[0, 1]]!r} is not a number")
+        raise ValueError(f"{name} of row {named(rows, bad[0, 0])}, action {named(actions, bad[0, 1])} is not a number")
     return found

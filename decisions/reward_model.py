@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.logs import BanditLog
+from fieldguide.decisions.names import named
 
 
 def predict_rewards(
@@ -50,7 +51,7 @@ def predict_rewards(
         raise ValueError(f"context has {len(x)} rows, the log {len(log)}")
     bad = np.argwhere(~np.isfinite(x))
     if bad.size:
-        raise ValueError(f"context of row {log.rows[bad[0, 0]]!r}, column {bad[0, 1]} is {x[tuple(bad[0])]}")
+        raise ValueError(f"context of row {named(log.rows, bad[0, 0])}, column {bad[0, 1]} is {x[tuple(bad[0])]}")
     if not 2 <= folds <= len(log):
         raise ValueError(f"folds must be between 2 and the {len(log)} rows, not {folds}")
     binary = bool(np.isin(log.reward, (0, 1)).all())

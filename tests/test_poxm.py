@@ -97,7 +97,7 @@ def test_names_of_actions_do_not_matter():
 def test_a_warm_start_is_the_logging_policy():
     program, batch = POXM(5, 30, start="logging"), minibatch()
     draws = Step(program, batch).weights(1).draws
-    torch.testing.assert_close(draws["log_policy"], batch["log_propensity"])
+    torch.testing.assert_close(draws["log_policy"][0], batch["log_propensity"])
     torch.testing.assert_close(
         loss_of(OffPolicyValue(kl=1.0), program, batch), loss_of(OffPolicyValue(), program, batch)
     )
@@ -109,7 +109,7 @@ def test_places_that_hold_no_candidate_get_nothing():
     program, batch = POXM(5, 30), minibatch()
     short = batch["candidates"].clone()
     short[:, -2:] = -1
-    found = Step(program, batch | {"candidates": short}).weights(1).draws["log_policy"].exp()
+    found = Step(program, batch | {"candidates": short}).weights(1).draws["log_policy"][0].exp()
     assert (found[:, -2:] == 0).all()
     torch.testing.assert_close(found.sum(1), torch.ones(40))
 

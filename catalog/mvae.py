@@ -23,9 +23,9 @@ FORMS = ("A", "B", "C")
 OBSERVATIONS = ("bernoulli", "gaussian", "nb")
 LEAST = 1e-6
 """Least probability of a wrong label: its logarithm is a number, whatever was learnt."""
-SPEED = {"A": 1.0, "B": 15.0, "C": 15.0}
+SPEED = {"A": 1.0, "B": 40.0, "C": 40.0}
 """How much faster the noise matrix learns than the networks; see `MVAE`."""
-WEIGHT = {"A": 1.0, "B": 10.0, "C": 10.0}
+WEIGHT = {"A": 1.0, "B": 5.0, "C": 5.0}
 """Default weight of the classification term of each form."""
 
 
@@ -40,7 +40,7 @@ WEIGHT = {"A": 1.0, "B": 10.0, "C": 10.0}
         batch=Category("batch", optional=True),
     ),
     objective=ELBO(kl="analytic"),
-    defaults={"max_epochs": 60, "learning_rate": 2e-3, "epsilon": 1e-8},
+    defaults={"max_epochs": 60, "learning_rate": 3e-3, "epsilon": 1e-8, "kl_warmup": 0},
     cite="""
 @article{langevin2018deep,
   title = {A Deep Generative Model for Semi-Supervised Classification with Noisy Labels},
@@ -99,7 +99,7 @@ class MVAE(Program):
         Weight of the classification term; by default 1 for ``A``, which is then the bound of the paper, and 10 for the
         others. For ``C`` it comes on top of the bound.
     speed : float, optional
-        By default 1 for ``A`` and 15 for the others: at 1 the matrix hardly moves within 60 epochs, but ``A`` collapses
+        By default 1 for ``A`` and 40 for the others: at 1 the matrix hardly moves within 60 epochs, but ``A`` collapses
         at 15. At 0 the matrix stays as it is at the start; with ``initial`` near 1, the labels are right, and the form
         ``C`` is M1+M2.
     initial : float

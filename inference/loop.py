@@ -89,8 +89,8 @@ def fit(
         Stop after so many epochs without improvement on the held-out cells, and restore the best parameters.
         None trains to the end and keeps the last.
     kl_warmup : int, optional
-        Epochs over which the weight of the Kullback-Leibler term rises linearly from 0 to 1, by default a quarter
-        of ``max_epochs``; held-out values are always at weight 1.
+        Epochs over which the weight of the Kullback-Leibler term rises linearly from 0 to 1, by default the
+        entry's, or a quarter of ``max_epochs``; held-out values are always at weight 1.
     compile : bool
         Capture the training step and compile it; where that is impossible, warn and go on without.
     callbacks : iterable of callable
@@ -127,7 +127,7 @@ def fit(
     max_epochs = defaults.get("max_epochs") if max_epochs is None else max_epochs
     adam = adam_settings(spec, learning_rate, epsilon)
     max_epochs = min(400, max(1, round(8e6 / dataset.n_cells))) if max_epochs is None else max_epochs
-    kl_warmup = max_epochs // 4 if kl_warmup is None else kl_warmup
+    kl_warmup = defaults.get("kl_warmup", max_epochs // 4) if kl_warmup is None else kl_warmup
     seeds = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):
         torch.manual_seed(seed)

@@ -232,7 +232,9 @@ def main():
 
 def report(found, methods):
     def table(column):
-        return found.pivot_table(index="method", columns="noise", values=column).reindex(methods, columns=list(NOISES))
+        full = found.reindex(columns=found.columns.union([column]))  # plain classifiers have no noise matrix
+        wide = full.pivot_table(index="method", columns="noise", values=column, dropna=False)
+        return wide.reindex(methods, columns=list(NOISES))
 
     accuracy, errors = table("accuracy"), table("T error").dropna(how="all")
     both = [

@@ -1,12 +1,13 @@
 """Budgets spent by estimated responses: simulated coupons, and nested labels of digits.
 
-``coupon_sim``: 2,000 customers whose levels were given by a confounded policy, 4,000 new ones to spend on; seeds 0 to 2.
-Models: a plain network, the same with capped inverse propensities or with HSIC balance, monotone, monotone with balance,
-concave; one network, Adam 2e-3, minibatches of 256, at most 60 epochs with a fifth held out. Regret closed: share of the
-way from the even allocation (two neighbouring levels for everyone) to that by the true responses.
+``coupon_sim``: 2,000 customers whose levels were given by a confounded policy, 4,000 new ones to spend on; seeds 0
+to 2. Models: a plain network, the same with capped inverse propensities or with HSIC balance, monotone, monotone
+with balance, concave; one network, Adam 2e-3, minibatches of 256, at most 60 epochs with a fifth held out. Regret
+closed: share of the way from the even allocation (two neighbouring levels for everyone) to that by the true
+responses.
 
-``digits``: level a is right for an image whose digit is at most 2 a + 1, so the response cannot fall with the level; a
-logistic regression on 5 % of the labels, mixed with a fifth uniform, is the logging policy.
+``digits``: level a is right for an image whose digit is at most 2 a + 1, so the response cannot fall with the
+level; a logistic regression on 5 % of the labels, mixed with a fifth uniform, is the logging policy.
 
     python benchmarks/coupons.py [--seeds 3]
 

@@ -18,6 +18,13 @@ from fieldguide.inference.constraints import (
 from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fields import Annotations, Labels, UnitInterval, Values
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.interventions import (
+    InterventionSplit,
+    Targets,
+    intervention_mask,
+    intervention_regimes,
+    split_interventions,
+)
 from fieldguide.inference.loop import fit
 from fieldguide.inference.mixture import Mixture, mix
 from fieldguide.inference.modalities import Modality, join_modalities
@@ -72,6 +79,7 @@ __all__ = [
     "Fit",
     "FittedSchema",
     "ForwardKL",
+    "InterventionSplit",
     "Labels",
     "Loader",
     "Matrix",
@@ -88,6 +96,7 @@ __all__ = [
     "SchemaError",
     "SleepPhi",
     "Step",
+    "Targets",
     "ThreeStep",
     "UnitInterval",
     "VRMax",
@@ -97,11 +106,14 @@ __all__ = [
     "compare",
     "fit",
     "hsic",
+    "intervention_mask",
+    "intervention_regimes",
     "join_modalities",
     "load",
     "mix",
     "permutation_test",
     "resolve",
+    "split_interventions",
     "three_step",
     "weigh",
 ]

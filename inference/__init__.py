@@ -9,8 +9,10 @@ if not __name__.startswith("fieldguide."):
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.constraints import (
+    Acyclicity,
     AugmentedLagrangian,
     Constraint,
+    EdgeCount,
     Penalty,
     hsic,
     permutation_test,
@@ -64,6 +66,7 @@ __all__ = [
     "CUBO",
     "ELBO",
     "IWAE",
+    "Acyclicity",
     "Annotations",
     "AugmentedLagrangian",
     "Batch",
@@ -75,6 +78,7 @@ __all__ = [
     "Continuous",
     "Counts",
     "Dataset",
+    "EdgeCount",
     "Field",
     "Fit",
     "FittedSchema",

@@ -93,8 +93,8 @@ class RelaxedGates(nn.Module):
 class Mechanism:
     """One map, with its gates drawn and its weights scaled: what is evaluated.
 
-    ``f_i(x) = sum_h out[h, i] act( sum_j weight[h, i, j] s_j x_j ) / s_i`` with ``s = exp(log_scale)``; without ``out``,
-    there is one h.
+    ``f_i(x) = sum_h out[h, i] act( sum_j weight[h, i, j] s_j x_j ) / s_i`` with ``s = exp(log_scale)``; there is one h
+    where there is no ``out``.
 
     Attributes
     ----------

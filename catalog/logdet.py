@@ -2,8 +2,9 @@
 
     log det(I - J) = - sum_k tr(J^k) / k        if the spectral radius of J is below 1,
 
-and ``tr(J^k)`` is the mean of ``v' J^k v`` over random signs v (Hutchinson 1990). Cutting the sum off is biased; ending it
-at a random place and dividing each term by its chance of being reached is not (Russian roulette, Chen et al. 2019).
+and ``tr(J^k)`` is the mean of ``v' J^k v`` over random signs v (Hutchinson 1990). Cutting the sum off is biased;
+ending it at a random place and dividing each term by its chance of being reached is not (Russian roulette, Chen et al.
+2019).
 """
 
 from collections.abc import Callable

@@ -89,7 +89,7 @@ class SteadyState(TorchDistribution):
         each = Normal(self.loc, self.scale, validate_args=False).log_prob(noise)
         return each.masked_fill(self.forced, 0.0).sum(-1) + log_det
 
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+    def rsample(self, sample_shape=()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
         noise = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         values = None if self.values is None else self.values.expand(shape)

@@ -82,9 +82,9 @@ def cyclic_sim(
 ) -> CyclicData:
     """Simulate ``cells`` cells under an intervention on each single gene.
 
-    Weights are uniform in (0.2, 0.8) with random signs, then scaled: for a contractive map to a largest singular value of
-    1 / 1.1 of what it was, and of 1 / 1.1 if it was 1 or more (for "selu" and "gelu", whose slopes exceed one, lower by
-    that factor); otherwise up to 2, if it was below.
+    Weights are uniform in (0.2, 0.8) with random signs, then scaled: for a contractive map to a largest singular value
+    of 1 / 1.1 of what it was, and of 1 / 1.1 if it was 1 or more (for "selu" and "gelu", whose slopes exceed one, lower
+    by that factor); otherwise up to 2, if it was below.
 
     Parameters
     ----------

@@ -167,9 +167,7 @@ def select(methods, keep):
                 q, matrix, _ = predict(method, x[~held], given[~held], x[score], seed, settings)
                 likelihood = np.log((q @ matrix)[np.arange(score.sum()), given[score]].clip(1e-6)).mean()
                 done[key] = note({"score": likelihood}, key, keep)
-    table = pd.DataFrame(
-        [dict(zip(("method", "noise", "seed", "settings"), k, strict=True)) | v for k, v in done.items()]
-    )
+    table = pd.DataFrame([dict(zip(("method", "noise", "seed", "settings"), k, strict=True)) | v for k, v in done.items()])
     table = table.pivot_table(index=["method", "settings"], columns="noise", values="score")
     table["mean"] = table.mean(axis=1)
     print("\n" + table.round(3).to_string() + "\n")
@@ -230,13 +228,8 @@ def report(found, methods):
     ]
     show("Accuracy on clean test labels (in brackets: the prototype)", both)
     start = {n: np.abs(0.8 * np.eye(10) + 0.2 / 9 * (1 - np.eye(10)) - t).sum(1).mean() for n, (t, _) in NOISES.items()}
-    show(
-        "Mean row L1 error of the noise matrix", [{"method": "start"} | start, *errors.reset_index().to_dict("records")]
-    )
-    for title, column in (
-        ("Right labels among those that relabel changes (nominal 0.1)", "FDR"),
-        ("Wrong labels found", "found"),
-    ):
+    show("Mean row L1 error of the noise matrix", [{"method": "start"} | start, *errors.reset_index().to_dict("records")])
+    for title, column in (("Right labels among those that relabel changes (nominal 0.1)", "FDR"), ("Wrong labels found", "found")):
         show(title, table(column).dropna(how="all").reset_index().to_dict("records"))
     print()
     c, ok, others = (

@@ -76,11 +76,7 @@ def osmfish(seeds):
         for method, settings in (("M-VAE", {}), ("M1+M2", IDENTITY)):
             fitted = fit("mvae", train, seed=seed, progress=False, **settings)
             found = true_labels(fitted.posterior(test, particles=20)).table["label"].astype(str)
-            row = {
-                "method": method,
-                "seed": seed,
-                "macro-F1": f1_score(names[codes[order[:1000]]], found, average="macro"),
-            }
+            row = {"method": method, "seed": seed, "macro-F1": f1_score(names[codes[order[:1000]]], found, average="macro")}
             rows.append(row | (changes(fitted, given, truth) if method == "M-VAE" else {}))
     means = summary("osmFISH, pair noise 0.3 among the three largest types", rows, ["method"])
     ours, other = means.loc["M-VAE"], means.loc["M1+M2"]
@@ -130,17 +126,8 @@ def cifar(seeds):
                 np.mean([np.abs(t - matrices[n]).sum(1).mean() for t, n in zip(each, chosen, strict=True)])
                 for each in (fitted.program.noise(), [start] * len(chosen))
             )
-            row = {
-                "labels": name,
-                "seed": seed,
-                "right labels": np.mean([(v == y[train]).mean() for v in labels.values()]),
-            }
-            row |= {
-                "M-VAE": (found == y[test]).mean(),
-                "logistic regression": plain,
-                "T error": error,
-                "at start": before,
-            }
+            row = {"labels": name, "seed": seed, "right labels": np.mean([(v == y[train]).mean() for v in labels.values()])}
+            row |= {"M-VAE": (found == y[test]).mean(), "logistic regression": plain, "T error": error, "at start": before}
             rows.append(row)
     means = summary("Digits labelled with the mistakes of people (CIFAR-10N)", rows, ["labels"])
     for name, row in means.iterrows():

@@ -5,8 +5,9 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import gimvi, hcv, incentives, m1m2, mvae, poxm, ppca, scvi
+from fieldguide.catalog import gimvi, hcv, incentives, m1m2, mvae, nodags, poxm, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
+from fieldguide.catalog.cyclic import contractive_view, edge_strengths, interventional_scores, sample_under
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
 from fieldguide.catalog.policies import LearnedPolicy, learn_policy, policy_data
@@ -18,20 +19,25 @@ __all__ = [
     "Study",
     "citation",
     "compare",
+    "contractive_view",
+    "edge_strengths",
     "entries",
     "entry",
     "get",
     "gimvi",
     "hcv",
     "incentives",
+    "interventional_scores",
     "learn_policy",
     "m1m2",
     "mvae",
+    "nodags",
     "policy_data",
     "poxm",
     "ppca",
     "report",
     "response",
     "response_draws",
+    "sample_under",
     "scvi",
 ]

@@ -9,8 +9,10 @@ if not __name__.startswith("fieldguide."):
 from fieldguide.inference.checkpoint import load
 from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.constraints import (
+    Acyclicity,
     AugmentedLagrangian,
     Constraint,
+    EdgeCount,
     Penalty,
     hsic,
     permutation_test,
@@ -18,6 +20,13 @@ from fieldguide.inference.constraints import (
 from fieldguide.inference.data import Dataset, Loader
 from fieldguide.inference.fields import Annotations, Labels, UnitInterval, Values
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.interventions import (
+    InterventionSplit,
+    Targets,
+    intervention_mask,
+    intervention_regimes,
+    split_interventions,
+)
 from fieldguide.inference.loop import fit
 from fieldguide.inference.mixture import Mixture, mix
 from fieldguide.inference.modalities import Modality, join_modalities
@@ -57,6 +66,7 @@ __all__ = [
     "CUBO",
     "ELBO",
     "IWAE",
+    "Acyclicity",
     "Annotations",
     "AugmentedLagrangian",
     "Batch",
@@ -68,10 +78,12 @@ __all__ = [
     "Continuous",
     "Counts",
     "Dataset",
+    "EdgeCount",
     "Field",
     "Fit",
     "FittedSchema",
     "ForwardKL",
+    "InterventionSplit",
     "Labels",
     "Loader",
     "Matrix",
@@ -88,6 +100,7 @@ __all__ = [
     "SchemaError",
     "SleepPhi",
     "Step",
+    "Targets",
     "ThreeStep",
     "UnitInterval",
     "VRMax",
@@ -97,11 +110,14 @@ __all__ = [
     "compare",
     "fit",
     "hsic",
+    "intervention_mask",
+    "intervention_regimes",
     "join_modalities",
     "load",
     "mix",
     "permutation_test",
     "resolve",
+    "split_interventions",
     "three_step",
     "weigh",
 ]

@@ -1,0 +1,258 @@
+"""What a fitted graph with cycles says: edges, samples under interventions never seen, and scores on held-out ones."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+
+from fieldguide.catalog.contractive import steady_state
+from fieldguide.inference.dag import acyclic_part
+from fieldguide.inference.data import Loader
+from fieldguide.inference.fitted import Fit
+from fieldguide.inference.interventions import intervention_mask
+
+KINDS = ("jacobian", "weights", "gates")
+
+
+def gene_names(fitted: Fit) -> list:
+    """Return the names of the genes: those of the training data, or their numbers."""
+    states = fitted.schema.states if fitted.schema is not None else {}
+    names = states.get("targets", {}).get("genes")
+    if names is None and getattr(fitted.dataset, "var_names", None) is not None:
+        names = list(fitted.dataset.var_names)  # pyright: ignore[reportOptionalMemberAccess]
+    return list(names) if names is not None else list(range(len(_program(fitted).loc)))
+
+
+def edge_strengths(fitted: Fit, data=None, kind: str = "jacobian", batch_size: int = 256) -> pd.DataFrame:
+    """Return the strength of each edge, genes x genes: from the gene of the row to the gene of the column.
+
+    Parameters
+    ----------
+    fitted : Fit
+        Of "nodags".
+    data : optional
+        Cells to average over; the training data by default. Not used by the other kinds.
+    kind : {"jacobian", "weights", "gates"}
+        "jacobian": mean over cells of ``|d f_j / d x_i|``, how much the column's gene follows the row's at a fixed
+        value of all others (for a linear map the same in every cell). "weights": what the sparsity penalty is on.
+        "gates": probabilities, of a model with gates.
+    batch_size : int
+
+    Returns
+    -------
+    DataFrame [n, n]
+        Zeros on the diagonal.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    program = _program(fitted)
+    with torch.no_grad():
+        if kind == "gates":
+            if program.map.gates is None:
+                raise ValueError(
+                    "the model has no gates: fit it with gates='shared' or 'per_cell', or ask kind='jacobian'"
+                )
+            found = program.map.gates.probability()
+        elif kind == "weights":
+            found = program.map.sizes()
+        else:
+            mechanism = program.map.settle()
+            if mechanism.constant:
+                found = mechanism.jacobian(torch.zeros_like(program.loc)).abs()
+            else:
+                dataset, found = fitted.read(data), torch.zeros_like(program.map.off_diagonal)
+                for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
+                    x = batch["x"].to(found.device) - program.centre
+                    found = found + mechanism.jacobian(x).abs().sum(0) / dataset.n_cells
+    names = gene_names(fitted)
+    return pd.DataFrame(found.cpu().numpy().T.astype(np.float64), index=names, columns=names)
+
+
+def graph(fitted: Fit, threshold: float = 0.05, acyclic: bool = False, **which) -> pd.DataFrame:
+    """Return which edges there are, bool [n, n], from row to column.
+
+    Parameters
+    ----------
+    fitted : Fit
+    threshold : float
+        Least strength of an edge.
+    acyclic : bool
+        Leave out those that close a cycle when edges are added by decreasing strength
+        (`fieldguide.inference.dag.acyclic_part`).
+    **which
+        ``data`` and ``kind`` of `edge_strengths`.
+    """
+    strengths = edge_strengths(fitted, **which)
+    values = strengths.to_numpy()
+    kept = acyclic_part(values, threshold) if acyclic else values >= threshold
+    return pd.DataFrame(kept & ~np.eye(len(values), dtype=bool), index=strengths.index, columns=strengths.columns)
+
+
+def contractive_view(weights: ArrayLike, bound: float = 0.99) -> tuple[np.ndarray, np.ndarray]:
+    """Write a linear map as a contractive one, by scales of the genes: ``W = S^-1 V S`` with ``|V| < bound``.
+
+    Of all scales, those made of the left and right Perron vectors of |W| lower the norm of |W| most: to its spectral
+    radius. An acyclic W has radius 0, so that it always has such a view; one with cycles does if its radius allows.
+
+    Parameters
+    ----------
+    weights : array [n, n]
+        Row i, column j: the effect of gene j on gene i.
+    bound : float
+
+    Returns
+    -------
+    V : array [n, n]
+    scales : array [n]
+        s; ``V = diag(s) W diag(1 / s)``, and ``V / s[:, None] * s`` is W again.
+
+    Raises
+    ------
+    ValueError
+        If the spectral radius of |W| is not below the bound.
+
+    Examples
+    --------
+    >>> view, scales = contractive_view([[0.0, 0.0], [3.0, 0.0]], 0.9)
+    >>> bool(np.linalg.norm(view, 2) < 0.9), np.allclose(view / scales[:, None] * scales, [[0, 0], [3, 0]])
+    (True, True)
+    """
+    table = np.asarray(weights, dtype=np.float64)
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or not np.isfinite(table).all():
+        raise ValueError(f"weights must be a finite square matrix, not one of shape {table.shape}")
+    if np.linalg.norm(table, 2) < bound:
+        return table.copy(), np.ones(len(table))
+    size = np.abs(table)
+    for exponent in range(1, 13):
+        positive = size + 10.0**-exponent * size.max()
+        right, left = _perron(positive), _perron(positive.T)
+        scales = np.sqrt(left / right)
+        view = scales[:, None] * table / scales
+        if np.linalg.norm(view, 2) < bound:
+            return view, scales
+    radius = np.abs(np.linalg.eigvals(size)).max()
+    raise ValueError(
+        f"no scales of the genes make this map contractive below {bound}: the spectral radius of its absolute weights "
+        f"is {radius:.3g}"
+    )
+
+
+def sample_under(
+    fitted: Fit,
+    targets: Sequence,
+    values: ArrayLike | Mapping,
+    n: int = 1000,
+    seed: int = 0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 10_000,
+) -> pd.DataFrame:
+    """Draw cells under an intervention, seen or not, by fixed-point iteration.
+
+    Parameters
+    ----------
+    fitted : Fit
+        Of "nodags".
+    targets : sequence of genes
+        Names, or numbers where the data had none; empty for no intervention.
+    values : array [T] or [n, T], or mapping of gene to value
+        What the targets are forced to, in the units of the data.
+    n : int
+        Cells.
+    seed : int
+    tolerance, max_iterations
+        Of `fieldguide.catalog.contractive.steady_state`.
+
+    Returns
+    -------
+    DataFrame [n, genes]
+
+    Raises
+    ------
+    ValueError
+        For a target that is no gene or is there twice, or values that do not fit.
+    ConvergenceError
+        If there is no steady state within the tolerance.
+    """
+    program, names = _program(fitted), gene_names(fitted)
+    place = {name: i for i, name in enumerate(names)}
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    unknown = next((t for t in targets if t not in place), None)
+    if unknown is not None:
+        raise ValueError(f"target {unknown!r} is none of the {len(names)} genes")
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"a target is given twice among {targets}")
+    if isinstance(values, Mapping):
+        absent = next((t for t in targets if t not in values), None)
+        if absent is not None or len(values) != len(targets):
+            raise ValueError(f"values are for {list(values)}, targets are {targets}")
+        values = [values[t] for t in targets]
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    table = np.asarray(values, dtype=np.float64)
+    if table.shape not in ((len(targets),), (n, len(targets))):
+        raise ValueError(f"values have shape {table.shape}; {len(targets)} targets and {n} cells need one or both")
+    if not np.isfinite(table).all():
+        raise ValueError("values are not all finite")
+    codes = torch.tensor([place[t] for t in targets] or [-1], dtype=torch.int64)
+    forced = intervention_mask(codes.expand(n, -1), len(names))
+    wide = np.zeros((n, len(names)))
+    wide[:, [place[t] for t in targets]] = table
+    with torch.no_grad():
+        centre = program.centre.double().cpu()
+        state = program.state(codes[None].to(program.centre.device))
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(n, len(names), generator=generator, dtype=torch.float64)
+        noise = state.loc.double().cpu() + state.scale.double().cpu() * noise
+        held = torch.where(forced, torch.from_numpy(wide) - centre, 0.0)
+        x = steady_state(state.mechanism.to(noise), noise, forced, held, tolerance, max_iterations) + centre
+    x = torch.where(forced, torch.from_numpy(wide), x)
+    return pd.DataFrame(x.numpy(), columns=names)
+
+
+def interventional_scores(fitted: Fit, data=None, batch_size: int = 1024) -> pd.DataFrame:
+    """Score cells, such as those of interventions held out, regime by regime.
+
+    Returns
+    -------
+    DataFrame
+        One row a regime (names or numbers of its targets; "control" for none) and a last row "all": ``cells``;
+        ``nll``, the mean negative log likelihood of a cell divided by the number of genes (that of the targets is
+        not part of it), and ``nll_se``, its standard error over cells; ``mae``, the mean over cells and all genes of
+        ``|x - f(x)|``, and ``mae_observed``, over genes that are no target.
+    """
+    program, names = _program(fitted), gene_names(fitted)
+    dataset, rows, labels = fitted.read(data), [], []
+    with torch.no_grad():
+        for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
+            batch = {k: v.to(program.centre.device) for k, v in batch.items()}
+            x, codes = batch["x"] - program.centre, program.targets_of(batch)
+            state = program.state(codes)
+            off = (state.terms(x)[0] - program.loc).abs()
+            observed = (~state.forced).to(off)
+            parts = [-state.log_prob(x) / len(names), off.mean(1), (off * observed).sum(1) / observed.sum(1)]
+            rows.append(torch.stack(parts, 1).double().cpu().numpy())
+            labels += [",".join(str(names[c]) for c in row if c >= 0) or "control" for row in codes.tolist()]
+    table = pd.DataFrame(np.concatenate(rows), columns=["nll", "mae", "mae_observed"])
+    table["regime"] = labels
+    found = {regime: _row(part) for regime, part in table.groupby("regime", sort=False)}
+    return pd.DataFrame.from_dict(found | {"all": _row(table)}, orient="index").rename_axis("regime")
+
+
+def _row(part: pd.DataFrame) -> dict[str, float]:
+    error = part["nll"].std() / len(part) ** 0.5 if len(part) > 1 else np.nan
+    means = {name: part[name].mean() for name in ("mae", "mae_observed")}
+    return {"cells": len(part), "nll": part["nll"].mean(), "nll_se": error} | means
+
+
+def _perron(positive: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eig(positive)
+    return np.abs(np.real(vectors[:, np.argmax(np.real(values))])).clip(min=1e-300)
+
+
+def _program(fitted: Fit):
+    program = fitted.program
+    if not hasattr(program, "map") or not hasattr(program, "state"):
+        raise TypeError(f"{type(program).__name__} is no graph with cycles: fit the entry 'nodags'")
+    return program

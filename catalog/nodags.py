@@ -1,0 +1,237 @@
+"""NODAGS-Flow: a graph with cycles from interventions, by the likelihood of a steady state (Sethuraman et al. 2023)."""
+
+from collections.abc import Iterable
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from fieldguide.catalog.contractive import ContractiveMap, Mechanism, steady_state
+from fieldguide.catalog.entry import entry
+from fieldguide.catalog.logdet import exact_log_det, minor_log_det, roulette_log_det, safe_stop, series_log_det
+from fieldguide.inference import ELBO, Matrix, Program, Schema
+from fieldguide.inference.interventions import Targets, intervention_mask
+from fieldguide.inference.program import Batch
+
+LOG_DETS = ("exact", "series", "roulette")
+
+
+class SteadyState(TorchDistribution):
+    """The distribution of the solution of x = f(x) + e with independent normal e, where forced genes are given.
+
+    Parameters
+    ----------
+    mechanism : Mechanism
+        f.
+    loc, scale : Tensor [n]
+        Of e.
+    targets : int64 Tensor [B, M]
+        Codes of the forced genes, -1 for none. Their own terms are not part of the density.
+    log_det : {"exact", "series", "roulette"}
+    terms : int
+        Of the series.
+    stop : float
+        Of the roulette.
+    values : Tensor [B, n], optional
+        What forced genes are forced to when sampling; 0 by default.
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        loc: Tensor,
+        scale: Tensor,
+        targets: Tensor,
+        log_det: str = "exact",
+        terms: int = 10,
+        stop: float = 0.5,
+        values: Tensor | None = None,
+    ) -> None:
+        self.mechanism, self.loc, self.scale, self.targets, self.values = mechanism, loc, scale, targets, values
+        self.forced = intervention_mask(targets, len(loc))
+        self.log_det, self.n_terms, self.stop = log_det, terms, stop
+        self._known: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        super().__init__(targets.shape[:-1], loc.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
+        new = SteadyState.__new__(SteadyState)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return e [B, n], and log |det(I - U J(x))| [B] without the rows (and so the columns) of forced genes."""
+        if self._known is None or self._known[0] is not x:
+            self._known = (x, (x - self.mechanism.value(x), self._log_det(x)))
+        return self._known[1]
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        if self.log_det == "exact":
+            if self.mechanism.constant:
+                return minor_log_det(self.mechanism.jacobian(torch.zeros_like(self.loc)), self.targets)
+            return exact_log_det(self.mechanism.jacobian(x).masked_fill(self.forced[..., None], 0.0))
+        back = self.mechanism.pull(x)
+        pull = lambda v: back(v.masked_fill(self.forced, 0.0))  # noqa: E731
+        if self.log_det == "series":
+            return series_log_det(pull, x, self.n_terms)
+        return roulette_log_det(pull, x, self.stop)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        noise, log_det = self.terms(value)
+        each = Normal(self.loc, self.scale, validate_args=False).log_prob(noise)
+        return each.masked_fill(self.forced, 0.0).sum(-1) + log_det
+
+    def rsample(self, sample_shape=()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        noise = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        values = None if self.values is None else self.values.expand(shape)
+        return steady_state(self.mechanism, noise, self.forced.expand(shape), values, implicit=torch.is_grad_enabled())
+
+
+@entry(
+    "nodags",
+    title="NODAGS-Flow: cyclic causal graphs from interventions, by the likelihood of a contractive flow",
+    schema=Schema(x=Matrix("X"), targets=Targets(optional=True)),
+    objective=ELBO(),
+    supports=("elbo",),
+    defaults={"max_epochs": 40, "learning_rate": 1e-2, "epsilon": 1e-8},
+    cite="""
+@inproceedings{sethuraman2023nodags,
+  title = {{NODAGS-Flow}: Nonlinear cyclic causal structure learning},
+  author = {Sethuraman, Muralikrishnna G. and Lopez, Romain and Mohan, Rahul and Fekri, Faramarz and Biancalani, Tommaso
+            and H{\\"u}tter, Jan-Christian},
+  booktitle = {Proceedings of The 26th International Conference on Artificial Intelligence and Statistics},
+  series = {Proceedings of Machine Learning Research},
+  volume = {206},
+  pages = {6371--6387},
+  year = {2023}
+}""",
+)
+class NODAGS(Program):
+    r"""Steady states of a contractive map, observed under interventions on known genes.
+
+    For each cell with targets I, and U the diagonal matrix that is 0 at the targets and 1 elsewhere::
+
+        e_i ~ Normal(loc_i, scale_i)
+        x = U (f(x) + e) + c                        c: the values that the targets were forced to
+        log p(x) = sum of log Normal(x_i - f_i(x)) over the genes i outside I, + log |det(I - U J_f(x))|
+
+    f is a `ContractiveMap`; no gene acts on itself. There are no latents and the guide is empty: the ELBO is the
+    log likelihood. Minibatches may mix interventions. Cells without a target help to estimate the noise; a graph with
+    cycles is identified by interventions (for a linear map, by one on every single gene).
+
+    Sites: ``x``, and in its cells ``noise`` [n] (x - f(x), in units of x) and ``log_det``.
+
+    The log-determinant is exact by default: with one linear map for all cells it takes one factorisation for a
+    minibatch, otherwise one for each cell. Estimates serve in training alone; held-out values are always exact.
+
+    Parameters
+    ----------
+    n_features : int
+        n; filled in by ``fit``.
+    activation : {"none", "tanh", "relu", "selu", "gelu"}
+        "none": a linear map.
+    n_hidden : int
+        Hidden units of each gene's own network; 0 for one layer.
+    contraction : float, optional
+        Bound on the slope of f. None: no bound; the exact log-determinant needs none, but there may then be no steady
+        state, or several, and `fieldguide.catalog.sample_under` may fail.
+    precondition : bool
+        Learn scales of the genes in which f is contractive, for maps that are so in no other way: all acyclic ones.
+    gates : {"none", "shared", "per_cell"}
+        Whether edges are relaxed Bernoulli gates, as published ("per_cell"); their probabilities are the edges.
+    log_det : {"exact", "series", "roulette"}
+    terms : int
+        Of the series.
+    stop : float, optional
+        Chance that the roulette ends after a term (published: 0.5, with infinite variance for slopes above 0.71); by
+        default the largest that keeps the variance finite, `safe_stop`.
+    sparsity : float
+        Weight of the sum of all edges' sizes (absolute weights, or probabilities of gates) beside the mean negative log
+        likelihood of a cell, in training.
+    """
+
+    latent = "noise"
+    centre: Tensor
+
+    def __init__(
+        self,
+        n_features: int,
+        activation: str = "none",
+        n_hidden: int = 0,
+        contraction: float | None = 0.99,
+        precondition: bool = False,
+        gates: str = "none",
+        log_det: str = "exact",
+        terms: int = 10,
+        stop: float | None = None,
+        sparsity: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if log_det not in LOG_DETS:
+            raise ValueError(f"log_det must be one of {', '.join(LOG_DETS)}, not {log_det!r}")
+        if contraction is None and log_det != "exact":
+            raise ValueError(f"log_det={log_det!r} needs a contractive map: give contraction, or log_det='exact'")
+        if sparsity < 0:
+            raise ValueError(f"sparsity must not be negative: {sparsity}")
+        self.map = ContractiveMap(n_features, activation, n_hidden, contraction, gates, precondition)
+        self.loc = nn.Parameter(torch.zeros(n_features))
+        self.log_noise = nn.Parameter(torch.zeros(n_features))
+        self.log_det, self.terms, self.sparsity = log_det, terms, sparsity
+        self.stop = safe_stop(contraction or 0.0) if stop is None else stop
+        self.register_buffer("centre", torch.zeros(n_features))
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Centre the data: at the mean of the cells without a target, or of those where a gene is no target."""
+        batches = list(batches)
+        x = torch.cat([b["x"] for b in batches]).double()
+        forced = torch.cat([intervention_mask(self.targets_of(b), x.shape[1]) for b in batches])
+        control = ~forced.any(1)
+        if control.any():
+            self.centre.copy_(x[control].mean(0))
+        elif forced.all(0).any():
+            gene = int(forced.all(0).nonzero()[0, 0])
+            raise ValueError(f"gene number {gene} is a target in every training cell: nothing acts on it; leave it out")
+        else:
+            self.centre.copy_(x.masked_fill(forced, 0.0).sum(0) / (~forced).sum(0))
+
+    def targets_of(self, batch: Batch) -> Tensor:
+        """Return the targets of a minibatch [B, M]; none, if the data have none."""
+        x = batch["x"]
+        return batch.get("targets", torch.full((len(x), 1), -1, dtype=torch.int64, device=x.device))
+
+    def state(self, targets: Tensor, values: Tensor | None = None) -> SteadyState:
+        """Return the distribution of cells with these targets [B, M], around `centre`."""
+        method = self.log_det if self.training else "exact"
+        mechanism = self.map.settle(len(targets))
+        return SteadyState(mechanism, self.loc, self.log_noise.exp(), targets, method, self.terms, self.stop, values)
+
+    def model(self, batch: Batch) -> None:
+        x = batch["x"] - self.centre
+        state = self.state(self.targets_of(batch))
+        noise, log_det = state.terms(x)
+        with self.cells(batch):
+            pyro.deterministic("noise", noise, event_dim=1)
+            pyro.deterministic("log_det", log_det)
+            pyro.sample("x", state, obs=x)
+
+    def guide(self, batch: Batch) -> None:
+        """There are no latents."""
+
+    def training_loss(self, step, objective):
+        """Return the objective's loss; in training, with the penalty on edges."""
+        loss = objective(step)
+        if not self.training or not self.sparsity:
+            return loss
+        penalty = self.sparsity * self.map.sizes().sum()
+        if isinstance(loss, dict):
+            return loss | {"theta": loss["theta"] + penalty}
+        return loss + penalty

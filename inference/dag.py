@@ -1,0 +1,101 @@
+"""Directed graphs as Boolean matrices: order, cycles, and the heaviest edges that close none."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def topological_order(edges: ArrayLike) -> np.ndarray | None:
+    """Return an order of the vertices [d] in which every edge points forward, or None where there is a cycle.
+
+    Parameters
+    ----------
+    edges : bool array [d, d]
+        ``edges[i, j]`` says that there is an edge from i to j.
+
+    Examples
+    --------
+    >>> topological_order([[0, 0], [1, 0]]).tolist()
+    [1, 0]
+    >>> topological_order([[0, 1], [1, 0]]) is None
+    True
+    """
+    graph = square(edges)
+    parents = graph.sum(0)
+    ready, order = list(np.flatnonzero(parents == 0)), []
+    while ready:
+        vertex = ready.pop()
+        order.append(vertex)
+        children = np.flatnonzero(graph[vertex])
+        parents[children] -= 1
+        ready.extend(children[parents[children] == 0])
+    return np.array(order, dtype=np.int64) if len(order) == len(graph) else None
+
+
+def is_acyclic(edges: ArrayLike) -> bool:
+    """Return whether the graph [d, d] has no directed cycle; an edge from a vertex to itself is one."""
+    return topological_order(edges) is not None
+
+
+def reachable(edges: ArrayLike) -> np.ndarray:
+    """Return which vertices each vertex reaches along one edge or more, bool [d, d]."""
+    found = square(edges)
+    for _ in range(int(np.ceil(np.log2(max(2, len(found)))))):
+        found = found | ((found.astype(np.float32) @ found.astype(np.float32)) > 0)
+    return found
+
+
+def acyclic_part(weights: ArrayLike, threshold: float = 0.5) -> np.ndarray:
+    """Return the edges [d, d] that are kept when they are added by decreasing weight unless they close a cycle.
+
+    Parameters
+    ----------
+    weights : array [d, d]
+    threshold : float
+        Edges below it are left out.
+
+    Examples
+    --------
+    >>> acyclic_part([[0, 0.9], [0.8, 0]]).astype(int).tolist()
+    [[0, 1], [0, 0]]
+    """
+    table = np.asarray(weights, dtype=np.float64)
+    d = len(square(table > 0))
+    kept = np.zeros((d, d), dtype=bool)
+    reach = np.eye(d, dtype=bool)
+    for place in np.argsort(-table, axis=None, kind="stable"):
+        i, j = divmod(int(place), d)
+        if not table[i, j] >= threshold or table[i, j] <= 0:
+            break
+        if reach[j, i]:
+            continue
+        kept[i, j] = True
+        reach[reach[:, i]] |= reach[j]
+    return kept
+
+
+def acyclic_factors(into: ArrayLike, out_of: ArrayLike, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edges between genes and factors that are kept by `acyclic_part` in the graph of both.
+
+    Parameters
+    ----------
+    into, out_of : array [d, m]
+        Weights of gene -> factor and of factor -> gene.
+
+    Returns
+    -------
+    bool [d, m], bool [d, m]
+    """
+    first, second = np.asarray(into, dtype=np.float64), np.asarray(out_of, dtype=np.float64)
+    d, m = first.shape
+    whole = np.zeros((d + m, d + m))
+    whole[:d, d:], whole[d:, :d] = first, second.T
+    kept = acyclic_part(whole, threshold)
+    return kept[:d, d:], kept[d:, :d].T
+
+
+def square(edges: ArrayLike) -> np.ndarray:
+    """Return the graph as a bool array; raises ValueError if it is not a square."""
+    found = np.asarray(edges)
+    if found.ndim != 2 or found.shape[0] != found.shape[1]:
+        raise ValueError(f"a graph is a square matrix (from row to column), not one of shape {found.shape}")
+    return found.astype(bool)

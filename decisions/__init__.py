@@ -13,6 +13,7 @@ from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDe
 from fieldguide.decisions.denoised import CellEstimates, denoised_expression, impute
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
+from fieldguide.decisions.graph import Graph, causal_graph, graph_scores
 from fieldguide.decisions.imputation import Imputed, impute_genes
 from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
 from fieldguide.decisions.logs import BanditLog
@@ -33,6 +34,7 @@ __all__ = [
     "CellEstimates",
     "Check",
     "Decision",
+    "Graph",
     "Imputed",
     "NoSupport",
     "OptimisticValue",
@@ -42,6 +44,7 @@ __all__ = [
     "aurc",
     "average_precision",
     "calls",
+    "causal_graph",
     "class_probabilities",
     "decide",
     "denoised_expression",
@@ -51,6 +54,7 @@ __all__ = [
     "expected_fdr",
     "expected_loss",
     "fdr_values",
+    "graph_scores",
     "impute",
     "noise_matrix",
     "impute_genes",

@@ -5,7 +5,7 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import gimvi, incentives, m1m2, mvae, poxm, ppca, scvi
+from fieldguide.catalog import dcdfg, gimvi, incentives, m1m2, mvae, poxm, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
@@ -18,6 +18,7 @@ __all__ = [
     "Study",
     "citation",
     "compare",
+    "dcdfg",
     "entries",
     "entry",
     "get",

@@ -38,7 +38,7 @@ def digraph(edges):
 def test_d_separation_is_that_of_networkx(seed):
     rng = np.random.default_rng(seed)
     edges = dag(rng, 6)
-    first, second, *rest = rng.permutation(6)
+    first, second, *rest = rng.permutation(6).tolist()
     given = np.array(rest[: rng.integers(0, 5)], dtype=int)
     wanted = nx.is_d_separator(digraph(edges), {int(first)}, {int(second)}, set(given.tolist()))
     assert d_separated(edges, first, second, given) == wanted

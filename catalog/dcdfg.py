@@ -39,11 +39,11 @@ SURE = 1e4
     schema=Schema(x=Matrix("X"), targets=Targets(optional=True)),
     objective=ELBO(kl="analytic"),
     constraints=(
-        Constraint(Acyclicity(warmup=0.3), rule=AugmentedLagrangian(rho=1e-2, growth=1.2, largest=1e6), group="phi"),
+        Constraint(Acyclicity(warmup=0.3), rule=AugmentedLagrangian(rho=1e-3, growth=1.05, largest=1e6), group="phi"),
         Constraint(EdgeCount(), rule=Penalty(0.1), group="phi"),
     ),
     supports=("elbo",),
-    defaults={"max_epochs": 250, "learning_rate": 2e-3, "epsilon": 1e-8},
+    defaults={"max_epochs": 400, "learning_rate": 2e-3, "epsilon": 1e-8},
     cite="""
 @inproceedings{lopez2022large,
   title = {Large-scale differentiable causal discovery of factor graphs},

@@ -63,13 +63,13 @@ class DCDFG(Program):
         x_j ~ Normal(mean_j, scale_j)                              for j not in I
 
     with one draw of W for each of a few groups of cells of the minibatch. Genes are centred and scaled within. The
-    graph of genes has an edge i -> j where a factor joins them. With ``rank=None`` there are no factors: a mask over all
-    pairs of genes, and a network (or weights) for each gene, as in DCDI and NOTEARS.
+    graph of genes has an edge i -> j where a factor joins them. With ``rank=None`` there are no factors: a mask over
+    all pairs of genes, and a network (or weights) for each gene, as in DCDI and NOTEARS.
 
-    Trained under two constraints: `Acyclicity` of (a, b), at the cost of m x m matrices, by an augmented Lagrangian, from
-    30 % of the training on; and `EdgeCount`, a penalty. At ``settle`` of the training, edges of probability 1/2 or more
-    are added by decreasing probability unless they close a cycle; from then on that graph is all there is, and its
-    mechanisms are trained on. `fieldguide.decisions.causal_graph` returns it.
+    Trained under two constraints: `Acyclicity` of (a, b), at the cost of m x m matrices, by an augmented Lagrangian,
+    from 30 % of the training on; and `EdgeCount`, a penalty. At ``settle`` of the training, edges of probability 1/2 or
+    more are added by decreasing probability unless they close a cycle; from then on that graph is all there is, and
+    its mechanisms are trained on. `fieldguide.decisions.causal_graph` returns it.
 
     Sites: ``W`` (one-hot masks), ``expected`` [d] (the mean of each gene given the others), ``x``.
 
@@ -82,8 +82,8 @@ class DCDFG(Program):
     mechanism : {"mlp", "linear"}
         Networks of two layers, or weights.
     interventions : {"perfect", "imperfect"}
-        Perfect: an intervened gene no longer depends on its parents, and its own term is left out. Imperfect: it has its
-        own gain on the mean, shift and scale, the same in every regime.
+        Perfect: an intervened gene no longer depends on its parents, and its own term is left out. Imperfect: it has
+        its own gain on the mean, shift and scale, the same in every regime.
     n_hidden : int
         Units in each of the two layers.
     masks : int, optional
@@ -114,8 +114,9 @@ class DCDFG(Program):
         settle: float = 0.8,
     ) -> None:
         super().__init__()
-        options = (("mechanism", mechanism, ("mlp", "linear")), ("interventions", interventions, ("perfect", "imperfect")))  # fmt: skip
-        for name, value, allowed in options:
+        known = {"mechanism": ("mlp", "linear"), "interventions": ("perfect", "imperfect")}
+        for name, value in (("mechanism", mechanism), ("interventions", interventions)):
+            allowed = known[name]
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
         if n_features < 2:
@@ -193,7 +194,7 @@ class DCDFG(Program):
         return probabilities[..., 0], probabilities[..., 1]
 
     def edge_weights(self) -> Tensor | tuple[Tensor, Tensor]:
-        """Return probabilities of edges into and out of factors, [d, m] each, or between genes [d, d]; 0, 1 if settled."""
+        """Return probabilities of edges into and out of factors [d, m], or between genes [d, d]; 0 or 1 if settled."""
         free = torch.softmax(SPEED * self.guide_logits, -1)
         return self._split(torch.where(self.settled, self.kept + 0 * free, free))
 
@@ -235,7 +236,7 @@ class DCDFG(Program):
     # The equations
 
     def expected(self, x: Tensor, masks: Tensor) -> Tensor:
-        """Return the mean of each gene given the others [..., B, d], in units of its spread, under masks [..., B, d, m, C]."""
+        """Return the standardised mean of each gene given the others [..., B, d], under masks [..., B, d, m, C]."""
         into = masks[..., 0]
         if self.rank is None:
             into = into * (1 - torch.eye(self.shape[0], device=x.device))
@@ -279,10 +280,10 @@ class DCDFG(Program):
             return masks
         return masks.index_select(-4, batch["index"] % self.masks)
 
-    def _draw(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The site of the masks. Without a prior it has no density; with one, draws of groups share the count of one."""
+    def _draw(self, logits: Tensor, cells: pyro.plate) -> Tensor:
+        """The site of the masks. Without a prior it has no density; with one, the draws of all groups count as one."""
         if self.masks is None:
-            with pyro.poutine.mask(mask=False), self.cells(batch):
+            with pyro.poutine.mask(mask=False), cells:
                 return pyro.sample("W", GumbelOneHot(logits=logits).to_event(2))
         weight = pyro.poutine.mask(mask=False) if self.prior is None else pyro.poutine.scale(scale=1 / self.masks)
         with weight:
@@ -293,11 +294,12 @@ class DCDFG(Program):
         edge = 1 - 1 / choices if self.prior is None else self.prior
         prior = torch.full((choices,), edge / (choices - 1), device=batch["x"].device)
         prior[-1] = 1 - edge
-        masks = self._of_cells(self._draw(prior.log().expand(self.shape), batch), batch)
+        cells = self.cells(batch)
+        masks = self._of_cells(self._draw(prior.log().expand(self.shape), cells), batch)
         mean, scale, counts = self.conditional(batch, masks)
-        with self.cells(batch):
+        with cells:
             pyro.deterministic("expected", mean, event_dim=1)
             pyro.sample("x", dist.Normal(mean, scale).mask(counts).to_event(1), obs=batch["x"])
 
     def guide(self, batch: Batch) -> None:
-        self._draw(self.logits(), batch)
+        self._draw(self.logits(), self.cells(batch))

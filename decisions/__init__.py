@@ -15,6 +15,7 @@ from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.graph import Graph, causal_graph, graph_scores
 from fieldguide.decisions.imputation import Imputed, impute_genes
+from fieldguide.decisions.interventional import interventional_scores
 from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
 from fieldguide.decisions.logs import BanditLog
 from fieldguide.decisions.noisy_labels import noise_matrix, relabel, suspects, true_labels
@@ -58,6 +59,7 @@ __all__ = [
     "impute",
     "noise_matrix",
     "impute_genes",
+    "interventional_scores",
     "posterior_predictive_check",
     "predict_rewards",
     "reject_option",

@@ -1,6 +1,5 @@
 """DCD-FG: its equations, interventions and masks against their definitions, and graphs that it finds."""
 
-import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +16,7 @@ from fieldguide.inference.dag import is_acyclic
 from fieldguide.inference.step import Step
 from fieldguide.inference.weights import weigh
 
-FAST = {"max_epochs": 150, "batch_size": 256, "learning_rate": 1e-2, "progress": False}
+FAST = {"max_epochs": 300, "batch_size": 256, "learning_rate": 1e-2, "progress": False}
 
 
 def minibatch(d=6, cells=12, seed=0):
@@ -86,6 +85,7 @@ def test_a_perfect_intervention_cuts_its_gene_off_and_nothing_else(rank):
     batch = minibatch()
     batch["targets"] = torch.full((12, 1), 2)
     made = program(rank=rank)
+    made.guide_logits.data[2, :, 0] = 9.0
     loss = ELBO(1)(Step(made, batch))
     loss.backward()
     for name in ("bias", "log_variance"):
@@ -174,69 +174,52 @@ def test_settling_keeps_an_acyclic_graph_for_good():
 
 
 @pytest.fixture(scope="module")
-def chain():
-    """Ten genes through two factors in linear equations, fitted in seconds."""
-    rng = np.random.default_rng(0)
-    n, d = 1500, 10
-    regime = rng.integers(-1, d, n)
-    x = np.zeros((n, d))
-    truth = np.zeros((d, d), dtype=bool)
-    truth[:2, 2:6], truth[2:4, 6:] = True, True
-    for j in range(d):
-        first, second = x[:, 0] - x[:, 1], x[:, 2] + 0.8 * x[:, 3]
-        mean = 0.0 if j < 2 else (0.9 - 0.1 * j) * first if j < 6 else (0.1 * j - 0.2) * second
-        x[:, j] = np.where(regime == j, rng.normal(size=n), mean + (1.0 if j < 2 else 0.4) * rng.normal(size=n))
-    names = [f"g{j}" for j in range(d)]
-    order = rng.permutation(d)
-    text = np.array(["control", *names])[regime + 1]
-    data = anndata.AnnData(
-        x[:, order].astype(np.float32),
-        obs=pd.DataFrame({"targets": text}, index=[f"c{i}" for i in range(n)]),
-        var=pd.DataFrame(index=[names[j] for j in order]),
-    )
-    split = split_interventions(data, ["g4", "g8"])
-    seen = data[split.seen].copy()
-    fitted = fit("dcdfg", seen, rank=3, mechanism="linear", validation=split.within_seen, **FAST)
-    return data, split, fitted, pd.DataFrame(truth, index=names, columns=names)
+def found_out():
+    """Twelve genes that act through three factors in linear equations, fitted in seconds."""
+    world = factor_graph_sim(101, d=12, m=3, n_regimes=12, cells=125, p_factor=0.4, p_gene=0.4)
+    split = split_interventions(world.data, 0.2, seed=0)
+    seen = world.data[split.seen].copy()
+    return world, split, fit("dcdfg", seen, rank=4, mechanism="linear", validation=split.within_seen, **FAST)
 
 
-def test_a_small_linear_graph_is_found(chain):
-    data, split, fitted, truth = chain
+def test_a_small_linear_graph_is_found(found_out):
+    world, _, fitted = found_out
     found = causal_graph(fitted)
-    assert found.is_dag and list(found.edges.index) == list(data.var_names)
-    scores = graph_scores(found, truth)
-    assert scores["f1"] > 0.9 and scores["sid"] <= 10
-    assert fitted.history["acyclicity"].iloc[-1] == 0.0
-    assert (fitted.history["acyclicity"].iloc[:40] == 0).all(), "the likelihood settles first"
+    assert found.is_dag and list(found.edges.index) == list(world.data.var_names)
+    scores, none = graph_scores(found, world.edges), world.edges.to_numpy().sum()
+    assert scores["f1"] > 0.6 and scores["shd"] < none / 2 and scores["sid"] < none
+    share = none / (12 * 11)
+    assert scores["average_precision"] > 5 * share, "by chance it is the share of edges"
+    acyclicity = fitted.history["acyclicity"]
+    assert acyclicity.iloc[-1] == 0.0 and acyclicity.max() > 0
+    assert (acyclicity.iloc[: int(0.29 * FAST["max_epochs"])] == 0).all(), "the likelihood settles first"
 
 
-def test_regimes_that_were_held_out_are_predicted(chain):
-    data, split, fitted, _ = chain
-    held = data[split.held_out].copy()
+def test_regimes_that_were_held_out_are_predicted(found_out):
+    world, split, fitted = found_out
+    held, seen = world.data[split.held_out].copy(), world.data[split.seen]
     scores = interventional_scores(fitted, held)
-    assert set(scores.table.index) == {"g4", "g8"} and scores.table["cells"].sum() == held.n_obs
-    mean, scale = data[split.seen].X.mean(0), data[split.seen].X.std(0)
-    alone = -torch.distributions.Normal(torch.tensor(mean), torch.tensor(scale)).log_prob(torch.tensor(held.X))
-    off = held.obs["targets"].to_numpy()[:, None] != held.var_names.to_numpy()
-    assert scores.diagnostics.loc["nll", "mean"] < float(alone.numpy()[off].mean()) - 0.15
+    assert sorted(scores.table.index) == sorted(split.held_out_regimes) and scores.table["cells"].sum() == held.n_obs
+    alone = torch.distributions.Normal(torch.tensor(seen.X.mean(0)), torch.tensor(seen.X.std(0)))
+    targets = held.obs["targets"].str.split(",")
+    off = np.array([[g not in t for g in held.var_names] for t in targets])
+    baseline = float(-alone.log_prob(torch.tensor(held.X)).numpy()[off].mean())
+    nll, mae, nll_all = (scores.diagnostics.loc[n, "mean"] for n in ("nll", "mae", "nll_all"))
+    assert nll < baseline - 0.05
     with torch.no_grad():
         batch = fitted.read(held).batch(np.arange(held.n_obs))
         expected, log_density, _ = fitted.program.one_step(batch)
-    assert scores.diagnostics.loc["nll", "mean"] == pytest.approx(-log_density.numpy()[off].mean(), rel=1e-5)
-    assert scores.diagnostics.loc["mae", "mean"] == pytest.approx(
-        np.abs(held.X - expected.numpy())[off].mean(), rel=1e-5
-    )
-    assert scores.diagnostics.loc["nll_all", "mean"] == pytest.approx(
-        scores.diagnostics.loc["nll", "mean"] * off.mean(), rel=1e-6
-    )
-    own = held.obs["targets"].to_numpy() == "g4"
-    assert scores.table.loc["g4", "mae"] == pytest.approx(
-        np.abs(held.X - expected.numpy())[own][off[own]].mean(), rel=1e-5
-    )
+    error = np.abs(held.X - expected.numpy())
+    assert nll == pytest.approx(-log_density.numpy()[off].mean(), rel=1e-5)
+    assert mae == pytest.approx(error[off].mean(), rel=1e-5)
+    assert nll_all == pytest.approx(nll * off.mean(), rel=1e-6)
+    regime = split.held_out_regimes[0]
+    own = (held.obs["targets"] == regime).to_numpy()
+    assert scores.table.loc[regime, "mae"] == pytest.approx(error[own][off[own]].mean(), rel=1e-5)
 
 
-def test_a_settled_fit_is_saved_and_loaded(chain, tmp_path):
-    _, _, fitted, _ = chain
+def test_a_settled_fit_is_saved_and_loaded(found_out, tmp_path):
+    _, _, fitted = found_out
     fitted.save(tmp_path / "fit.safetensors")
     loaded = load(tmp_path / "fit.safetensors")
     one, other = causal_graph(fitted), causal_graph(loaded)
@@ -244,8 +227,8 @@ def test_a_settled_fit_is_saved_and_loaded(chain, tmp_path):
     assert loaded.program.settled and [c.name for c in loaded.constraints] == ["acyclicity", "edges"]
 
 
-def test_observational_data_alone_come_with_a_remark(chain):
-    data = chain[0][:100].copy()
+def test_observational_data_alone_come_with_a_remark(found_out):
+    data = found_out[0].data[:100].copy()
     with pytest.warns(UserWarning, match="no cell has a target"):
         fit("dcdfg", data, fields={"targets": None}, max_epochs=2, progress=False, rank=2)
     with pytest.warns(UserWarning, match="before the graph was settled"):

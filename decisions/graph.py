@@ -129,9 +129,10 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
             raise ValueError(f"weights into and out of factors must both be [d, m], not {a.shape} and {b.shape}")
         values = through_factors(a, b)
         whole = a >= threshold, b >= threshold
-        kept = settled or (acyclic_factors(a, b, threshold) if acyclic else whole)
-        edges = (kept[0].astype(np.float32) @ kept[1].T.astype(np.float32)) > 0
-        left_out = int(sum(w.sum() for w in whole) - sum(k.sum() for k in kept)) if settled is None else 0
+        first, second = settled or (acyclic_factors(a, b, threshold) if acyclic else whole)
+        kept = first, second
+        edges = (first.astype(np.float32) @ second.T.astype(np.float32)) > 0
+        left_out = int(sum(w.sum() for w in whole) - first.sum() - second.sum()) if settled is None else 0
     else:
         genes = source.index if isinstance(source, pd.DataFrame) and genes is None else genes
         values = _table(source)

@@ -16,7 +16,7 @@ from fieldguide.inference.dag import is_acyclic
 from fieldguide.inference.step import Step
 from fieldguide.inference.weights import weigh
 
-FAST = {"max_epochs": 300, "batch_size": 256, "learning_rate": 1e-2, "progress": False}
+FAST = {"max_epochs": 300, "batch_size": 512, "learning_rate": 1e-2, "progress": False}
 
 
 def minibatch(d=6, cells=12, seed=0):

@@ -5,7 +5,7 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import gimvi, hcv, incentives, m1m2, mvae, nodags, poxm, ppca, scvi
+from fieldguide.catalog import dcdfg, gimvi, hcv, incentives, m1m2, mvae, nodags, poxm, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.cyclic import contractive_view, edge_strengths, interventional_scores, sample_under
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
@@ -21,6 +21,7 @@ __all__ = [
     "compare",
     "contractive_view",
     "edge_strengths",
+    "dcdfg",
     "entries",
     "entry",
     "get",

@@ -13,8 +13,10 @@ from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDe
 from fieldguide.decisions.denoised import CellEstimates, denoised_expression, impute
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
+from fieldguide.decisions.graph import Graph, causal_graph, graph_scores
 from fieldguide.decisions.imputation import Imputed, impute_genes
 from fieldguide.decisions.independence import independence
+from fieldguide.decisions.interventional import interventional_scores
 from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
 from fieldguide.decisions.logs import BanditLog
 from fieldguide.decisions.noisy_labels import noise_matrix, relabel, suspects, true_labels
@@ -34,6 +36,7 @@ __all__ = [
     "CellEstimates",
     "Check",
     "Decision",
+    "Graph",
     "Imputed",
     "NoSupport",
     "OptimisticValue",
@@ -43,6 +46,7 @@ __all__ = [
     "aurc",
     "average_precision",
     "calls",
+    "causal_graph",
     "class_probabilities",
     "decide",
     "denoised_expression",
@@ -52,10 +56,12 @@ __all__ = [
     "expected_fdr",
     "expected_loss",
     "fdr_values",
+    "graph_scores",
     "impute",
     "independence",
     "noise_matrix",
     "impute_genes",
+    "interventional_scores",
     "posterior_predictive_check",
     "predict_rewards",
     "reject_option",

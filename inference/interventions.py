@@ -67,7 +67,7 @@ class Targets(Field):
             raise SchemaError(f"field '{name}': targets are read from an AnnData or a dict of arrays")
         known, found = {g: i for i, g in enumerate(genes)}, {}
         text = column.astype(object).where(column.notna(), "").astype(str).to_numpy()
-        for value in pd.unique(text):
+        for value in dict.fromkeys(map(str, text)):
             parts = [] if value.strip() in self.control else [p.strip() for p in value.split(self.separator)]
             parts = [p for p in parts if p not in self.control]
             wrong = next((p for p in parts if p not in known), None)

@@ -1,14 +1,15 @@
 """How far a weighted directed graph is from having no cycle: three measures, of all edges or at the rank of factors.
 
 All take nonnegative weights: a matrix A [d, d] (A_ij for an edge from i to j), or, for a graph through m factors, the
-pair (a, b), both [d, m], of weights gene -> factor and factor -> gene. Every cycle of genes then runs through factors, so
-the m x m matrix B = b'a has the cycles of A = ab' (Lopez et al. 2022, Lemma 1), and with the same nonzero eigenvalues
-tr exp(A) - d = tr exp(B) - m, rho(A) = rho(B), and det(sI - A) = s^(d - m) det(sI - B): the factor level costs
-O(m^2 d + m^3) instead of O(d^3).
+pair (a, b), both [d, m], of weights gene -> factor and factor -> gene. Every cycle of genes then runs through factors,
+so the m x m matrix B = b'a has the cycles of A = ab' (Lopez et al. 2022, Lemma 1), and with the same nonzero
+eigenvalues tr exp(A) - d = tr exp(B) - m, rho(A) = rho(B), and det(sI - A) = s^(d - m) det(sI - B): the factor level
+costs O(m^2 d + m^3) instead of O(d^3).
 
-A gene and a factor may exclude one direction by the other (the edge is in, out or absent, never both). Then a_jf b_jf is
-no cycle, and ``exclusive=True`` takes its part from the diagonal of B. This is no longer equal to the same correction of A
-(B still counts closed walks that use one gene twice), but both are zero on the same graphs without a doubtful edge.
+A gene and a factor may exclude one direction by the other (the edge is in, out or absent, never both). Then a_jf b_jf
+is no cycle, and ``exclusive=True`` takes its part from the diagonal of B. This is no longer equal to the same
+correction of A (B still counts closed walks that use one gene twice), but both are zero on the same graphs without a
+doubtful edge.
 
 Sources: Zheng et al. 2018 (trace of the exponential); Lee et al. 2019 (spectral radius); Bello et al. 2022 (log-det).
 """

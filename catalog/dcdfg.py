@@ -1,0 +1,305 @@
+"""DCD-FG: causal graphs from interventions, through few factors or of all pairs of genes (Lopez et al. 2022)."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fieldguide.catalog.entry import entry
+from fieldguide.catalog.masks import GumbelOneHot
+from fieldguide.inference import (
+    ELBO,
+    Acyclicity,
+    AugmentedLagrangian,
+    Constraint,
+    EdgeCount,
+    Matrix,
+    Penalty,
+    Program,
+    Schema,
+    Targets,
+    intervention_mask,
+)
+from fieldguide.inference.dag import acyclic_factors, acyclic_part
+from fieldguide.inference.program import Batch
+
+SPEED = 2.0
+"""How much faster logits of masks move than other parameters, at the one learning rate there is."""
+SURE = 1e4
+"""Logit of what is settled."""
+
+
+@entry(
+    "dcdfg",
+    title="DCD-FG: an acyclic causal graph of genes, through few factors, from interventions",
+    schema=Schema(x=Matrix("X"), targets=Targets(optional=True)),
+    objective=ELBO(kl="analytic"),
+    constraints=(
+        Constraint(Acyclicity(warmup=0.3), rule=AugmentedLagrangian(rho=1e-3, growth=1.05, largest=1e6), group="phi"),
+        Constraint(EdgeCount(), rule=Penalty(0.1), group="phi"),
+    ),
+    supports=("elbo",),
+    defaults={"max_epochs": 400, "learning_rate": 2e-3, "epsilon": 1e-8},
+    cite="""
+@inproceedings{lopez2022large,
+  title = {Large-scale differentiable causal discovery of factor graphs},
+  author = {Lopez, Romain and H{\\"u}tter, Jan-Christian and Pritchard, Jonathan and Regev, Aviv},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume = {35},
+  year = {2022}
+}""",
+)
+class DCDFG(Program):
+    r"""Structural equations of d genes with a mask over edges.
+
+    For each cell with expression x [d], of which the genes I were intervened on, and for m factors f::
+
+        W_jf in {gene j -> factor f, factor f -> gene j, none}     probabilities a_jf, b_jf, 1 - a_jf - b_jf
+        h_f = network_f(x_j for j -> f),   mean_j = sum of weight_jf h_f over f -> j
+        x_j ~ Normal(mean_j, scale_j)                              for j not in I
+
+    with one draw of W for each of a few groups of cells of the minibatch. Genes are centred and scaled within. The
+    graph of genes has an edge i -> j where a factor joins them. With ``rank=None`` there are no factors: a mask over
+    all pairs of genes, and a network (or weights) for each gene, as in DCDI and NOTEARS.
+
+    Trained under two constraints: `Acyclicity` of (a, b), at the cost of m x m matrices, by an augmented Lagrangian,
+    from 30 % of the training on; and `EdgeCount`, a penalty. At ``settle`` of the training, edges of probability 1/2 or
+    more are added by decreasing probability unless they close a cycle; from then on that graph is all there is, and
+    its mechanisms are trained on. `fieldguide.decisions.causal_graph` returns it.
+
+    Sites: ``W`` (one-hot masks), ``expected`` [d] (the mean of each gene given the others), ``x``.
+
+    Parameters
+    ----------
+    n_features : int
+        d; filled in by ``fit``.
+    rank : int, optional
+        m; None for a graph of all pairs.
+    mechanism : {"mlp", "linear"}
+        Networks of two layers, or weights.
+    interventions : {"perfect", "imperfect"}
+        Perfect: an intervened gene no longer depends on its parents, and its own term is left out. Imperfect: it has
+        its own gain on the mean, shift and scale, the same in every regime.
+    n_hidden : int
+        Units in each of the two layers.
+    masks : int, optional
+        Draws of W in a minibatch; None for one for each cell, as published.
+    prior : float, optional
+        Prior probability of an edge: the masks are then a posterior over graphs, with their Kullback-Leibler term. By
+        default there is none, as published, and the penalty on edges is all that makes graphs sparse.
+    settle : float
+        Share of the training after which the graph is settled; 1 for never.
+    """
+
+    latent = "expected"
+    centre: Tensor
+    spread: Tensor
+    settled: Tensor
+    kept: Tensor
+    doubt: Tensor
+
+    def __init__(
+        self,
+        n_features: int,
+        rank: int | None = 10,
+        mechanism: str = "mlp",
+        interventions: str = "perfect",
+        n_hidden: int = 16,
+        masks: int | None = 4,
+        prior: float | None = None,
+        settle: float = 0.8,
+    ) -> None:
+        super().__init__()
+        known = {"mechanism": ("mlp", "linear"), "interventions": ("perfect", "imperfect")}
+        for name, value in (("mechanism", mechanism), ("interventions", interventions)):
+            allowed = known[name]
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        if n_features < 2:
+            raise ValueError(f"a graph needs at least two genes, not {n_features}")
+        if (rank is not None and rank < 1) or (masks is not None and masks < 1):
+            raise ValueError("rank and masks must be at least 1, or None")
+        if prior is not None and (masks is None or not 0 < prior < 1):
+            raise ValueError("prior must be a probability in (0, 1), and needs masks that cells share (masks=1, say)")
+        if not 0 < settle <= 1:
+            raise ValueError(f"settle must be a share in (0, 1], not {settle}")
+        self.rank, self.mechanism, self.interventions = rank, mechanism, interventions
+        self.masks, self.prior, self.settle = masks, prior, settle
+        m, choices = (n_features, 2) if rank is None else (rank, 3)
+        self.shape = (n_features, m, choices)
+        self.guide_logits = nn.Parameter(torch.zeros(self.shape))
+        if mechanism == "mlp":
+            gain = (2 / (1 + 0.01**2)) ** 0.5
+            for name, shape in {"w1": (n_hidden, n_features), "w2": (n_hidden, n_hidden), "w3": (1, n_hidden)}.items():
+                weight = torch.randn(m, *shape) * gain * (2 / sum(shape)) ** 0.5
+                setattr(self, name, nn.Parameter(weight))
+                setattr(self, f"{name}_bias", nn.Parameter(torch.zeros(m, shape[0])))
+        else:
+            self.weight = nn.Parameter(torch.randn(m, n_features) * n_features**-0.5)
+        if rank is not None:
+            self.decoder = nn.Parameter(torch.randn(n_features, m) * m**-0.5)
+        self.bias = nn.Parameter(torch.zeros(n_features))
+        self.log_variance = nn.Parameter(torch.zeros(n_features))
+        if interventions == "imperfect":
+            self.gain, self.shift = nn.Parameter(torch.ones(n_features)), nn.Parameter(torch.zeros(n_features))
+            self.own_log_variance = nn.Parameter(torch.zeros(n_features))
+        self.register_buffer("centre", torch.zeros(n_features))
+        self.register_buffer("spread", torch.ones(n_features))
+        self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("kept", torch.zeros(self.shape))
+        self.register_buffer("doubt", torch.zeros(self.shape))
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Centre and scale each gene by the cells in which it was not intervened on."""
+        batches = list(batches)
+        x = torch.cat([b["x"] for b in batches]).double()
+        on = torch.cat([self.intervened(b) for b in batches])
+        use = torch.where(on.all(0), torch.ones_like(on), ~on)
+        count = use.sum(0)
+        centre = (x * use).sum(0) / count
+        spread = (((x - centre) ** 2 * use).sum(0) / count).sqrt()
+        self.centre.copy_(centre)
+        self.spread.copy_(torch.where(spread > 1e-6, spread, 1.0))
+        self._observational = not bool(on.any())
+
+    def remarks(self) -> list[str]:
+        said = []
+        if getattr(self, "_observational", False):
+            said.append("no cell has a target: directions of edges rest on the form of the mechanisms alone")
+        if self.settle < 1 and not self.settled:
+            said.append(
+                "the training ended before the graph was settled: its mechanisms were trained under random masks"
+            )
+        return said
+
+    def intervened(self, batch: Batch) -> Tensor:
+        """Return which genes were intervened on, bool [B, d]."""
+        if "targets" not in batch:
+            return torch.zeros(batch["x"].shape, dtype=torch.bool, device=batch["x"].device)
+        return intervention_mask(batch["targets"], self.shape[0])
+
+    # The graph
+
+    def logits(self) -> Tensor:
+        """Logits of the masks [d, m, 3] (into a factor, out of it, none), or [d, d, 2] (edge, none)."""
+        return torch.where(self.settled, (self.kept - 1) * SURE, SPEED * self.guide_logits)
+
+    def _split(self, probabilities: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.rank is None:
+            return probabilities[..., 0] * (1 - torch.eye(self.shape[0], device=probabilities.device))
+        return probabilities[..., 0], probabilities[..., 1]
+
+    def edge_weights(self) -> Tensor | tuple[Tensor, Tensor]:
+        """Return probabilities of edges into and out of factors [d, m], or between genes [d, d]; 0 or 1 if settled."""
+        free = torch.softmax(SPEED * self.guide_logits, -1)
+        return self._split(torch.where(self.settled, self.kept + 0 * free, free))
+
+    def edge_probabilities(self) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the probabilities as they were when the graph was settled, or as they are."""
+        return self._split(torch.where(self.settled, self.doubt, torch.softmax(SPEED * self.guide_logits, -1)).detach())
+
+    def settled_edges(self) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
+        """Return the settled edges, in the form of `edge_weights`; None if there are none yet."""
+        if not self.settled:
+            return None
+        parts = self._split(self.kept)
+        return parts.cpu().numpy() > 0 if isinstance(parts, Tensor) else tuple(p.cpu().numpy() > 0 for p in parts)  # pyright: ignore
+
+    @torch.no_grad()
+    def settle_graph(self, threshold: float = 0.5) -> None:
+        """Keep the edges that `fieldguide.decisions.causal_graph` would, and no others, from now on."""
+        self.doubt.copy_(torch.softmax(SPEED * self.guide_logits, -1))
+        self.kept.copy_(self._acyclic(threshold))
+        self.settled.fill_(True)
+
+    def _acyclic(self, threshold: float = 0.5) -> Tensor:
+        """One-hot masks of the acyclic graph of largest probabilities."""
+        parts = self.edge_probabilities()
+        if isinstance(parts, Tensor):
+            on = [acyclic_part(parts.cpu().numpy(), threshold)]
+        else:
+            on = list(acyclic_factors(parts[0].cpu().numpy(), parts[1].cpu().numpy(), threshold))
+        on.append(~np.any(on, 0))
+        return torch.from_numpy(np.stack(on, -1)).to(self.kept)
+
+    def training_loss(self, step, objective):
+        """Return the loss of the objective, after settling the graph when it is time."""
+        if not torch.compiler.is_compiling() and self.settle < 1 and not self.settled:
+            if float(step.scalars.get("progress", 0.0)) >= self.settle:
+                self.settle_graph()
+        return objective(step)
+
+    # The equations
+
+    def expected(self, x: Tensor, masks: Tensor) -> Tensor:
+        """Return the standardised mean of each gene given the others [..., B, d], under masks [..., B, d, m, C]."""
+        into = masks[..., 0]
+        if self.rank is None:
+            into = into * (1 - torch.eye(self.shape[0], device=x.device))
+        inputs = ((x - self.centre) / self.spread)[..., None] * into  # [..., B, d, m]
+        if self.mechanism == "linear":
+            h = (inputs * self.weight.T).sum(-2)
+        else:
+            h = torch.einsum("...df,fhd->...fh", inputs, self.w1) + self.w1_bias
+            h = torch.einsum("...fh,fgh->...fg", F.leaky_relu(h), self.w2) + self.w2_bias
+            h = ((F.leaky_relu(h) * self.w3[:, 0]).sum(-1)) + self.w3_bias[:, 0]
+        if self.rank is not None:
+            h = ((masks[..., 1] * self.decoder) @ h[..., None])[..., 0]
+        return self.bias + h
+
+    def conditional(self, batch: Batch, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and standard deviation of each gene given the others, and which genes count; [..., B, d] each."""
+        mean, on = self.expected(batch["x"], masks), self.intervened(batch)
+        variance = self.log_variance.exp() + 1e-4
+        if self.interventions == "imperfect":
+            mean = torch.where(on, self.gain * mean + self.shift, mean)
+            variance = torch.where(on, self.own_log_variance.exp() + 1e-4, variance)
+            on = torch.zeros_like(on)
+        return self.centre + self.spread * mean, self.spread * variance.sqrt(), ~on
+
+    def one_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, log density and whether it counts, of each gene given the others [B, d], by the settled graph.
+
+        Before it is settled, by the graph that would be.
+        """
+        masks = self.kept if self.settled else self._acyclic()
+        mean, scale, counts = self.conditional(batch, masks)
+        return mean, dist.Normal(mean, scale).log_prob(batch["x"]), counts
+
+    def _of_cells(self, masks: Tensor, batch: Batch) -> Tensor:
+        """Masks of each cell [..., B, d, m, C]: those of its group."""
+        if self.masks is None:
+            return masks
+        if masks.dim() > 4:  # particles stand before a dimension for cells
+            masks = masks.squeeze(-5)
+        if self.masks == 1:
+            return masks
+        return masks.index_select(-4, batch["index"] % self.masks)
+
+    def _draw(self, logits: Tensor, cells: pyro.plate) -> Tensor:
+        """The site of the masks. Without a prior it has no density; with one, the draws of all groups count as one."""
+        if self.masks is None:
+            with pyro.poutine.mask(mask=False), cells:
+                return pyro.sample("W", GumbelOneHot(logits=logits).to_event(2))
+        weight = pyro.poutine.mask(mask=False) if self.prior is None else pyro.poutine.scale(scale=1 / self.masks)
+        with weight:
+            return pyro.sample("W", GumbelOneHot(logits=logits.expand(self.masks, *self.shape)).to_event(3))
+
+    def model(self, batch: Batch) -> None:
+        choices = self.shape[2]
+        edge = 1 - 1 / choices if self.prior is None else self.prior
+        prior = torch.full((choices,), edge / (choices - 1), device=batch["x"].device)
+        prior[-1] = 1 - edge
+        cells = self.cells(batch)
+        masks = self._of_cells(self._draw(prior.log().expand(self.shape), cells), batch)
+        mean, scale, counts = self.conditional(batch, masks)
+        with cells:
+            pyro.deterministic("expected", mean, event_dim=1)
+            pyro.sample("x", dist.Normal(mean, scale).mask(counts).to_event(1), obs=batch["x"])
+
+    def guide(self, batch: Batch) -> None:
+        self._draw(self.logits(), self.cells(batch))

@@ -1,0 +1,40 @@
+"""Random masks over edges: one-hot choices with a straight-through gradient."""
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class GumbelOneHot(dist.OneHotCategorical):
+    """A one-hot choice whose draws have the gradient of the Gumbel-softmax relaxation at temperature one.
+
+    Draws are exactly one-hot (straight through: Jang et al. 2017, Maddison et al. 2017). The density is that of the
+    discrete choice, so that Kullback-Leibler terms are exact.
+
+    Examples
+    --------
+    >>> torch.manual_seed(0) and GumbelOneHot(logits=torch.tensor([0.0, 50.0])).rsample().tolist()
+    [0.0, 1.0]
+    """
+
+    has_rsample = True
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        """Return one-hot draws [*sample_shape, *batch, C]."""
+        logits = self.logits.expand(self._extended_shape(torch.Size(sample_shape)))
+        noise = -torch.empty_like(logits).exponential_().log()
+        soft = torch.softmax(logits + noise, -1)
+        hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+        return hard + (soft - soft.detach())
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        """Return one-hot draws without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log probability of one-hot values, through which a gradient passes."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return (value * self.logits).sum(-1)

@@ -36,8 +36,6 @@ OFFERED = {
 }
 """Customers who were offered levels of an incentive."""
 
-INTERVENED = {"x": X["x"].astype(np.float32), "targets": np.stack([np.arange(40) % 4 - 1, np.full(40, -1)], 1)}
-"""Cells in which one of three genes was intervened on, or none."""
 PERTURBED = {"x": X["x"].astype(np.float32), "targets": np.arange(40) % 4 - 1}
 """Cells of three genes, one of which was intervened on in most."""
 
@@ -71,7 +69,6 @@ def test_every_entry_conforms(name, small_counts):
     if "modality" in fields:
         small_counts = two_modalities(small_counts)
     data = small_counts if "counts" in fields else PARTLY if "labels" in fields else X
-    data = INTERVENED if "targets" in fields else data
     data = LOGGED if "candidates" in fields else OFFERED if "level" in fields else data
     data = PERTURBED if "targets" in fields else data
     report = check(name, data)

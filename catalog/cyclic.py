@@ -1,6 +1,7 @@
 """What a fitted graph with cycles says: edges, samples under interventions never seen, and scores on held-out ones."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -251,7 +252,7 @@ def _perron(positive: np.ndarray) -> np.ndarray:
     return np.abs(np.real(vectors[:, np.argmax(np.real(values))])).clip(min=1e-300)
 
 
-def _program(fitted: Fit):
+def _program(fitted: Fit) -> Any:
     program = fitted.program
     if not hasattr(program, "map") or not hasattr(program, "state"):
         raise TypeError(f"{type(program).__name__} is no graph with cycles: fit the entry 'nodags'")

@@ -38,8 +38,8 @@ class SteadyState(TorchDistribution):
         What forced genes are forced to when sampling; 0 by default.
     """
 
-    arg_constraints = {}
-    support = constraints.real_vector
+    arg_constraints = {}  # type: ignore[assignment]
+    support = constraints.real_vector  # type: ignore[assignment]
     has_rsample = True
 
     def __init__(

@@ -59,7 +59,7 @@ class Graph(Decision):
 
     def to_networkx(self) -> Any:
         """Return a ``networkx.DiGraph`` of the kept edges, with their ``probability``."""
-        import networkx as nx  # a requirement of torch
+        import networkx as nx
 
         graph = nx.DiGraph()
         graph.add_nodes_from(self.edges.index)

@@ -1,4 +1,4 @@
-"""What a fitted graph with cycles says: edges, samples under interventions never seen, and scores on held-out ones."""
+"""What a fitted graph with cycles says: its edges, and samples under interventions never seen."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,6 @@ import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.catalog.contractive import steady_state
-from fieldguide.inference.dag import acyclic_part
 from fieldguide.inference.data import Loader
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.interventions import intervention_mask
@@ -69,26 +68,6 @@ def edge_strengths(fitted: Fit, data=None, kind: str = "jacobian", batch_size: i
                     found = found + mechanism.jacobian(x).abs().sum(0) / dataset.n_cells
     names = gene_names(fitted)
     return pd.DataFrame(found.cpu().numpy().T.astype(np.float64), index=names, columns=names)
-
-
-def graph(fitted: Fit, threshold: float = 0.05, acyclic: bool = False, **which) -> pd.DataFrame:
-    """Return which edges there are, bool [n, n], from row to column.
-
-    Parameters
-    ----------
-    fitted : Fit
-    threshold : float
-        Least strength of an edge.
-    acyclic : bool
-        Leave out those that close a cycle when edges are added by decreasing strength
-        (`fieldguide.inference.dag.acyclic_part`).
-    **which
-        ``data`` and ``kind`` of `edge_strengths`.
-    """
-    strengths = edge_strengths(fitted, **which)
-    values = strengths.to_numpy()
-    kept = acyclic_part(values, threshold) if acyclic else values >= threshold
-    return pd.DataFrame(kept & ~np.eye(len(values), dtype=bool), index=strengths.index, columns=strengths.columns)
 
 
 def contractive_view(weights: ArrayLike, bound: float = 0.99) -> tuple[np.ndarray, np.ndarray]:
@@ -210,41 +189,6 @@ def sample_under(
         x = steady_state(state.mechanism.to(noise), noise, forced, held, tolerance, max_iterations) + centre
     x = torch.where(forced, torch.from_numpy(wide), x)
     return pd.DataFrame(x.numpy(), columns=names)
-
-
-def interventional_scores(fitted: Fit, data=None, batch_size: int = 1024) -> pd.DataFrame:
-    """Score cells, such as those of interventions held out, regime by regime.
-
-    Returns
-    -------
-    DataFrame
-        One row a regime (names or numbers of its targets; "control" for none) and a last row "all": ``cells``;
-        ``nll``, the mean negative log likelihood of a cell divided by the number of genes (that of the targets is
-        not part of it), and ``nll_se``, its standard error over cells; ``mae``, the mean over cells and all genes of
-        ``|x - f(x)|``, and ``mae_observed``, over genes that are no target.
-    """
-    program, names = _program(fitted), gene_names(fitted)
-    dataset, rows, labels = fitted.read(data), [], []
-    with torch.no_grad():
-        for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
-            batch = {k: v.to(program.centre.device) for k, v in batch.items()}
-            x, codes = batch["x"] - program.centre, program.targets_of(batch)
-            state = program.state(codes)
-            off = (state.terms(x)[0] - program.loc).abs()
-            observed = (~state.forced).to(off)
-            parts = [-state.log_prob(x) / len(names), off.mean(1), (off * observed).sum(1) / observed.sum(1)]
-            rows.append(torch.stack(parts, 1).double().cpu().numpy())
-            labels += [",".join(str(names[c]) for c in row if c >= 0) or "control" for row in codes.tolist()]
-    table = pd.DataFrame(np.concatenate(rows), columns=["nll", "mae", "mae_observed"])
-    table["regime"] = labels
-    found = {regime: _row(part) for regime, part in table.groupby("regime", sort=False)}
-    return pd.DataFrame.from_dict(found | {"all": _row(table)}, orient="index").rename_axis("regime")
-
-
-def _row(part: pd.DataFrame) -> dict[str, float]:
-    error = part["nll"].std() / len(part) ** 0.5 if len(part) > 1 else np.nan
-    means = {name: part[name].mean() for name in ("mae", "mae_observed")}
-    return {"cells": len(part), "nll": part["nll"].mean(), "nll_se": error} | means
 
 
 def _perron(positive: np.ndarray) -> np.ndarray:

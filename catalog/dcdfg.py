@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.masks import GumbelOneHot
+from fieldguide.catalog.nets import one_of
 from fieldguide.inference import (
     ELBO,
     Acyclicity,
@@ -114,11 +115,8 @@ class DCDFG(Program):
         settle: float = 0.8,
     ) -> None:
         super().__init__()
-        known = {"mechanism": ("mlp", "linear"), "interventions": ("perfect", "imperfect")}
-        for name, value in (("mechanism", mechanism), ("interventions", interventions)):
-            allowed = known[name]
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        one_of("mechanism", mechanism, ("mlp", "linear"))
+        one_of("interventions", interventions, ("perfect", "imperfect"))
         if n_features < 2:
             raise ValueError(f"a graph needs at least two genes, not {n_features}")
         if (rank is not None and rank < 1) or (masks is not None and masks < 1):

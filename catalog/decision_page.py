@@ -3,13 +3,12 @@
 from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
-from importlib.metadata import version
 from io import BytesIO
 
 import numpy as np
 import pandas as pd
 
-from fieldguide.catalog.style import CSS
+from fieldguide.catalog.frame import framed
 from fieldguide.decisions import Decision
 
 ROWS = 50
@@ -36,17 +35,7 @@ def decision_page(decision: Decision, title: str, summary: str, definitions: Map
         ("columns", "Columns", _listed(definitions)),
         ("settings", "Settings", _listed({k: str(v) for k, v in decision.settings.items()})),
     ]
-    sections = [(key, heading, body) for key, heading, body in sections if body]
-    links = "".join(f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in sections)
-    body = "".join(f'<section id="{key}"><h2>{escape(heading)}</h2>{text}</section>' for key, heading, text in sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} – fieldguide</title><style>{CSS}</style></head><body>"
-        f'<header><div><p class="eyebrow">fieldguide report</p><h1>{escape(title)}</h1><p>{escape(summary)}</p>'
-        f"<nav>{links}</nav></div></header><main>{body}</main>"
-        f"<footer><div>fieldguide {version('fieldguide')}, {escape(date)}</div></footer></body></html>\n"
-    )
+    return framed(title, summary, sections, date)
 
 
 def _table(table: pd.DataFrame) -> str:

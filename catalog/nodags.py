@@ -11,6 +11,7 @@ from torch.distributions import Normal
 from fieldguide.catalog.contractive import ContractiveMap, Mechanism, steady_state
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.logdet import exact_log_det, minor_log_det, roulette_log_det, safe_stop, series_log_det
+from fieldguide.catalog.nets import one_of
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
@@ -38,8 +39,8 @@ class SteadyState(TorchDistribution):
         What forced genes are forced to when sampling; 0 by default.
     """
 
-    arg_constraints = {}  # type: ignore[assignment]
-    support = constraints.real_vector  # type: ignore[assignment]
+    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
+    support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
     has_rsample = True
 
     def __init__(
@@ -176,8 +177,7 @@ class NODAGS(Program):
         sparsity: float = 0.01,
     ) -> None:
         super().__init__()
-        if log_det not in LOG_DETS:
-            raise ValueError(f"log_det must be one of {', '.join(LOG_DETS)}, not {log_det!r}")
+        one_of("log_det", log_det, LOG_DETS)
         if contraction is None and log_det != "exact":
             raise ValueError(f"log_det={log_det!r} needs a contractive map: give contraction, or log_det='exact'")
         if sparsity < 0:
@@ -225,6 +225,19 @@ class NODAGS(Program):
 
     def guide(self, batch: Batch) -> None:
         """There are no latents."""
+
+    def one_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, log density and whether it counts, of each gene given the others [B, n].
+
+        The log-determinant of a cell is shared out evenly among the genes that count.
+        """
+        x = batch["x"] - self.centre
+        state = self.state(self.targets_of(batch))
+        noise, log_det = state.terms(x)
+        counts = ~state.forced
+        share = log_det / counts.sum(-1).clamp(min=1)
+        density = Normal(state.loc, state.scale, validate_args=False).log_prob(noise) + share[:, None]
+        return batch["x"] - noise + self.loc, density, counts
 
     def training_loss(self, step, objective):
         """Return the objective's loss; in training, with the penalty on edges."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fieldguide.catalog.comparison import DEFINITIONS, Study
 from fieldguide.catalog.figures import OBJECTIVES
-from fieldguide.catalog.style import CSS
+from fieldguide.catalog.frame import framed
 from fieldguide.catalog.summary import COLUMNS, findings, question, shown
 from fieldguide.decisions import Decision
 
@@ -91,17 +91,7 @@ def page(study: Study, figures: Mapping[str, bytes], files: Mapping[str, str], c
         ("citation", "Citation", f"<pre>{escape(cite)}</pre>" if cite else ""),
         ("files", "Files in this folder", _definitions({name: text for name, text in files.items()}, "file")),
     ]
-    sections = [(key, heading, body) for key, heading, body in sections if body]
-    links = "".join(f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in sections)
-    body = "".join(f'<section id="{key}"><h2>{escape(heading)}</h2>{text}</section>' for key, heading, text in sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} – fieldguide</title><style>{CSS}</style></head><body>"
-        f'<header><div><p class="eyebrow">fieldguide report</p><h1>{escape(title)}</h1><p>{escape(_size(study))}</p>'
-        f"<nav>{links}</nav></div></header><main>{_findings(study)}{body}</main>"
-        f"<footer><div>fieldguide {version('fieldguide')}, {escape(date)}</div></footer></body></html>\n"
-    )
+    return framed(title, _size(study), sections, date, top=_findings(study))
 
 
 def _size(study: Study) -> str:

@@ -16,7 +16,7 @@ from fieldguide.inference.dag import is_acyclic
 from fieldguide.inference.step import Step
 from fieldguide.inference.weights import weigh
 
-FAST = {"max_epochs": 300, "batch_size": 512, "learning_rate": 1e-2, "progress": False}
+FAST = {"max_epochs": 300, "batch_size": 256, "learning_rate": 1e-2, "progress": False}
 
 
 def minibatch(d=6, cells=12, seed=0):
@@ -187,7 +187,7 @@ def test_a_small_linear_graph_is_found(found_out):
     found = causal_graph(fitted)
     assert found.is_dag and list(found.edges.index) == list(world.data.var_names)
     scores, none = graph_scores(found, world.edges), world.edges.to_numpy().sum()
-    assert scores["f1"] > 0.6 and scores["shd"] < none, "better than no graph at all"
+    assert scores["f1"] > 0.6 and scores["shd"] < none / 2, "half of what is left out without a graph"
     share = none / (12 * 11)
     assert scores["average_precision"] > 5 * share, "by chance it is the share of edges"
     acyclicity = fitted.history["acyclicity"]

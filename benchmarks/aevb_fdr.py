@@ -18,6 +18,7 @@ nominal 5 % at most 0.05 plus two standard errors.
 
 import argparse
 from math import exp
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -123,26 +124,48 @@ def main():
     p.add_argument("--large", action="store_true")
     p.add_argument("--particles", type=int, default=10)
     p.add_argument("--epochs", type=int, help="100, or 20 with --large")
+    p.add_argument("--keep", type=Path, help="folder for the results of each seed, read again if they are there")
     p.add_argument("--library", nargs="+", default=["log total", "exp(12)"], choices=["log total", "exp(12)"])
     a = p.parse_args()
     torch.set_num_threads(1)
-    epochs, rows, ok = a.epochs or (20 if a.large else 100), [], True
-    for seed in range(1, a.seeds + 1):
-        made = poisson_lognormal(10_000 if a.large else 1_000, n_types=5 if a.large else 2, seed=seed)
-        made.obs["size"] = exp(12)
-        held = split(made.n_obs, 0.2 if not a.large else 0.02, seed)
-        data = anndata.AnnData(made.X, obs=made.obs, var=made.var)
-        for library in a.library:
-            for name, found in fits(data, held, a.particles, epochs, seed, library):
-                rng = np.random.default_rng(seed)
-                posterior = found.posterior(particles=DRAWS, seed=seed)
-                outside = found.posterior(data[held], particles=1000, seed=seed)
-                rows += [{"library": library} | row for row in score(name, posterior, outside, made, rng, seed)]
-        print(f"seed {seed} done", flush=True)
-    table = pd.DataFrame(rows)
+    a.epochs = a.epochs or (20 if a.large else 100)
+    table = pd.concat([kept(seed, library, a) for seed in range(1, a.seeds + 1) for library in a.library])
+    return report(table, a)
+
+
+def kept(seed, library, a):
+    """Results of a seed and a library: read from the folder if they are there, or computed and left there."""
+    size, name = "large" if a.large else "small", library.replace(" ", "_")
+    place = a.keep and a.keep / f"{size}-{name}-{a.particles}-{a.epochs}-{seed}.csv"
+    if place and place.exists():
+        return pd.read_csv(place)
+    table = pd.DataFrame(results(seed, library, a))
+    if place:
+        a.keep.mkdir(parents=True, exist_ok=True)
+        table.to_csv(place, index=False)
+    print(f"seed {seed}, {library} done", flush=True)
+    return table
+
+
+def results(seed, library, a):
+    """Yield the rows of all methods for the data of a seed."""
+    made = poisson_lognormal(10_000 if a.large else 1_000, n_types=5 if a.large else 2, seed=seed)
+    made.obs["size"] = exp(12)
+    held = split(made.n_obs, 0.2 if not a.large else 0.02, seed)
+    data = anndata.AnnData(made.X, obs=made.obs, var=made.var)
+    for name, found in fits(data, held, a.particles, a.epochs, seed, library):
+        rng = np.random.default_rng(seed)
+        posterior = found.posterior(particles=DRAWS, seed=seed)
+        outside = found.posterior(data[held], particles=1000, seed=seed)
+        for row in score(name, posterior, outside, made, rng, seed):
+            yield {"library": library} | row
+
+
+def report(table, a):
+    ok = True
     groups = ["library", "method", "estimator"]
     means = table.groupby(groups, sort=False).mean(numeric_only=True).drop(columns="seed").reset_index()
-    show(f"Mean over {a.seeds} seeds, K = {a.particles}, {epochs} epochs", means.to_dict("records"))
+    show(f"Mean over {a.seeds} seeds, K = {a.particles}, {a.epochs} epochs", means.to_dict("records"))
     show("Paper (library of exp(12), K = 25)", PAPER.reset_index(names="method").to_dict("records"))
     print(f"\npaper, model of IWAE under the mixture: MAE FDR {PAPER_MIS} %")
     good = table[(table["library"] == "log total") & (table["estimator"] == "weighted")]

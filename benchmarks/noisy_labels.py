@@ -1,8 +1,8 @@
 """Classes from noisy labels (M-VAE of Langevin et al. 2018) on scikit-learn's digits, beside M1+M2 and cleanlab.
 
 1,297 training images, all or 30 % of them labelled by a noisy annotator; accuracy on 500 test images with clean labels.
-Targets: the figures of a prototype of the same methods, beside ours. All methods train on all 1,297 images (ours with
-`validation=0`: nothing is held out, nothing stopped early). Form C is `fit("mvae", data)` but for that.
+Targets: the figures of a prototype of the same methods, beside ours. All methods train on all 1,297 images; form C is
+`fit("mvae", data)` as it stands.
 
 `--select` is how settings were chosen: for each method the best of a small grid, by the mean over three kinds of noise
 at seed 10 (form C also 11; those reported are 1, 2 and 3) of log sum_c q(c | x) T[c, y] on a fifth of the training

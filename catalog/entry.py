@@ -37,7 +37,8 @@ class Entry:
     supports : tuple of str
         Short names of the objectives that it can be fitted by.
     defaults : mapping
-        Default settings of the loop: ``max_epochs``, ``learning_rate``, ``epsilon`` (of Adam), ``kl_warmup``.
+        Default settings of the loop: ``max_epochs``, ``learning_rate``, ``epsilon`` (of Adam), ``kl_warmup``,
+        ``validation``.
     """
 
     name: str

@@ -47,7 +47,7 @@ def fit(
     epsilon: float | None = None,
     seed: int = 0,
     device: str = "auto",
-    validation: float | np.ndarray = 0.1,
+    validation: float | np.ndarray | None = None,
     early_stopping: int | None = 30,
     kl_warmup: int | None = None,
     compile: bool = False,
@@ -83,8 +83,8 @@ def fit(
         Seeds initial values, shuffling, dropout and draws; the global random state is left as it was.
     device : str
         "auto" (an accelerator if there is one), "cpu", "cuda" or "cuda:1".
-    validation : float or array of int
-        Share of the cells, or the row numbers, that are held out of training.
+    validation : float or array of int, optional
+        Share of the cells, or the row numbers, that are held out of training; by default the entry's, or 0.1.
     early_stopping : int, optional
         Stop after so many epochs without improvement on the held-out cells, and restore the best parameters.
         None trains to the end and keeps the last.
@@ -123,6 +123,7 @@ def fit(
     defaults = dict(getattr(spec, "defaults", {}))
     target = resolve(objective or getattr(spec, "objective", None) or "elbo")
     fabric = _fabric(device)
+    validation = defaults.get("validation", 0.1) if validation is None else validation
     train_rows, held_out = _split(dataset.n_cells, validation, seed)
     max_epochs = defaults.get("max_epochs") if max_epochs is None else max_epochs
     adam = adam_settings(spec, learning_rate, epsilon)

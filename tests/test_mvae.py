@@ -378,3 +378,10 @@ def test_unused_categories_are_no_classes():
     assert schema.sizes() == {"n_labels": 3, "n_annotators": 2}
     assert schema.read(frame)["labels"].values.tolist() == [[0, 1], [1, -1], [-1, 2]]
     assert schema.read(frame[["a"]])["labels"].values[:, 1].tolist() == [-1, -1, -1]
+
+
+def test_no_cell_is_held_out_unless_asked_for():
+    x = np.random.default_rng(0).random((40, 5))
+    data, small = {"x": x, "labels": np.arange(40) % 2}, {"max_epochs": 1, "progress": False, "n_hidden": 4}
+    assert len(fit("mvae", data, **small).validation_rows) == 0
+    assert len(fit("mvae", data, validation=0.25, **small).validation_rows) == 10

@@ -81,7 +81,7 @@ def fit(
     learning_rate: float | None = None,
     seed: int = 0,
     device: Device = "auto",
-    validation: float = 0.1,
+    validation: float | None = None,
     early_stopping: int | None = 30,
     compile: bool = False,
     backed: bool = False,
@@ -99,7 +99,7 @@ def fit(
         batch_size: Cells in a minibatch.
         learning_rate: Step size of Adam; by default the entry's, or 0.001.
         seed: Equal seeds give equal fits.
-        validation: Share of the cells that are held out.
+        validation: Share of the cells that are held out (default: the entry's, or 0.1).
         early_stopping: Epochs without improvement on the held-out cells after which to stop; None never stops.
         compile: Compile the training step.
         backed: Leave the matrix on disk and read it by blocks, for data larger than memory.

@@ -33,7 +33,7 @@ def test_all_estimators_side_by_side():
     q = predict_rewards(log, np.c_[x, x**2])
     found = evaluate_policy(log, pi, logging=rho, top=2, reward_model=q, seed=1)
     assert set(found.table.index) == {
-        *("logging", "ips", "clipped", "snips", "dm", "dr", "switch_dr", "shrinkage_dr", "sis", "dr_sis")
+        *("logging", "ips", "clipped", "snips", "translated", "dm", "dr", "switch_dr", "shrinkage_dr", "sis", "dr_sis")
     }
     whole, inside = (pi * truth).sum(1).mean(), (pi[:, :2] * truth[:, :2]).sum(1).mean() / 0.9
     for name in ("ips", "snips", "dr"):

@@ -1,4 +1,4 @@
-"""Figures of an allocation: what a budget of any size would bring."""
+"""Figures of an allocation: what a budget of any size would bring, and how sure value and spending are."""
 
 from typing import Any
 
@@ -27,4 +27,19 @@ def budget_curve(decision: Any) -> Any:
     for axis in (left, right):
         axis.axvline(budget, color="0.5", linestyle="--")
         axis.set_xlabel("budget")
+    return figure
+
+
+def distribution(decision: Any) -> Any:
+    """Draw the distribution of value, and of spending where there is one, over posterior draws."""
+    from matplotlib.figure import Figure
+
+    names = list(decision.table.columns)
+    figure = Figure(figsize=(4.5 * len(names), 3.5), layout="constrained")
+    for axis, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+        axis.hist(decision.table[name], bins=30, color="C0")
+        for end in ("low", "high"):
+            axis.axvline(decision.settings[f"{name}_{end}"], color="0.5", linestyle="--")
+        axis.set_xlabel(f"{name} (dashed: 90 % interval)")
+        axis.set_ylabel("draws")
     return figure

@@ -11,7 +11,7 @@ from fieldguide.catalog.cyclic import contractive_view, edge_strengths, sample_u
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
 from fieldguide.catalog.policies import LearnedPolicy, learn_policy, policy_data
-from fieldguide.catalog.response import response, response_draws
+from fieldguide.catalog.response import response, response_draws, response_ensemble
 
 __all__ = [
     "Entry",
@@ -38,6 +38,7 @@ __all__ = [
     "report",
     "response",
     "response_draws",
+    "response_ensemble",
     "sample_under",
     "scvi",
 ]

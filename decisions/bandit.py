@@ -72,8 +72,9 @@ def evaluate_policy(
         ``table``, one row an estimator: ``value``, ``se``, ``low``, ``high``, ``over_logging`` (the ratio to the
         value of the logging policy in the log); the first row is the log's own mean reward, on policy.
         ``diagnostics``: of the weights, see `fieldguide.decisions.intervals.weight_diagnostics`; ``unsupported``:
-        share of the policy on actions (for "mips": on embeddings) that occur nowhere in the log; ``set_mass``: its
-        share on the selected set.
+        share of the policy on actions (for "mips": on embeddings) that occur nowhere in the log or, with ``logging``,
+        that the logging policy never takes in the context, if that is more; ``set_mass``: its share on the selected
+        set.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def evaluate_policy(
     OptimisticValue
         If the policy says that rows of this log chose it.
     NoSupport
-        If more than a tenth of the policy is on actions that do not occur, or k-hat is above its limit.
+        If more than a tenth of the policy is on actions that are not taken, or k-hat is above its limit.
 
     Examples
     --------
@@ -139,7 +140,10 @@ def evaluate_policy(
     diagnostics = pd.DataFrame.from_dict(weights, orient="index").rename_axis("estimator")
     seen = np.zeros(len(log.actions))
     seen[np.unique(log.action)] = 1
-    diagnostics["unsupported"] = unsupported = float((pi.probability.sum(1) - pi.total(seen)).mean())
+    unsupported = float((pi.probability.sum(1) - pi.total(seen)).mean())
+    if rho is not None:
+        unsupported = max(unsupported, float((pi.probability.sum(1) - pi.on(rho)).mean()))
+    diagnostics["unsupported"] = unsupported
     if alike is not None:
         marginal = [name for name, e in chosen.items() if isinstance(e, MIPS)]
         diagnostics.loc[marginal, "unsupported"] = alike.unseen(pi)

@@ -36,7 +36,7 @@ class Allocation(Decision):
     Attributes
     ----------
     policy : DataFrame [N, K]
-        Probability of each option.
+        Probability of each option; ``attrs`` are those of the rewards, such as ``trained_on``.
     multipliers : dict
         By budget: the value that another unit of it would bring. Zero where money is left.
     value : float
@@ -220,7 +220,9 @@ def allocate(
         many = solve_many(options.reward, options.costs, list(options.budgets.values()))
         policy, dual, curve = many.policy, many.dual, None
         multipliers = dict(zip(options.budgets, map(float, many.multipliers), strict=True))
-    return _report(options, policy, dual, multipliers, curve, settings, bound)
+    found = _report(options, policy, dual, multipliers, curve, settings, bound)
+    found.policy.attrs |= getattr(reward, "attrs", {})
+    return found
 
 
 def _report(options: Options, policy, dual, multipliers, curve, settings, bound) -> Allocation:

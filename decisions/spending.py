@@ -123,5 +123,6 @@ def _chernoff(share: Tensor, paid: Tensor, delta: float) -> float:
             grown = torch.logsumexp(grown, 0) - log(len(share))
         return (float(grown) + log(1 / delta)) * unit / exp(log_t)
 
-    # t above some hundreds of the largest cost's inverse would overflow, and gains nothing: the sum of the costs is less
-    return float(minimize_scalar(bound, bounds=(log(1e-6), log(500.0)), method="bounded", options={"xatol": 1e-6}).fun)
+    # a t of more than some hundreds over the largest cost would overflow, and the bound is near the sum of the costs
+    ends = (log(1e-6), log(500.0))
+    return float(minimize_scalar(bound, bounds=ends, method="bounded", options={"xatol": 1e-6}).fun)

@@ -129,6 +129,14 @@ def test_what_cannot_be_trusted_is_said():
     missing = BanditLog.of(log.action, log.reward, log.propensity, [*NAMES, "d"])
     with pytest.warns(NoSupport, match="50% of the policy is on actions that the log never takes"):
         evaluate_policy(missing, [0.5, 0, 0, 0.5])
+    shut = np.tile([0.5, 0.3, 0.2], (300, 1))
+    open_too = np.where(np.arange(300)[:, None] % 2, shut, [0.6, 0.4, 0.0])  # in every other context c is never taken
+    action = np.where(np.arange(300) % 2, 2, 0)
+    partly = BanditLog.of(action, np.ones(300), open_too[np.arange(300), action], NAMES)
+    with pytest.warns(NoSupport, match="45% of the policy is on actions that the log never takes"):
+        found = evaluate_policy(partly, [0.1, 0.0, 0.9], logging=open_too)
+    assert found.diagnostics.loc["ips", "unsupported"] == pytest.approx(0.45)
+    assert evaluate_policy(partly, [0.1, 0.0, 0.9]).diagnostics.loc["ips", "unsupported"] == 0  # all occur somewhere
     rng = np.random.default_rng(0)
     heavy = np.minimum(rng.pareto(0.8, 2000) + 1, 1e5)
     thin = BanditLog.of(np.zeros(2000, int), np.ones(2000), 1 / heavy, ["a"])
@@ -146,6 +154,10 @@ def test_sets_and_ranks():
     assert few.top(1).codes.tolist() == [[1], [0]] and few.frame().to_numpy().sum() == pytest.approx(1.6)
     assert few.total([1.0, 2.0, 3.0, 4.0]).tolist() == pytest.approx([2.0, 0.9])
     assert few.total(rho).tolist() == pytest.approx([0.32, 0.5])
+    none = Policy.read([[1.0, 0, 0, 0], [0, 1.0, 0, 0]], 4, 2)
+    assert few.on(none).tolist() == pytest.approx([0, 0.1]) and none.on(few).tolist() == [0, 1]
+    assert whole.on(none).tolist() == pytest.approx([0.1, 0.1])
+    assert few.on(none.top(1)).tolist() == pytest.approx([0, 0.1])
     assert Policy.read(few, pd.RangeIndex(4), pd.Index([1, 0])).codes.tolist() == [[0, 1], [1, 2]]
     with pytest.raises(ValueError, match="policy has no row 5"):
         few.aligned(pd.RangeIndex(4), pd.Index([5]))

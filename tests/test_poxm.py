@@ -181,6 +181,8 @@ def test_bad_input(world):
         learn_policy(log, x, r, held_out=0.001)
     with pytest.raises(ValueError, match="held_out must be between 0 and 1"):
         learn_policy(log, x, r, held_out=1.0)
+    with pytest.raises(ValueError, match="context has 851 rows, the log 850"):
+        learn_policy(log, made.context[149:1000], r, top=5)
     with pytest.raises(ValueError, match="choose candidates by logging.top"):
         policy_data(x, Policy.read(r, 60, 850), log)
     with pytest.raises(ValueError, match="start must be one of uniform, logging"):

@@ -1,4 +1,4 @@
-"""What is really spent when incentives are redeemed at random: bounds against binomials, and allocations that keep them."""
+"""What is really spent when incentives are redeemed at random: bounds against binomials, and allocations within them."""
 
 import numpy as np
 import pandas as pd

@@ -152,8 +152,8 @@ def learn_policy(
     train, choosing, judging = _parts(len(log), held_out, top == "auto", seed)
     sizes = _sizes(log.take(train), Policy.aligned(whole, log.actions, log.rows[train]), top)
     x = np.asarray(context) if not hasattr(context, "tocsr") else context
-    if x.shape[0] != len(log):
-        raise ValueError(f"context has {x.shape[0]} rows, the log {len(log)}")
+    if np.shape(x)[0] != len(log):
+        raise ValueError(f"context has {np.shape(x)[0]} rows, the log {len(log)}")
     tried = []
     for p in sizes:
         candidates = whole.top(p)

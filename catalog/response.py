@@ -87,7 +87,7 @@ def response_ensemble(
         weights = {column: given * np.maximum(random, 1e-6)}
         if isinstance(data, anndata.AnnData):
             weighted = data.copy()
-            weighted.obs = data.obs.assign(**weights)
+            weighted.obs[column] = weights[column]
         else:
             weighted = data | weights if isinstance(data, dict) else data.assign(**weights)
         found.append(fit("incentives", weighted, fields=fields, seed=seed + member, **({"progress": False} | settings)))

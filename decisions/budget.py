@@ -9,20 +9,22 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.budget_figures import budget_curve, distribution
+from fieldguide.decisions.budget_figures import budget_curve
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.knapsack import respond, solve
 from fieldguide.decisions.many_budgets import solve_many
 from fieldguide.decisions.options import Options, read_options, read_redeemed
+from fieldguide.decisions.outcomes import outcomes
 from fieldguide.decisions.spending import expected_cost, solve_within
 from fieldguide.decisions.whole import solve_whole
 
 RISKS = ("mean", "quantile", "cvar")
-NOTES = (
+OPTIMISTIC = (
     "value is by the rewards that chose the options, and so optimistic where these are estimates: "
-    "evaluate the policy on other rows (evaluate_policy) before it is believed.",
-    "reward and cost are taken as known; `outcomes` says what posterior draws make of the policy.",
+    "evaluate the policy on other rows (evaluate_policy) before it is believed."
 )
+KNOWN = "reward and cost are taken as known; `outcomes` says what posterior draws make of the policy."
+DRAWN = "value_low and value_high (and spent_low, spent_high) are the ends of 90 % intervals over the draws."
 
 
 @dataclass
@@ -43,12 +45,15 @@ class Allocation(Decision):
         Sum of the rewards under the policy.
     curve : DataFrame or None
         Budget, value and multiplier at the vertices of the optimal value as a function of the budget (one budget).
+    spread : Decision or None
+        Where rewards (or probabilities of redemption) came as draws: the `outcomes` over these.
     """
 
     policy: pd.DataFrame = field(default_factory=pd.DataFrame)
     multipliers: dict[str, float] = field(default_factory=dict)
     value: float = 0.0
     curve: pd.DataFrame | None = None
+    spread: Decision | None = None
 
     def predict(self, reward: Any, cost: Any, redeemed: Any = None) -> pd.Series:
         """Return the option of new customers at the multipliers of this allocation: ``argmax_a r - lam c``.
@@ -99,26 +104,7 @@ class Allocation(Decision):
             deviations, the ends of 90 % intervals, and ``p_overspent``, the probability that spending is above the
             budget.
         """
-        policy = self.policy.to_numpy()
-        draws = _draws(reward, policy.shape, "reward")
-        table = pd.DataFrame({"value": np.einsum("snk,nk->s", draws, policy)})
-        if cost is not None:
-            if len(self.settings["budget"]) != 1:
-                raise ValueError(
-                    f"spending is one number a draw: there are budgets {', '.join(self.settings['budget'])}"
-                )
-            costs = np.broadcast_to(np.asarray(cost, dtype=np.float64), draws.shape)
-            table["spent"] = [np.where(policy > 0, c * policy, 0).sum() for c in costs]
-            if redeemed is not None:
-                chance = np.broadcast_to(_probabilities(redeemed), draws.shape)
-                table["spent"] = _spendings(policy, costs, chance, np.random.default_rng(seed))
-        settings: dict[str, Any] = {}
-        for name, values in table.items():
-            settings |= {f"{name}": values.mean(), f"{name}_sd": values.std()}
-            settings |= {f"{name}_low": values.quantile(0.05), f"{name}_high": values.quantile(0.95)}
-        if cost is not None:
-            settings["p_overspent"] = float((table["spent"] > next(iter(self.settings["budget"].values()))).mean())
-        return Decision(table, pd.DataFrame(), settings, (), distribution)
+        return outcomes(self.policy.to_numpy(), self.settings["budget"], reward, cost, redeemed, seed)
 
 
 def allocate(
@@ -171,6 +157,8 @@ def allocate(
     Returns
     -------
     Allocation
+        With draws, ``diagnostics`` also has the ends of the 90 % interval of the value over them and, with
+        ``redeemed``, of what is really spent, and the probability ``p_overspent`` that this is above the budget.
 
     Raises
     ------
@@ -195,10 +183,12 @@ def allocate(
     settings |= {"level": level} if draws and risk != "mean" else {}
     price, chance, bound = options.costs, None, None
     if redeemed is not None:
+        if len(options.budgets) > 1:
+            raise ValueError(f"redeemed is for one budget, not for {', '.join(options.budgets)}")
         chance = read_redeemed(redeemed, options)
         options = replace(options, costs=expected_cost(price, chance))
     if overspend is not None:
-        _guarded(overspend, chance, integer, options)
+        _guarded(overspend, chance, integer)
         settings["overspend"] = overspend
     if integer:
         choice, dual, status = solve_whole(options, seconds)
@@ -220,12 +210,17 @@ def allocate(
         many = solve_many(options.reward, options.costs, list(options.budgets.values()))
         policy, dual, curve = many.policy, many.dual, None
         multipliers = dict(zip(options.budgets, map(float, many.multipliers), strict=True))
-    found = _report(options, policy, dual, multipliers, curve, settings, bound)
+    many_rewards = reward if draws else options.reward[None].cpu().numpy()
+    spread = None
+    if draws or (chance is not None and chance.ndim == 3):
+        paid = () if chance is None else (price[0].cpu().numpy(), chance.cpu().numpy())
+        spread = outcomes(policy.cpu().numpy(), options.budgets, many_rewards, *paid)
+    found = _report(options, policy, dual, multipliers, curve, settings, bound, spread)
     found.policy.attrs |= getattr(reward, "attrs", {})
     return found
 
 
-def _report(options: Options, policy, dual, multipliers, curve, settings, bound) -> Allocation:
+def _report(options: Options, policy, dual, multipliers, curve, settings, bound, spread) -> Allocation:
     """The table of customers, and the certificate."""
     names, index = np.asarray(options.names), options.customers
     expected = lambda values: torch.where(policy > 0, values * policy, 0).sum(1).cpu().numpy()  # noqa: E731
@@ -247,7 +242,10 @@ def _report(options: Options, policy, dual, multipliers, curve, settings, bound)
     diagnostics = pd.DataFrame(rows, index=pd.Index(list(options.budgets), name="budget_name"))
     diagnostics["value"], diagnostics["dual"], diagnostics["gap"] = value, dual, dual - value
     diagnostics["randomised"] = int(mixed.sum())
-    notes = NOTES
+    notes = (OPTIMISTIC, KNOWN if spread is None else DRAWN)
+    if spread is not None:
+        ends = ("value_low", "value_high", "spent_low", "spent_high", "p_overspent")
+        diagnostics = diagnostics.assign(**{end: spread.settings[end] for end in ends if end in spread.settings})
     if bound is not None:
         diagnostics["spending_bound"] = bound
         notes += (
@@ -267,6 +265,7 @@ def _report(options: Options, policy, dual, multipliers, curve, settings, bound)
         multipliers=multipliers,
         value=value,
         curve=curve,
+        spread=spread,
     )
 
 
@@ -289,35 +288,11 @@ def _certain(reward: Any, risk: str, level: float) -> tuple[Any, bool]:
     return np.sort(draws, axis=0)[:worst].mean(0), True
 
 
-def _draws(values: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
-    draws = np.asarray(values, dtype=np.float64)
-    if draws.ndim != 3 or draws.shape[1:] != shape:
-        raise ValueError(f"{name} must be draws [S, {shape[0]}, {shape[1]}], not of shape {draws.shape}")
-    return draws
-
-
-def _guarded(overspend: float, chance: Any, integer: bool, options: Options) -> None:
+def _guarded(overspend: float, chance: Any, integer: bool) -> None:
     """Whether a bound on the spending can be kept."""
     if not 0 < overspend < 1:
         raise ValueError(f"overspend must be between 0 and 1, not {overspend}")
     if chance is None:
         raise ValueError("overspend needs redeemed: costs that are certain are never overspent")
-    if integer or len(options.budgets) > 1:
-        raise ValueError("overspend is for one budget, without integer=True")
-
-
-def _probabilities(values: ArrayLike) -> np.ndarray:
-    found = np.asarray(values, dtype=np.float64)
-    if not ((found >= 0) & (found <= 1)).all():
-        raise ValueError("redeemed must hold probabilities, in [0, 1]")
-    return found
-
-
-def _spendings(policy: np.ndarray, costs: np.ndarray, chance: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """What is really spent in each draw [S]."""
-    edges, rows, found = policy.cumsum(1), np.arange(len(policy)), []
-    for paid, likely in zip(costs, chance, strict=True):
-        given = (rng.random(len(policy))[:, None] >= edges).sum(1).clip(max=policy.shape[1] - 1)
-        used = rng.random(len(policy)) < likely[rows, given]
-        found.append(float(paid[rows, given][used].sum()))
-    return found
+    if integer:
+        raise ValueError("overspend is not for integer=True")

@@ -8,15 +8,16 @@ POINTS = 2000
 
 
 def budget_curve(decision: Any) -> Any:
-    """Draw the optimal value against the budget, and what another unit of budget brings."""
+    """Draw the optimal value against the budget, what another unit of budget brings, and the spread over draws."""
     from matplotlib.figure import Figure
 
     curve = decision.curve
     if len(curve) > POINTS:
         curve = curve.iloc[np.unique(np.linspace(0, len(curve) - 1, POINTS).astype(int))]
     name, budget = next(iter(decision.settings["budget"].items()))
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    spread = [] if decision.spread is None else list(decision.spread.table.columns)
+    figure = Figure(figsize=(4.5 * (2 + len(spread)), 4), layout="constrained")
+    left, right, *rest = figure.subplots(1, 2 + len(spread))
     left.plot(curve["budget"], curve["value"], color="C0")
     left.plot(decision.diagnostics["spent"], decision.diagnostics["value"], "o", color="C3", label="this allocation")
     left.set_ylabel("sum of expected rewards")
@@ -27,6 +28,7 @@ def budget_curve(decision: Any) -> Any:
     for axis in (left, right):
         axis.axvline(budget, color="0.5", linestyle="--")
         axis.set_xlabel("budget")
+    _histograms(decision.spread, rest)
     return figure
 
 
@@ -36,10 +38,15 @@ def distribution(decision: Any) -> Any:
 
     names = list(decision.table.columns)
     figure = Figure(figsize=(4.5 * len(names), 3.5), layout="constrained")
-    for axis, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+    _histograms(decision, np.atleast_1d(figure.subplots(1, len(names))))
+    return figure
+
+
+def _histograms(decision: Any, axes: Any) -> None:
+    """One panel for each column of draws."""
+    for axis, name in zip(axes, () if decision is None else decision.table.columns, strict=True):
         axis.hist(decision.table[name], bins=30, color="C0")
         for end in ("low", "high"):
             axis.axvline(decision.settings[f"{name}_{end}"], color="0.5", linestyle="--")
         axis.set_xlabel(f"{name} (dashed: 90 % interval)")
         axis.set_ylabel("draws")
-    return figure

@@ -6,6 +6,7 @@ about every other time, and each bound here is exceeded with a probability of at
 """
 
 from math import exp, log
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,4 +126,5 @@ def _chernoff(share: Tensor, paid: Tensor, delta: float) -> float:
 
     # a t of more than some hundreds over the largest cost would overflow, and the bound is near the sum of the costs
     ends = (log(1e-6), log(500.0))
-    return float(minimize_scalar(bound, bounds=ends, method="bounded", options={"xatol": 1e-6}).fun)
+    found: Any = minimize_scalar(bound, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    return float(found.fun)

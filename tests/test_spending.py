@@ -1,4 +1,4 @@
-"""What is really spent when incentives are redeemed at random: bounds against binomials, and allocations within them."""
+"""What is really spent when incentives are redeemed at random: bounds against binomials, and allocations within."""
 
 import numpy as np
 import pandas as pd
@@ -116,6 +116,24 @@ def test_outcomes_simulate_what_is_really_spent():
     assert expected.settings["spent"] == pytest.approx(150)
 
 
+def test_a_report_of_draws_has_the_spread_of_value_and_spending():
+    response, cost = coupons()
+    rng = np.random.default_rng(2)
+    draws = 1 / (1 + np.exp(-np.log(response / (1 - response)) - rng.normal(0, 0.4, (300, 1, 1))))
+    found = allocate(draws, cost, 150.0, redeemed=draws)
+    row, spread = found.diagnostics.iloc[0], found.spread
+    assert row["value_low"] < found.value < row["value_high"] and row["spent_low"] < 150 < row["spent_high"]
+    paid = found.policy.to_numpy() * cost * draws  # by the law of total variance, with one option for each customer
+    chosen = (found.policy.to_numpy()[None] * cost**2 * draws * (1 - draws)).sum((1, 2)).mean()
+    assert spread.settings["spent_sd"] == pytest.approx((paid.sum((1, 2)).var() + chosen) ** 0.5, rel=0.1)
+    assert row["p_overspent"] == pytest.approx((spread.table["spent"] > 150).mean()) and len(found.plot().axes) == 4
+    sure = allocate(draws[:, :, :1], [0.0], 150.0)  # without redemption spending is known: value alone
+    assert "spent_low" not in sure.diagnostics and len(sure.plot().axes) == 3
+    certain = allocate(response, cost, 150.0, redeemed=draws)
+    assert len(certain.spread.table) == 300 and certain.spread.settings["value_sd"] < 1e-9
+    assert allocate(response, cost, 150.0).spread is None
+
+
 def test_new_customers_and_names():
     response, cost = coupons()
     names = ["none", "one", "two", "three"]
@@ -140,13 +158,17 @@ GOOD = {"reward": [[0.1, 0.5], [0.2, 0.6]], "cost": [0.0, 1.0], "budget": 1.0, "
     [
         ({"redeemed": None, "overspend": 0.1}, "overspend needs redeemed"),
         ({"overspend": 0.0}, "overspend must be between 0 and 1, not 0"),
-        ({"overspend": 0.1, "integer": True}, "overspend is for one budget, without integer=True"),
+        ({"overspend": 0.1, "integer": True}, "overspend is not for integer=True"),
+        (
+            {"cost": {"a": [0, 1], "b": [0, 1]}, "budget": {"a": 1.0, "b": 1.0}},
+            "redeemed is for one budget, not for a, b",
+        ),
         ({"redeemed": [[0.0, 0.5], [0.0, 1.6]]}, "redeemed of option 1 for customer 1 is 1.6, not a probability"),
         ({"redeemed": [[0.0, 0.5], [0.0, np.nan]]}, "redeemed of option 1 for customer 1 is nan, not a probability"),
         ({"redeemed": [0.0, 0.5]}, r"redeemed must be of shape \(2, 2\), or draws of that, not \(2,\)"),
         ({"cost": [1.0, 1.0], "redeemed": np.full((2, 2), 0.4), "overspend": 0.1}, "infeasible: even the options of"),
     ],
-    ids=["probabilities", "delta", "integer", "above one", "missing", "shape", "budget"],
+    ids=["probabilities", "delta", "integer", "several", "above one", "missing", "shape", "budget"],
 )
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):

@@ -145,6 +145,20 @@ def test_several_budgets_equal_highs(seed):
         assert found.diagnostics["randomised"].iloc[0] <= j
 
 
+def test_no_more_customers_between_options_than_budgets():
+    rng = np.random.default_rng(0)
+    reward, costs = rng.random((20_000, 5)), rng.random((3, 20_000, 5))
+    costs[:, :, 0] = 0
+    budgets = costs.max(2).sum(1) * [0.2, 0.3, 0.25]
+    names = ["a", "b", "c"]
+    found = allocate(reward, dict(zip(names, costs, strict=True)), dict(zip(names, budgets, strict=True)))
+    row = found.diagnostics
+    assert row["randomised"].iloc[0] <= 3 and abs(row["gap"].iloc[0]) <= 2e-9 * found.value
+    assert (row["spent"] <= row["budget"] * (1 + 1e-9)).all()
+    same = allocate(np.tile([0.0, 1.0, 1.5], (40, 1)), {"a": [0, 1, 2], "b": [0, 2, 1]}, {"a": 31.0, "b": 29.5})
+    assert same.diagnostics["randomised"].iloc[0] <= 2  # all customers are tied
+
+
 def test_a_ceiling_on_an_option_is_a_budget():
     reward = np.tile([0.0, 1.0, 2.0], (10, 1))
     costs = {"money": [0, 1, 1], "second": [0, 0, 1]}

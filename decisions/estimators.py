@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fieldguide.decisions.slates import coefficients
 
+ROUNDING = 1e-12
+"""By how much of itself a weight may be above a threshold through rounding alone."""
 NORMS = ("coverage", "truncated", "none", "count")
 NEEDED = {
     "predicted": "a reward model",
@@ -188,7 +190,7 @@ class SwitchDR(DR):
 
     def residual_weights(self, log: Feedback) -> Tensor:
         w = self.weights(log)
-        return torch.where(w <= self.threshold, w, 0.0)
+        return torch.where(w <= self.threshold * (1 + ROUNDING), w, 0.0)
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,10 @@ def test_switch_and_shrinkage_lie_between_the_model_and_dr():
     assert value(SwitchDR(threshold=0.0), log) == pytest.approx(value(DM(), log), abs=1e-12)
     assert value(ShrinkageDR(strength=1e15), log) == pytest.approx(value(DR(), log), abs=1e-9)
     assert value(ShrinkageDR(strength=0.0), log) == pytest.approx(value(DM(), log), abs=1e-12)
+    tie = feedback(1, n=1, length=1)
+    tie.log_target, tie.log_propensity = (torch.tensor([[np.log(v)]]) for v in (1 / 80, 0.00125))
+    assert float(IPS().weights(tie)) > 10  # by rounding alone: not above a threshold of 10
+    assert value(SwitchDR(threshold=10.0), tie) == pytest.approx(value(DR(), tie), abs=1e-12)
     w, s = DR().weights(log), 5.0
     assert (ShrinkageDR(strength=s).residual_weights(log) <= torch.minimum(w, torch.tensor(s**0.5 / 2)) + 1e-12).all()
 

@@ -143,6 +143,8 @@ def fit_self_normalised(
         If the mean weight leaves [0.5, 2], where the policy has moved to what was hardly ever logged: the fit before
         is returned. If the fixed point was not met.
     """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, not {rounds}")
     base, rows, kept, translation = objective or OffPolicyValue(), [], None, 0.0
     for _ in range(rounds):
         fitted = fit(get("poxm"), data, objective=replace(base, translation=translation), **settings)

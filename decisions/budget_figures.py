@@ -1,4 +1,4 @@
-"""Figures of an allocation: what a budget of any size would bring, and how sure value and spending are."""
+"""Figures of allocations: what a budget of any size would bring, how sure that is, and responses to levels."""
 
 from typing import Any
 
@@ -50,3 +50,17 @@ def _histograms(decision: Any, axes: Any) -> None:
             axis.axvline(decision.settings[f"{name}_{end}"], color="0.5", linestyle="--")
         axis.set_xlabel(f"{name} (dashed: 90 % interval)")
         axis.set_ylabel("draws")
+
+
+def band(decision: Any) -> Any:
+    """Draw the mean response against the cost of the level, with its band."""
+    from matplotlib.figure import Figure
+
+    table = decision.table.sort_values("cost", kind="stable")
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.fill_between(table["cost"], table["low"], table["high"], color="C0", alpha=0.25, linewidth=0)
+    axis.plot(table["cost"], table["response"], "o-", color="C0")
+    axis.set_xlabel("cost of the level")
+    axis.set_ylabel(f"mean response, {decision.settings['level']:.0%} band")
+    return figure

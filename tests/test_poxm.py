@@ -167,6 +167,8 @@ def test_without_contexts_it_finds_the_arm_of_largest_self_normalised_mean():
     assert fitted.objective.translation == steps["translation"].iloc[-2]
     with pytest.warns(NoSupport, match="the translation was not settled in 1 fits: 0 led to 0.7"):
         fit_self_normalised(data, rounds=1, **settings)
+    with pytest.raises(ValueError, match="rounds must be at least 1, not 0"):
+        fit_self_normalised(data, rounds=0, **settings)
 
 
 def test_learning_with_the_fixed_point(world):

@@ -7,10 +7,10 @@ response: a visit within two weeks; an e-mail costs 1 and the budget is a share 
 
 Policies, all learnt on the first half: ours (`response_ensemble`, concave for cash and free for e-mails, and
 `allocate`); ``even``: levels at random, of the two neighbouring ones that spend the budget; ``cheapest``: the
-cheapest incentive at random; ``uplift``: two logistic regressions, with any incentive and without, and the incentive
-of most response for its cost to those of largest difference. On the second half, where levels were given at random,
-value and spending are estimated by DR with our responses as its model; the difference to ours by the same terms on the
-same people. Five splits; their mean has the mean of their standard errors, as the halves overlap.
+cheapest incentive at random; ``uplift``: two logistic regressions, with any incentive and without, and the dearer of
+the levels of ``even`` to those of largest difference until the money is gone. On the second half, where levels were
+given at random, value and spending are estimated by DR with our responses as its model; the difference to ours by the
+same terms on the same people. Five splits; their mean has the mean of their standard errors, as the halves overlap.
 
     python benchmarks/incentive_trials.py [--trials thornton hillstrom] [--splits 5] [--members 20] [--plot FOLDER]
 
@@ -98,9 +98,9 @@ def rivals(trial, learn, judge, budget):
     k, n = len(trial.cost), len(judge)
     mean = np.array([trial.response[learn][trial.level[learn] == a].mean() for a in range(k)])
     spent = trial.cost * mean if trial.redeemed else trial.cost  # of a level that everybody gets
-    worth = np.append(0, (mean[1:] - mean[0]) / spent[1:])
-    best = int(worth.argmax())
-    order = [0, *(a for a in range(1, k) if spent[a] > spent[:a].max())] if trial.redeemed else [0, best]
+    order = [0, int(mean.argmax())]
+    if trial.redeemed:
+        order = [0, *(a for a in range(1, k) if spent[a] > spent[:a].max())]
     high = next((a for a in order if spent[a] > budget), order[-1])
     low = order[order.index(high) - 1]
     part = min((budget - spent[low]) / (spent[high] - spent[low]), 1.0)
@@ -112,11 +112,11 @@ def rivals(trial, learn, judge, budget):
     with_it, without = (LogisticRegression(max_iter=1000).fit(x[m], trial.response[learn][m]) for m in (given, ~given))
     chance = with_it.predict_proba(new)[:, 1]
     uplift = chance - without.predict_proba(new)[:, 1]
-    price = trial.cost[best] * (chance if trial.redeemed else np.ones(n))
+    price = trial.cost[high] * (chance if trial.redeemed else np.ones(n))
     order = np.argsort(-uplift)
     chosen = order[(price[order].cumsum() <= budget * n) & (uplift[order] > 0)]
     picked = to_random(0, 0, n, k)
-    picked[chosen, 0], picked[chosen, best] = 0, 1
+    picked[chosen, 0], picked[chosen, high] = 0, 1
     cheap = min(range(1, k), key=lambda a: trial.cost[a])
     return {"even": even, "cheapest": to_random(budget / spent[cheap], cheap, n, k), "uplift": picked}
 

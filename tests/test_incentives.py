@@ -175,6 +175,14 @@ def test_laplace_is_exact_for_a_linear_normal_response():
     assert variance.min() > 0
 
 
+def test_more_epochs_than_early_stopping_needs_change_nothing(train):
+    """There is no Kullback-Leibler term to warm up, before whose end no epoch could be the best."""
+    settings = {"validation": 0.2, "early_stopping": 5, "batch_size": 256, "progress": False}
+    short, long = (fit("incentives", train.data[:400].copy(), max_epochs=e, **settings) for e in (25, 200))
+    assert len(short.history) == len(long.history) < 25
+    np.testing.assert_array_equal(response(short, train.data[:50]), response(long, train.data[:50]))
+
+
 def test_balance_makes_the_representation_forget_the_level(train):
     measure = hsic("phi", "level").measure
     held = Constraint(measure, rule=Penalty(100.0), group="theta")

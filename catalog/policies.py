@@ -220,6 +220,11 @@ def learn_policy(
     ValueError
         If nothing was rewarded, or too few rows are held out.
 
+    Warns
+    -----
+    NoSupport
+        If the candidates hold less than a tenth of the logging policy, or fewer than ten rewarded items.
+
     Notes
     -----
     Lopez, Dhillon and Jordan (2021) learn by selective importance sampling among the best p actions of the logging
@@ -236,6 +241,7 @@ def learn_policy(
         candidates = whole.top(p)
         here = candidates.aligned(log.actions, log.rows[train], "logging")
         data = policy_data(x[train], here, log.take(train))
+        _covered(here, data)
         arguments = {"n_actions": len(log.actions), "validation": 0.0, "early_stopping": None, "progress": False}
         arguments |= {"seed": seed} | settings
         if self_normalise:
@@ -255,6 +261,16 @@ def learn_policy(
     evaluation = _value(best[1], x, candidates, log, judging, None, level, seed)
     trained_on = log.rows[np.sort(np.concatenate([train, choosing]))]
     return LearnedPolicy(best[1], best[0], pd.DataFrame(rows).set_index("top"), evaluation, log.actions, trained_on)
+
+
+def _covered(candidates: Policy, data: anndata.AnnData) -> None:
+    """Warn where the candidates hold too little of the log to learn from."""
+    mass, p = float(candidates.probability.sum(1).mean()), candidates.probability.shape[1]
+    rewarded = int(((data.obsm["reward"] > 0) & (data.obsm["position"] >= 0)).sum())
+    if mass < 0.1:
+        caution(f"the {p} candidates hold {mass:.0%} of the logging policy: most of the log says nothing", NoSupport)
+    if rewarded < 10:
+        caution(f"{rewarded} rewarded items of the log are among the {p} candidates: too few to learn from", NoSupport)
 
 
 def _value(fitted: Fit, x, candidates: Policy, log: BanditLog, rows: np.ndarray, names, level, seed) -> Decision:

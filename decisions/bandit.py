@@ -86,7 +86,8 @@ def evaluate_policy(
     OptimisticValue
         If the policy says that rows of this log chose it.
     NoSupport
-        If more than a tenth of the policy is on actions that are not taken, or k-hat is above its limit.
+        If more than a tenth of the policy is on actions that are not taken, if it takes no action of the selected set
+        in some context, or if k-hat is above its limit.
 
     Examples
     --------
@@ -149,6 +150,12 @@ def evaluate_policy(
         diagnostics.loc[marginal, "unsupported"] = alike.unseen(pi)
     diagnostics["set_mass"] = np.nan if kept is None else float(kept.probability.sum(1).mean())
     _warn(pi, log, diagnostics, unsupported)
+    if kept is not None and (outside := int((feedback.target_mass == 0).sum())):
+        caution(
+            f"in {outside} of {len(log)} contexts the policy takes no action of the selected set: restricted to it, it "
+            "is not defined there, and they count as zero",
+            NoSupport,
+        )
     settings = {
         "rows": len(log),
         "items": log.action.shape[1],

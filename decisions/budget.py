@@ -280,6 +280,10 @@ def _certain(reward: Any, risk: str, level: float) -> tuple[Any, bool]:
             raise ValueError(f"risk={risk!r} needs posterior draws [S, N, K]; reward has {np.ndim(reward)} dimensions")
         return reward, False
     draws = np.asarray(reward, dtype=np.float64)
+    bad = np.argwhere(~np.isfinite(draws))
+    if bad.size:
+        draw, row, column = bad[0]
+        raise ValueError(f"reward of option {column} for customer {row} is {draws[tuple(bad[0])]} in draw {draw}")
     if risk == "mean":
         return draws.mean(0), True
     if risk == "quantile":

@@ -137,6 +137,12 @@ def test_what_cannot_be_trusted_is_said():
         found = evaluate_policy(partly, [0.1, 0.0, 0.9], logging=open_too)
     assert found.diagnostics.loc["ips", "unsupported"] == pytest.approx(0.45)
     assert evaluate_policy(partly, [0.1, 0.0, 0.9]).diagnostics.loc["ips", "unsupported"] == 0  # all occur somewhere
+    never = BanditLog.of([0, 1] * 30, [0, 1] * 30, [0.5] * 60, 3)
+    with pytest.warns(NoSupport) as said:
+        nothing = evaluate_policy(never, [0, 0, 1.0], logging=[0.5, 0.5, 0], top=1).table
+    assert nothing.loc["snips", ["value", "low", "high"]].isna().all() and nothing.loc["ips", "value"] == 0
+    assert any("in 60 of 60 contexts the policy takes no action of the selected set" in str(w.message) for w in said)
+    assert not any(issubclass(w.category, RuntimeWarning) for w in said)
     rng = np.random.default_rng(0)
     heavy = np.minimum(rng.pareto(0.8, 2000) + 1, 1e5)
     thin = BanditLog.of(np.zeros(2000, int), np.ones(2000), 1 / heavy, ["a"])

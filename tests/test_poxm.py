@@ -228,6 +228,17 @@ def test_bad_input(world):
         learn_policy(log, x, r, held_out=0.001)
     with pytest.raises(ValueError, match="held_out must be between 0 and 1"):
         learn_policy(log, x, r, held_out=1.0)
+    holed = x.copy()
+    holed[3, 2] = np.nan
+    with pytest.raises(SchemaError, match="field 'x'.*not finite"):
+        learn_policy(log, holed, r, top=5)
+    few = BanditLog.of(log.action, log.reward * (np.arange(850)[:, None] < 5), log.propensity, 60)
+    with pytest.warns(NoSupport, match="rewarded items of the log are among the 3 candidates: too few to learn from"):
+        learn_policy(few, x, r, top=3, max_epochs=1)
+    flat = np.full((850, 60), 1 / 60)
+    even = BanditLog.of(log.action, log.reward, np.full((850, 5), 1 / 60), 60)
+    with pytest.warns(NoSupport, match="the 3 candidates hold 5% of the logging policy"):
+        learn_policy(even, x, flat, top=3, max_epochs=1)
     with pytest.raises(ValueError, match="context has 851 rows, the log 850"):
         learn_policy(log, made.context[149:1000], r, top=5)
     with pytest.raises(ValueError, match="choose candidates by logging.top"):

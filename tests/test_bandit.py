@@ -163,6 +163,7 @@ def test_sets_and_ranks():
     none = Policy.read([[1.0, 0, 0, 0], [0, 1.0, 0, 0]], 4, 2)
     assert few.on(none).tolist() == pytest.approx([0, 0.1]) and none.on(few).tolist() == [0, 1]
     assert whole.on(none).tolist() == pytest.approx([0.1, 0.1])
+    assert whole.on(none.top(3)).tolist() == pytest.approx([0.1, 0.1])  # candidates that are never taken do not count
     assert few.on(none.top(1)).tolist() == pytest.approx([0, 0.1])
     assert Policy.read(few, pd.RangeIndex(4), pd.Index([1, 0])).codes.tolist() == [[0, 1], [1, 2]]
     with pytest.raises(ValueError, match="policy has no row 5"):

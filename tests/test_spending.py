@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from fieldguide.decisions import allocate
+from fieldguide.decisions.outcomes import outcomes
 from fieldguide.decisions.spending import BOUNDS, spending_bound
 
 
@@ -114,6 +115,12 @@ def test_outcomes_simulate_what_is_really_spent():
     assert len(spread.plot().axes) == 2 and len(found.outcomes(draws[:5]).plot().axes) == 1
     expected = found.outcomes(draws[:5], cost * response)
     assert expected.settings["spent"] == pytest.approx(150)
+
+
+def test_customers_between_options_are_drawn():
+    policy, nothing = np.full((400, 2), 0.5), np.zeros((2000, 400, 2))
+    spent = outcomes(policy, {"budget": 200.0}, nothing, [0.0, 1.0], redeemed=np.ones((400, 2))).settings
+    assert spent["spent"] == pytest.approx(200, abs=1) and spent["spent_sd"] == pytest.approx(10, rel=0.08)
 
 
 def test_a_report_of_draws_has_the_spread_of_value_and_spending():

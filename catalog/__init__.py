@@ -10,8 +10,8 @@ from fieldguide.catalog.comparison import Study, compare
 from fieldguide.catalog.cyclic import contractive_view, edge_strengths, sample_under
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
-from fieldguide.catalog.policies import LearnedPolicy, learn_policy, policy_data
-from fieldguide.catalog.response import response, response_draws
+from fieldguide.catalog.policies import LearnedPolicy, fit_self_normalised, learn_policy, policy_data
+from fieldguide.catalog.response import response, response_draws, response_ensemble
 
 __all__ = [
     "Entry",
@@ -24,6 +24,7 @@ __all__ = [
     "dcdfg",
     "entries",
     "entry",
+    "fit_self_normalised",
     "get",
     "gimvi",
     "hcv",
@@ -38,6 +39,7 @@ __all__ = [
     "report",
     "response",
     "response_draws",
+    "response_ensemble",
     "sample_under",
     "scvi",
 ]

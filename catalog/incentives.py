@@ -26,7 +26,7 @@ SHAPES = ("concave", "monotone", "plain")
     ),
     objective=ELBO(),
     supports=("elbo",),
-    defaults={"max_epochs": 60, "learning_rate": 2e-3, "epsilon": 1e-8},
+    defaults={"max_epochs": 60, "learning_rate": 2e-3, "epsilon": 1e-8, "kl_warmup": 0},
     cite="""
 @inproceedings{lopez2020cost,
   title = {Cost-effective incentive allocation via structured counterfactual inference},

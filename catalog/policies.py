@@ -11,7 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.catalog.entry import get
-from fieldguide.decisions import BanditLog, Decision, evaluate_policy
+from fieldguide.decisions import BanditLog, Decision, NoSupport, evaluate_policy
+from fieldguide.decisions.decision import caution
 from fieldguide.decisions.policy import Policy
 from fieldguide.decisions.selected import rank_quantile
 from fieldguide.decisions.slates import coefficients
@@ -101,6 +102,79 @@ def policy_of(fitted: Fit, context: ArrayLike, candidates: Policy) -> Policy:
     return Policy(candidates.codes, probability, candidates.actions, candidates.rows)
 
 
+def fit_self_normalised(
+    data: anndata.AnnData,
+    objective: OffPolicyValue | None = None,
+    *,
+    rounds: int = 8,
+    tolerance: float = 0.01,
+    **settings,
+) -> tuple[Fit, pd.DataFrame]:
+    """Fit ``poxm`` with the translation of BanditNet at its fixed point: the self-normalised value that it leads to.
+
+    The self-normalised estimate is a ratio, which no minibatch has a part of. Its gradient is that of ``mean(w (r -
+    t))`` where t is the estimate itself. So, from zero: fit with t, estimate the policy on the training rows, take that
+    for t, and start again with the same seed (Dinkelbach 1967), until t changes no more. No grid of translations, no
+    held-out rows.
+
+    Parameters
+    ----------
+    data : AnnData
+        Of `policy_data`, with a log.
+    objective : OffPolicyValue, optional
+        Its translation is replaced.
+    rounds : int
+        At most so many fits.
+    tolerance : float
+        Relative change of the translation at which to stop.
+    **settings
+        For `fieldguide.inference.fit`.
+
+    Returns
+    -------
+    Fit
+        The last.
+    DataFrame
+        One row a fit: ``translation``, the self-normalised ``value`` that it led to, and the ``mean_weight``.
+
+    Warns
+    -----
+    NoSupport
+        If the mean weight leaves [0.5, 2], where the policy has moved to what was hardly ever logged: the fit before
+        is returned. If the fixed point was not met.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, not {rounds}")
+    base, rows, kept, translation = objective or OffPolicyValue(), [], None, 0.0
+    for _ in range(rounds):
+        fitted = fit(get("poxm"), data, objective=replace(base, translation=translation), **settings)
+        value, weight = _logged(fitted)
+        rows.append({"translation": translation, "value": value, "mean_weight": weight})
+        if not 0.5 <= weight <= 2:
+            said = f"at translation {translation:.4g} the mean weight is {weight:.3g}: the policy left what was logged"
+            caution(f"{said}; the fit before it is kept" if kept else said, NoSupport)
+            fitted = kept or fitted
+            break
+        if abs(value - translation) <= tolerance * abs(value):
+            break
+        kept, translation = fitted, value
+    else:
+        last = rows[-1]["translation"]
+        caution(f"the translation was not settled in {rounds} fits: {last:.4g} led to {translation:.4g}", NoSupport)
+    return fitted, pd.DataFrame(rows).rename_axis("round")
+
+
+def _logged(fitted: Fit) -> tuple[float, float]:
+    """Self-normalised value and mean weight of a fitted policy on its training rows."""
+    batch = {name: values.cpu().double() for name, values in fitted.dataset.batch(fitted.train_rows).items()}
+    place = batch["position"].long()
+    chunks = fitted.posterior(particles=1).chunks()
+    share = torch.cat([values["log_policy"].reshape(len(rows), -1).cpu() for rows, _, values in chunks]).double().exp()
+    share = share[torch.as_tensor(fitted.train_rows)].gather(1, place.clamp(min=0))
+    weight = torch.where(place >= 0, share * batch["weight"], 0.0)
+    return float((weight * batch["reward"]).sum() / weight.sum()), float(weight.mean())
+
+
 def learn_policy(
     log: BanditLog,
     context: ArrayLike,
@@ -110,6 +184,7 @@ def learn_policy(
     objective: OffPolicyValue | None = None,
     held_out: float = 0.2,
     estimator: str = "snips",
+    self_normalise: bool = False,
     level: float = 0.95,
     seed: int = 0,
     **settings,
@@ -131,6 +206,8 @@ def learn_policy(
         Share of the rows that no policy is trained on.
     estimator : {"snips", "sis", "dr_sis", ...}
         By which sizes are compared.
+    self_normalise : bool
+        Learn with the translation at its fixed point (`fit_self_normalised`: several fits for each size).
     level : float
         Of the intervals.
     seed : int
@@ -143,6 +220,11 @@ def learn_policy(
     ValueError
         If nothing was rewarded, or too few rows are held out.
 
+    Warns
+    -----
+    NoSupport
+        If the candidates hold less than a tenth of the logging policy, or fewer than ten rewarded items.
+
     Notes
     -----
     Lopez, Dhillon and Jordan (2021) learn by selective importance sampling among the best p actions of the logging
@@ -152,23 +234,43 @@ def learn_policy(
     train, choosing, judging = _parts(len(log), held_out, top == "auto", seed)
     sizes = _sizes(log.take(train), Policy.aligned(whole, log.actions, log.rows[train]), top)
     x = np.asarray(context) if not hasattr(context, "tocsr") else context
+    if np.shape(x)[0] != len(log):
+        raise ValueError(f"context has {np.shape(x)[0]} rows, the log {len(log)}")
     tried = []
     for p in sizes:
         candidates = whole.top(p)
         here = candidates.aligned(log.actions, log.rows[train], "logging")
         data = policy_data(x[train], here, log.take(train))
+        _covered(here, data)
         arguments = {"n_actions": len(log.actions), "validation": 0.0, "early_stopping": None, "progress": False}
-        fitted = fit(get("poxm"), data, objective=objective, seed=seed, **(arguments | settings))
+        arguments |= {"seed": seed} | settings
+        if self_normalise:
+            fitted, _ = fit_self_normalised(data, objective, **arguments)
+        else:
+            fitted = fit(get("poxm"), data, objective=objective, **arguments)
         score = None
         if len(choosing):
             score = _value(fitted, x, candidates, log, choosing, [estimator], level, seed).table.loc[estimator]
         tried.append((p, fitted, score))
     best = max(tried, key=lambda t: t[2]["low"]) if len(choosing) else tried[0]
-    rows = [{"top": p} | ({} if s is None else s.to_dict()) for p, _, s in tried]
+    rows = [
+        {"top": p, "translation": getattr(f.objective, "translation", np.nan)} | ({} if s is None else s.to_dict())
+        for p, f, s in tried
+    ]
     candidates = whole.top(best[0])
     evaluation = _value(best[1], x, candidates, log, judging, None, level, seed)
     trained_on = log.rows[np.sort(np.concatenate([train, choosing]))]
     return LearnedPolicy(best[1], best[0], pd.DataFrame(rows).set_index("top"), evaluation, log.actions, trained_on)
+
+
+def _covered(candidates: Policy, data: anndata.AnnData) -> None:
+    """Warn where the candidates hold too little of the log to learn from."""
+    mass, p = float(candidates.probability.sum(1).mean()), candidates.probability.shape[1]
+    rewarded = int(((data.obsm["reward"] > 0) & (data.obsm["position"] >= 0)).sum())
+    if mass < 0.1:
+        caution(f"the {p} candidates hold {mass:.0%} of the logging policy: most of the log says nothing", NoSupport)
+    if rewarded < 10:
+        caution(f"{rewarded} rewarded items of the log are among the {p} candidates: too few to learn from", NoSupport)
 
 
 def _value(fitted: Fit, x, candidates: Policy, log: BanditLog, rows: np.ndarray, names, level, seed) -> Decision:

@@ -28,7 +28,7 @@ SPARSE = 50_000
     ),
     objective=OffPolicyValue(),
     supports=("elbo",),
-    defaults={"max_epochs": 10, "learning_rate": 2e-3, "epsilon": 1e-8},
+    defaults={"max_epochs": 10, "learning_rate": 2e-3, "epsilon": 1e-8, "kl_warmup": 0},
     cite="""
 @inproceedings{lopez2021learning,
   title = {Learning from extreme bandit feedback},

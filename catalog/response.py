@@ -1,15 +1,18 @@
-"""What an incentive would bring: posterior draws of the response at every level, by a Laplace approximation."""
+"""What an incentive would bring: the response at every level, and draws of it that say how sure that is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from fieldguide.catalog.incentives import Incentives
-from fieldguide.inference import Dataset, Fit
+from fieldguide.decisions.decision import caution
+from fieldguide.decisions.policy import TrainedOn
+from fieldguide.inference import Dataset, Fit, fit
 
 PRECISIONS = np.geomspace(1e-2, 1e3, 21)
 """Prior precisions of the last layer among which the evidence decides."""
@@ -25,6 +28,13 @@ def response(fitted: Fit | Sequence[Fit], data: Any = None) -> pd.DataFrame:
         Of the entry ``incentives``; several, from different seeds, are averaged.
     data : AnnData, DataFrame or dict of arrays, optional
         New customers; those of the training data by default.
+
+    Returns
+    -------
+    DataFrame
+        ``attrs["trained_on"]`` names the customers of the fit, training and held-out ones (where they have names, and
+        unless the fit was loaded from a file): an allocation by these responses that is evaluated on them is
+        optimistic, and `fieldguide.decisions.evaluate_policy` warns of it.
     """
     members = [fitted] if isinstance(fitted, Fit) else list(fitted)
     dataset = members[0].read(data)
@@ -34,7 +44,54 @@ def response(fitted: Fit | Sequence[Fit], data: Any = None) -> pd.DataFrame:
         values = [program.expected(program.link(x)) for x in _features(member, dataset)]
         parts.append(torch.cat(values).double().cpu().numpy())
     index = pd.RangeIndex(dataset.n_cells) if dataset.obs is None else dataset.obs.index
-    return pd.DataFrame(np.mean(parts, axis=0), index=index, columns=_levels(members[0]))
+    table = pd.DataFrame(np.mean(parts, axis=0), index=index, columns=_levels(members[0]))
+    seen = [m.dataset.obs.index for m in members if m.dataset is not None and m.dataset.obs is not None]
+    if seen:
+        table.attrs["trained_on"] = TrainedOn(seen[0].append(seen[1:]).unique())
+    return table
+
+
+def response_ensemble(
+    data: Any, members: int = 20, *, fields: Mapping[str, Any] | None = None, seed: int = 0, **settings
+) -> list[Fit]:
+    """Fit ``incentives`` several times, each to the data under random weights: what one fit cannot know about itself.
+
+    The weighted likelihood bootstrap (Newton and Raftery 1994): in each member every customer counts by an independent
+    exponential weight of mean one (times a given one), and initial values, split and shuffling are its own. So all
+    layers of the network vary as the data make them. Hand the list to `response` and `response_draws`.
+
+    Parameters
+    ----------
+    data, fields
+        As for `fieldguide.inference.fit`.
+    members : int
+    seed : int
+        Of the weights; member m is fitted with ``seed + m``.
+    **settings
+        For `fieldguide.inference.fit`: ``shape``, ``max_epochs``, ``batch_size``, ...
+
+    Notes
+    -----
+    Simulated coupons, 600 and 2,000 customers, concave and monotone: 90 % intervals of 20 members hold the true
+    response of 0.86 to 0.94 of customers and levels (10 members: 0.85 to 0.94), those of one fit of 0.46 to 0.70.
+    """
+    if members < 2:
+        raise ValueError(f"members must be at least 2, not {members}")
+    column = (fields or {}).get("weight") or "weight"
+    table = data.obs if isinstance(data, anndata.AnnData) else data
+    count = len(next(iter(data.values()))) if isinstance(data, dict) else len(table)
+    given = np.asarray(table[column], dtype=np.float64) if column in table else np.ones(count)
+    found = []
+    for member in range(members):
+        random = np.random.default_rng([seed, member]).exponential(size=count)
+        weights = {column: given * np.maximum(random, 1e-6)}
+        if isinstance(data, anndata.AnnData):
+            weighted = data.copy()
+            weighted.obs[column] = weights[column]
+        else:
+            weighted = data | weights if isinstance(data, dict) else data.assign(**weights)
+        found.append(fit("incentives", weighted, fields=fields, seed=seed + member, **({"progress": False} | settings)))
+    return found
 
 
 def response_draws(fitted: Fit | Sequence[Fit], data: Any = None, draws: int = 200, seed: int = 0) -> np.ndarray:
@@ -42,8 +99,10 @@ def response_draws(fitted: Fit | Sequence[Fit], data: Any = None, draws: int = 2
 
     The last layer of the network is Bayesian: a Gaussian around the fitted weights, with the curvature of the
     likelihood on the training data (generalised Gauss-Newton; MacKay 1992) and the prior precision of largest evidence.
-    The layers before it are taken as known, so the draws of one fit say less than all uncertainty. Several fits, from
-    different seeds, share the draws and say more of it. Every draw keeps the shape (monotone, concave) that was fitted.
+    Every draw keeps the shape (monotone, concave) that was fitted.
+
+    The layers before it are taken as known, and they are not: the draws of one fit are too narrow, and a warning says
+    so. Give the fits of a `response_ensemble`, which share the draws.
 
     Parameters
     ----------
@@ -53,25 +112,37 @@ def response_draws(fitted: Fit | Sequence[Fit], data: Any = None, draws: int = 2
         New customers.
     draws, seed : int
 
+    Warns
+    -----
+    UserWarning
+        For one fit alone.
+
     Examples
     --------
-    Spend a budget with caution: ``allocate(response_draws(fitted, customers), cost, budget, risk="quantile")``.
+    Spend a budget with caution: ``allocate(response_draws(fits, customers), cost, budget, risk="quantile")``.
     """
-    if not isinstance(fitted, Fit):
-        shares = np.array_split(np.arange(draws), len(fitted))
-        parts = [
-            response_draws(f, fitted[0].read(data), len(s), seed + n)
-            for n, (f, s) in enumerate(zip(fitted, shares, strict=True))
-            if len(s)
-        ]
-        return np.concatenate(parts)
+    members = [fitted] if isinstance(fitted, Fit) else list(fitted)
+    if len(members) == 1:
+        caution(
+            "draws of one fit leave out what its hidden layers do not know: their 90 % intervals hold a half to "
+            "two thirds of the true responses; use response_ensemble",
+            UserWarning,
+        )
+    dataset, shares = members[0].read(data), np.array_split(np.arange(draws), len(members))
+    return np.concatenate(
+        [_draws(f, dataset, len(s), seed + n) for n, (f, s) in enumerate(zip(members, shares, strict=True)) if len(s)]
+    )
+
+
+def _draws(fitted: Fit, dataset: Dataset, draws: int, seed: int) -> np.ndarray:
+    """Draws [S, N, K] of one fit, its hidden layers taken as known."""
     program = _program(fitted)
     mean, factor = _laplace(fitted, program)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(draws, len(mean), generator=generator, dtype=torch.float64)
     weights = mean + torch.linalg.solve_triangular(factor.T, noise.T, upper=True).T
     parts = []
-    for x in _features(fitted, data if isinstance(data, Dataset) else fitted.read(data)):
+    for x in _features(fitted, dataset):
         inputs = _with_one(program.features(x)[1])
         raw = torch.einsum("bh,skh->sbk", inputs, weights.view(draws, program.n_level, -1))
         link = program.base_rate.double().cpu() + program.unit.double().cpu() * program.levels(raw)

@@ -9,8 +9,10 @@ if not __name__.startswith("fieldguide."):
 from fieldguide.decisions.bandit import NoSupport, OptimisticValue, evaluate_policy
 from fieldguide.decisions.budget import Allocation, allocate
 from fieldguide.decisions.checks import Check, posterior_predictive_check
+from fieldguide.decisions.curves import response_curve
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDesign
 from fieldguide.decisions.denoised import CellEstimates, denoised_expression, impute
+from fieldguide.decisions.embedding import Embedding
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.graph import Graph, causal_graph, graph_scores
@@ -36,6 +38,7 @@ __all__ = [
     "CellEstimates",
     "Check",
     "Decision",
+    "Embedding",
     "Graph",
     "Imputed",
     "NoSupport",
@@ -67,6 +70,7 @@ __all__ = [
     "reject_option",
     "rejection_curve",
     "relabel",
+    "response_curve",
     "risk_coverage",
     "suspects",
     "true_labels",

@@ -9,7 +9,8 @@ import torch
 
 from fieldguide.decisions.bandit_figures import estimates
 from fieldguide.decisions.decision import Decision, caution
-from fieldguide.decisions.estimators import DM, DR, DRSIS, ESTIMATORS, IPS, SIS, Feedback, ratio
+from fieldguide.decisions.embedding import Embedding
+from fieldguide.decisions.estimators import DM, ESTIMATORS, IPS, MIPS, SIS, Feedback, ratio
 from fieldguide.decisions.intervals import intervals, standard_error, weight_diagnostics
 from fieldguide.decisions.logs import BanditLog
 from fieldguide.decisions.names import named
@@ -32,6 +33,7 @@ def evaluate_policy(
     logging: Any = None,
     top: int | None = None,
     reward_model: Any = None,
+    embedding: Any = None,
     level: float = 0.95,
     interval: str = "bootstrap",
     resamples: int = 2000,
@@ -46,15 +48,18 @@ def evaluate_policy(
         Probability of each action in each context (or in all contexts alike). A table can say in
         ``attrs["trained_on"]``, and a `Policy` in ``trained_on``, which rows of a log chose it.
     estimators : sequence of str, or mapping of names to estimators, optional
-        By default all that the rest of the input allows: "ips", "clipped", "snips"; with ``reward_model`` also "dm",
-        "dr", "switch_dr", "shrinkage_dr"; with ``logging`` and ``top`` also "sis" and "dr_sis". See
-        `fieldguide.decisions.estimators`.
+        By default all that the rest of the input allows: "ips", "clipped", "snips", "translated"; with
+        ``reward_model`` also "dm", "dr", "switch_dr", "shrinkage_dr"; with ``logging`` and ``top`` also "sis" and
+        "dr_sis"; with ``logging`` and ``embedding`` also "mips". See `fieldguide.decisions.estimators`.
     logging : array, DataFrame or Policy, optional
         The logging policy's probabilities of all actions.
     top : int, optional
         p: the selected set is the p actions that the logging policy takes most (of equal ones the first).
     reward_model : array or DataFrame [n, K], optional
         Predicted rewards; predict each row by a model that did not see it (`predict_rewards`).
+    embedding : Series or array [K], DataFrame or array [K, D], or Embedding, optional
+        What actions have in common: the category of each, or several; see `fieldguide.decisions.embedding.Embedding`
+        for embeddings that the action does not fix.
     level : float
         Of the intervals.
     interval : {"bootstrap", "bernstein", "normal"}
@@ -67,7 +72,9 @@ def evaluate_policy(
         ``table``, one row an estimator: ``value``, ``se``, ``low``, ``high``, ``over_logging`` (the ratio to the
         value of the logging policy in the log); the first row is the log's own mean reward, on policy.
         ``diagnostics``: of the weights, see `fieldguide.decisions.intervals.weight_diagnostics`; ``unsupported``:
-        share of the policy on actions that occur nowhere in the log; ``set_mass``: its share on the selected set.
+        share of the policy on actions (for "mips": on embeddings) that occur nowhere in the log or, with ``logging``,
+        that the logging policy never takes in the context, if that is more; ``set_mass``: its share on the selected
+        set.
 
     Raises
     ------
@@ -79,7 +86,8 @@ def evaluate_policy(
     OptimisticValue
         If the policy says that rows of this log chose it.
     NoSupport
-        If more than a tenth of the policy is on actions that do not occur, or k-hat is above its limit.
+        If more than a tenth of the policy is on actions that are not taken, if it takes no action of the selected set
+        in some context, or if k-hat is above its limit.
 
     Examples
     --------
@@ -94,12 +102,18 @@ def evaluate_policy(
         log_target=torch.tensor(pi.at(log.action)).log(),
         design=log.design,
     )
-    kept = None
-    if top is not None:
-        if logging is None:
-            raise ValueError("top needs logging, the probabilities of all actions under the logging policy")
-        rho = Policy.read(logging, log.actions, log.rows, "logging")
+    kept = alike = None
+    for argument, given in (("top", top), ("embedding", embedding)):
+        if given is not None and logging is None:
+            raise ValueError(f"{argument} needs logging, the probabilities of all actions under the logging policy")
+    rho = None if logging is None else Policy.read(logging, log.actions, log.rows, "logging")
+    if rho is not None:
         _agree(rho, log)
+    if embedding is not None:
+        alike = embedding if isinstance(embedding, Embedding) else Embedding.of_categories(embedding, log)
+        feedback.target_embedding = torch.tensor(alike.probability(pi))
+        feedback.logging_embedding = torch.tensor(alike.probability(rho))
+    if top is not None:
         candidates = rho.top(top)
         feedback.inside = torch.tensor(candidates.place(log.action) >= 0)
         kept = Policy(candidates.codes, _among(pi, candidates), log.actions, log.rows)
@@ -127,9 +141,21 @@ def evaluate_policy(
     diagnostics = pd.DataFrame.from_dict(weights, orient="index").rename_axis("estimator")
     seen = np.zeros(len(log.actions))
     seen[np.unique(log.action)] = 1
-    diagnostics["unsupported"] = unsupported = float((pi.probability.sum(1) - pi.total(seen)).mean())
+    unsupported = float((pi.probability.sum(1) - pi.total(seen)).mean())
+    if rho is not None:
+        unsupported = max(unsupported, float((pi.probability.sum(1) - pi.on(rho)).mean()))
+    diagnostics["unsupported"] = unsupported
+    if alike is not None:
+        marginal = [name for name, e in chosen.items() if isinstance(e, MIPS)]
+        diagnostics.loc[marginal, "unsupported"] = alike.unseen(pi)
     diagnostics["set_mass"] = np.nan if kept is None else float(kept.probability.sum(1).mean())
     _warn(pi, log, diagnostics, unsupported)
+    if kept is not None and (outside := int((feedback.target_mass == 0).sum())):
+        caution(
+            f"in {outside} of {len(log)} contexts the policy takes no action of the selected set: restricted to it, it "
+            "is not defined there, and they count as zero",
+            NoSupport,
+        )
     settings = {
         "rows": len(log),
         "items": log.action.shape[1],
@@ -167,12 +193,10 @@ def _chosen(estimators: Any, log: Feedback) -> dict[str, IPS | DM]:
     if isinstance(estimators, Mapping):
         return dict(estimators)
     if estimators is None:
-        fits = lambda e: (  # noqa: E731
-            (log.inside is not None or not isinstance(e, SIS))
-            and (log.predicted is not None or not isinstance(e, DM | DR | DRSIS))
-            and (not isinstance(e, SIS) or e.norm == "coverage")
-        )
-        return {name: e for name, e in ESTIMATORS.items() if fits(e)}
+        usual = {name: e for name, e in ESTIMATORS.items() if not isinstance(e, SIS) or e.norm == "coverage"}
+        if log.design != "iid":
+            usual.pop("mips")
+        return {name: e for name, e in usual.items() if all(getattr(log, part) is not None for part in e.needs)}
     unknown = [name for name in estimators if name not in ESTIMATORS]
     if unknown:
         raise ValueError(f"no estimator {unknown[0]!r}; there are {', '.join(ESTIMATORS)}")

@@ -1,7 +1,7 @@
 """Spend a budget where it brings most: one option (incentive, dose) for each customer, with a certificate."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,18 @@ from fieldguide.decisions.budget_figures import budget_curve
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.knapsack import respond, solve
 from fieldguide.decisions.many_budgets import solve_many
-from fieldguide.decisions.options import Options, read_options
+from fieldguide.decisions.options import Options, read_options, read_redeemed
+from fieldguide.decisions.outcomes import outcomes
+from fieldguide.decisions.spending import expected_cost, solve_within
 from fieldguide.decisions.whole import solve_whole
 
 RISKS = ("mean", "quantile", "cvar")
-NOTES = (
+OPTIMISTIC = (
     "value is by the rewards that chose the options, and so optimistic where these are estimates: "
-    "evaluate the policy on other rows (evaluate_policy) before it is believed.",
-    "reward and cost are taken as known; `outcomes` says what posterior draws make of the policy.",
+    "evaluate the policy on other rows (evaluate_policy) before it is believed."
 )
+KNOWN = "reward and cost are taken as known; `outcomes` says what posterior draws make of the policy."
+DRAWN = "value_low and value_high (and spent_low, spent_high) are the ends of 90 % intervals over the draws."
 
 
 @dataclass
@@ -35,21 +38,24 @@ class Allocation(Decision):
     Attributes
     ----------
     policy : DataFrame [N, K]
-        Probability of each option.
+        Probability of each option; ``attrs`` are those of the rewards, such as ``trained_on``.
     multipliers : dict
         By budget: the value that another unit of it would bring. Zero where money is left.
     value : float
         Sum of the rewards under the policy.
     curve : DataFrame or None
         Budget, value and multiplier at the vertices of the optimal value as a function of the budget (one budget).
+    spread : Decision or None
+        Where rewards (or probabilities of redemption) came as draws: the `outcomes` over these.
     """
 
     policy: pd.DataFrame = field(default_factory=pd.DataFrame)
     multipliers: dict[str, float] = field(default_factory=dict)
     value: float = 0.0
     curve: pd.DataFrame | None = None
+    spread: Decision | None = None
 
-    def predict(self, reward: Any, cost: Any) -> pd.Series:
+    def predict(self, reward: Any, cost: Any, redeemed: Any = None) -> pd.Series:
         """Return the option of new customers at the multipliers of this allocation: ``argmax_a r - lam c``.
 
         Parameters
@@ -57,6 +63,8 @@ class Allocation(Decision):
         reward : array or DataFrame [N, K]
         cost : array [K] or [N, K], DataFrame, or dict of them
             As in `allocate`, with the same budgets.
+        redeemed : array or DataFrame [N, K], optional
+            As in `allocate`.
 
         Returns
         -------
@@ -65,12 +73,16 @@ class Allocation(Decision):
             like the old ones.
         """
         options = read_options(reward, cost, dict.fromkeys(self.multipliers, np.inf))
+        if redeemed is not None:
+            options = replace(options, costs=expected_cost(options.costs, read_redeemed(redeemed, options)))
         if list(options.names) != list(self.policy.columns):
             raise ValueError(f"options are {list(options.names)}, and were {list(self.policy.columns)}")
         chosen = respond(options.reward, options.costs, list(self.multipliers.values()))
         return pd.Series(np.asarray(options.names)[chosen.cpu().numpy()], index=options.customers, name="option")
 
-    def outcomes(self, reward: ArrayLike, cost: ArrayLike | None = None) -> Decision:
+    def outcomes(
+        self, reward: ArrayLike, cost: ArrayLike | None = None, redeemed: ArrayLike | None = None, seed: int = 0
+    ) -> Decision:
         """Return the distribution of value and spending under this policy over posterior draws.
 
         Parameters
@@ -78,29 +90,21 @@ class Allocation(Decision):
         reward : array [S, N, K]
             Draws of the expected reward of each option.
         cost : array [K], [N, K] or [S, N, K], optional
-            Draws of the expected cost, where that is uncertain too (a coupon costs when it is used).
+            Expected cost, in draws where that is uncertain too.
+        redeemed : array [N, K] or [S, N, K], optional
+            Probability that the option is redeemed, where only then it costs. Spending is then what is really spent:
+            in each draw every customer is given an option, and redeems it or not.
+        seed : int
+            Of what customers do.
 
         Returns
         -------
         Decision
-            ``table``, one row a draw: value, and spent with ``cost``. ``settings``: means, standard deviations and
-            ``p_overspent``, the posterior probability that expected spending is above the budget.
+            ``table``, one row a draw: ``value``, and ``spent`` with ``cost``. ``settings``: means, standard
+            deviations, the ends of 90 % intervals, and ``p_overspent``, the probability that spending is above the
+            budget.
         """
-        policy = self.policy.to_numpy()
-        draws = _draws(reward, policy.shape, "reward")
-        table = pd.DataFrame({"value": np.einsum("snk,nk->s", draws, policy)})
-        settings: dict[str, Any] = {"value": table["value"].mean(), "value_sd": table["value"].std()}
-        if cost is not None:
-            budgets = self.settings["budget"]
-            if len(budgets) != 1:
-                raise ValueError(f"spending is one number a draw: there are budgets {', '.join(budgets)}")
-            costs = np.asarray(cost, dtype=np.float64)
-            paid = np.where(policy > 0, np.broadcast_to(costs, draws.shape), 0)
-            table["spent"] = np.einsum("snk,nk->s", paid, policy)
-            budget = next(iter(budgets.values()))
-            settings |= {"spent": table["spent"].mean(), "spent_sd": table["spent"].std()}
-            settings["p_overspent"] = float((table["spent"] > budget).mean())
-        return Decision(table, pd.DataFrame(), settings)
+        return outcomes(self.policy.to_numpy(), self.settings["budget"], reward, cost, redeemed, seed)
 
 
 def allocate(
@@ -110,6 +114,8 @@ def allocate(
     *,
     risk: str = "mean",
     level: float = 0.1,
+    redeemed: Any = None,
+    overspend: float | None = None,
     integer: bool = False,
     increasing: bool = False,
     seconds: float = 60.0,
@@ -134,6 +140,13 @@ def allocate(
         What counts of the draws: their mean, their lower quantile at `level`, or the mean of the share `level` of the
         smallest (conditional value at risk), for each customer and option.
     level : float
+    redeemed : array or DataFrame [N, K], or array [S, N, K], optional
+        Probability that the option is redeemed, where it costs only then (a coupon): ``cost`` is what is paid in that
+        case, and the expected cost is their product. Posterior draws are averaged.
+    overspend : float, optional
+        Largest probability with which what is really spent may exceed the budget, customers redeeming independently
+        with the probabilities ``redeemed`` (with draws: given one of the draws). The expected spending is lowered until
+        `fieldguide.decisions.spending.spending_bound` is within the budget.
     integer : bool
         Give every customer one option outright, by HiGHS (mixed-integer). The bound and the gap are reported.
     increasing : bool
@@ -144,6 +157,8 @@ def allocate(
     Returns
     -------
     Allocation
+        With draws, ``diagnostics`` also has the ends of the 90 % interval of the value over them and, with
+        ``redeemed``, of what is really spent, and the probability ``p_overspent`` that this is above the budget.
 
     Raises
     ------
@@ -166,6 +181,15 @@ def allocate(
     options = read_options(rewards, cost, budget, increasing)
     settings = {"budget": options.budgets, "risk": risk if draws else "none", "integer": integer}
     settings |= {"level": level} if draws and risk != "mean" else {}
+    price, chance, bound = options.costs, None, None
+    if redeemed is not None:
+        if len(options.budgets) > 1:
+            raise ValueError(f"redeemed is for one budget, not for {', '.join(options.budgets)}")
+        chance = read_redeemed(redeemed, options)
+        options = replace(options, costs=expected_cost(price, chance))
+    if overspend is not None:
+        _guarded(overspend, chance, integer)
+        settings["overspend"] = overspend
     if integer:
         choice, dual, status = solve_whole(options, seconds)
         policy = torch.nn.functional.one_hot(choice, len(options.names)).double()
@@ -173,11 +197,11 @@ def allocate(
         settings["status"] = status
     elif len(options.budgets) == 1:
         total = next(iter(options.budgets.values()))
-        best = solve(options.reward, options.costs[0], total)
-        policy = torch.nn.functional.one_hot(best.choice, len(options.names)).double()
-        if best.randomised >= 0:
-            policy[best.randomised, best.choice[best.randomised]] = 1 - best.fraction
-            policy[best.randomised, best.other] = best.fraction
+        if overspend is None:
+            best = solve(options.reward, options.costs[0], total)
+        else:
+            best, bound = solve_within(options.reward, price[0], chance, total, overspend)
+        policy = best.policy(len(options.names))
         dual, multipliers = best.dual, {next(iter(options.budgets)): best.multiplier}
         curve = pd.DataFrame(
             {k: v.cpu().numpy() for k, v in zip(("budget", "value", "multiplier"), best.path, strict=True)}
@@ -186,10 +210,17 @@ def allocate(
         many = solve_many(options.reward, options.costs, list(options.budgets.values()))
         policy, dual, curve = many.policy, many.dual, None
         multipliers = dict(zip(options.budgets, map(float, many.multipliers), strict=True))
-    return _report(options, policy, dual, multipliers, curve, settings)
+    many_rewards = reward if draws else options.reward[None].cpu().numpy()
+    spread = None
+    if draws or (chance is not None and chance.ndim == 3):
+        paid = () if chance is None else (price[0].cpu().numpy(), chance.cpu().numpy())
+        spread = outcomes(policy.cpu().numpy(), options.budgets, many_rewards, *paid)
+    found = _report(options, policy, dual, multipliers, curve, settings, bound, spread)
+    found.policy.attrs |= getattr(reward, "attrs", {})
+    return found
 
 
-def _report(options: Options, policy, dual, multipliers, curve, settings) -> Allocation:
+def _report(options: Options, policy, dual, multipliers, curve, settings, bound, spread) -> Allocation:
     """The table of customers, and the certificate."""
     names, index = np.asarray(options.names), options.customers
     expected = lambda values: torch.where(policy > 0, values * policy, 0).sum(1).cpu().numpy()  # noqa: E731
@@ -211,18 +242,30 @@ def _report(options: Options, policy, dual, multipliers, curve, settings) -> All
     diagnostics = pd.DataFrame(rows, index=pd.Index(list(options.budgets), name="budget_name"))
     diagnostics["value"], diagnostics["dual"], diagnostics["gap"] = value, dual, dual - value
     diagnostics["randomised"] = int(mixed.sum())
+    notes = (OPTIMISTIC, KNOWN if spread is None else DRAWN)
+    if spread is not None:
+        ends = ("value_low", "value_high", "spent_low", "spent_high", "p_overspent")
+        diagnostics = diagnostics.assign(**{end: spread.settings[end] for end in ends if end in spread.settings})
+    if bound is not None:
+        diagnostics["spending_bound"] = bound
+        notes += (
+            f"spending stays within {bound:.6g} with a probability of at least {1 - settings['overspend']:g} if "
+            "customers redeem independently, with the probabilities given; dual and gap are for the expected spending "
+            "that this left.",
+        )
     probabilities = pd.DataFrame(policy.cpu().numpy(), index=index, columns=options.names)
     draw = budget_curve if curve is not None else None
     return Allocation(
         table,
         diagnostics,
         settings,
-        NOTES,
+        notes,
         draw,
         policy=probabilities,
         multipliers=multipliers,
         value=value,
         curve=curve,
+        spread=spread,
     )
 
 
@@ -237,6 +280,10 @@ def _certain(reward: Any, risk: str, level: float) -> tuple[Any, bool]:
             raise ValueError(f"risk={risk!r} needs posterior draws [S, N, K]; reward has {np.ndim(reward)} dimensions")
         return reward, False
     draws = np.asarray(reward, dtype=np.float64)
+    bad = np.argwhere(~np.isfinite(draws))
+    if bad.size:
+        draw, row, column = bad[0]
+        raise ValueError(f"reward of option {column} for customer {row} is {draws[tuple(bad[0])]} in draw {draw}")
     if risk == "mean":
         return draws.mean(0), True
     if risk == "quantile":
@@ -245,8 +292,11 @@ def _certain(reward: Any, risk: str, level: float) -> tuple[Any, bool]:
     return np.sort(draws, axis=0)[:worst].mean(0), True
 
 
-def _draws(values: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
-    draws = np.asarray(values, dtype=np.float64)
-    if draws.ndim != 3 or draws.shape[1:] != shape:
-        raise ValueError(f"{name} must be draws [S, {shape[0]}, {shape[1]}], not of shape {draws.shape}")
-    return draws
+def _guarded(overspend: float, chance: Any, integer: bool) -> None:
+    """Whether a bound on the spending can be kept."""
+    if not 0 < overspend < 1:
+        raise ValueError(f"overspend must be between 0 and 1, not {overspend}")
+    if chance is None:
+        raise ValueError("overspend needs redeemed: costs that are certain are never overspent")
+    if integer:
+        raise ValueError("overspend is not for integer=True")

@@ -6,13 +6,24 @@ statement about a stated target that `fieldguide.decisions.exact` can enumerate.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fieldguide.decisions.slates import coefficients
 
+ROUNDING = 1e-12
+"""By how much of itself a weight may be above a threshold through rounding alone."""
 NORMS = ("coverage", "truncated", "none", "count")
+NEEDED = {
+    "predicted": "a reward model",
+    "direct": "a reward model",
+    "direct_inside": "a reward model",
+    "target_embedding": "an embedding of the actions, and the logging policy",
+    "logging_embedding": "an embedding of the actions, and the logging policy",
+}
+"""What an optional part of `Feedback` comes from, where it is not a selected set of actions."""
 
 
 @dataclass
@@ -38,6 +49,8 @@ class Feedback:
         The model's value of the policy, ``sum_a pi(a | x) q(x, a)``.
     direct_inside : Tensor [n], optional
         The same for the policy restricted to the selected set, ``sum_{a in set} pi(a | x) q(x, a) / pi(set | x)``.
+    target_embedding, logging_embedding : Tensor [n, l], optional
+        Probability of the embedding that came with each logged action, under each policy (`Embedding.probability`).
     """
 
     reward: Tensor
@@ -50,13 +63,14 @@ class Feedback:
     predicted: Tensor | None = None
     direct: Tensor | None = None
     direct_inside: Tensor | None = None
+    target_embedding: Tensor | None = None
+    logging_embedding: Tensor | None = None
 
     def need(self, name: str, who: str) -> Tensor:
         """Return an optional part, or say what it is needed for."""
         found = getattr(self, name)
         if found is None:
-            what = "a reward model" if name in ("predicted", "direct", "direct_inside") else "a selected set of actions"
-            raise ValueError(f"{who} needs {what}")
+            raise ValueError(f"{who} needs {NEEDED.get(name, 'a selected set of actions')}")
         return found
 
 
@@ -71,6 +85,8 @@ class IPS:
     """
 
     slates: str = "murthy"
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Optional parts of `Feedback` without which there is no estimate."""
 
     def weights(self, log: Feedback) -> Tensor:
         """Return the weight of each logged item [n, l]; the mean over the slate of weight times reward is the term."""
@@ -102,8 +118,47 @@ class SNIPS(IPS):
 
 
 @dataclass(frozen=True)
+class Translated(IPS):
+    """Inverse propensity scoring of translated rewards, ``t + mean(w (r - t))`` (BanditNet, Joachims et al. 2018).
+
+    Unbiased for every fixed t where the log covers the policy, and least variable near its value.
+
+    Parameters
+    ----------
+    translation : float, optional
+        t; by default the fixed point, the t that is its own estimate. That is the self-normalised value, which this
+        writes as a mean: maximising ``mean(w (r - t))`` at this t is maximising the ratio.
+    """
+
+    translation: float | None = None
+
+    def terms(self, log: Feedback) -> tuple[Tensor, Tensor | None]:
+        w = self.weights(log)
+        t = float((w * log.reward).mean() / w.mean()) if self.translation is None else self.translation
+        return t + (w * (log.reward - t)).mean(1), None
+
+
+@dataclass(frozen=True)
+class MIPS(IPS):
+    """Marginalised weights, ``mean(w r)`` with ``w = pi(e | x) / rho(e | x)`` of the action's embedding e.
+
+    Unbiased where the log covers the embeddings (not the actions) of the policy, and actions with one embedding are
+    rewarded alike; then never more variable than `IPS` (Saito and Joachims 2022). For independent draws.
+    """
+
+    needs = ("target_embedding", "logging_embedding")
+
+    def weights(self, log: Feedback) -> Tensor:
+        if log.design != "iid" and log.reward.shape[1] > 1:
+            raise ValueError("MIPS is for independent draws, not for slates without replacement")
+        return log.need("target_embedding", "MIPS") / log.need("logging_embedding", "MIPS")
+
+
+@dataclass(frozen=True)
 class DM:
     """The direct method: the reward model's value of the policy, as good as the model."""
+
+    needs: ClassVar[tuple[str, ...]] = ("direct",)
 
     def weights(self, log: Feedback) -> Tensor:
         return torch.zeros_like(log.reward)
@@ -115,6 +170,8 @@ class DM:
 @dataclass(frozen=True)
 class DR(IPS):
     """Doubly robust, ``direct + w (r - q)``: unbiased if the propensities or the reward model are right."""
+
+    needs = ("predicted", "direct")
 
     def residual_weights(self, log: Feedback) -> Tensor:
         """Return the weight of each residual [n, l]."""
@@ -133,7 +190,7 @@ class SwitchDR(DR):
 
     def residual_weights(self, log: Feedback) -> Tensor:
         w = self.weights(log)
-        return torch.where(w <= self.threshold, w, 0.0)
+        return torch.where(w <= self.threshold * (1 + ROUNDING), w, 0.0)
 
 
 @dataclass(frozen=True)
@@ -165,6 +222,7 @@ class SIS(IPS):
     """
 
     norm: str = "coverage"
+    needs = ("inside", "target_mass", "logging_mass")
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -192,6 +250,8 @@ class SIS(IPS):
 class DRSIS(SIS):
     """Selective importance sampling with a reward model on the set: unbiased for pi_set, less variable than `SIS`."""
 
+    needs = (*SIS.needs, "predicted", "direct_inside")
+
     def __post_init__(self) -> None:
         if self.norm != "coverage":
             raise ValueError("DRSIS is defined for norm='coverage'")
@@ -205,6 +265,8 @@ ESTIMATORS: dict[str, IPS | DM] = {
     "ips": IPS(),
     "clipped": ClippedIPS(),
     "snips": SNIPS(),
+    "translated": Translated(),
+    "mips": MIPS(),
     "dm": DM(),
     "dr": DR(),
     "switch_dr": SwitchDR(),

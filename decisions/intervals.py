@@ -78,8 +78,10 @@ def intervals(
     if n < 2:
         return [(float("nan"), float("nan"))] * len(pairs)
     if method == "bootstrap":
-        ends = np.nanquantile(_bootstrap(pairs, resamples, seed), [tail / 2, 1 - tail / 2], axis=0)
-        return [(float(low), float(high)) for low, high in ends.T]
+        drawn = _bootstrap(pairs, resamples, seed).T
+        known = [values[~np.isnan(values)] for values in drawn]
+        ends = [np.quantile(v, [tail / 2, 1 - tail / 2]) if len(v) else np.full(2, np.nan) for v in known]
+        return [(float(low), float(high)) for low, high in ends]
     found = []
     for top, bottom in pairs:
         values = influences(top, bottom).double()

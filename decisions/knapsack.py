@@ -59,6 +59,14 @@ class Solution:
     dual: float
     path: tuple[Tensor, Tensor, Tensor]
 
+    def policy(self, width: int) -> Tensor:
+        """Return the probabilities of the options, [N, width]."""
+        found = torch.nn.functional.one_hot(self.choice, width).double()
+        if self.randomised >= 0:
+            found[self.randomised, self.choice[self.randomised]] = 1 - self.fraction
+            found[self.randomised, self.other] = self.fraction
+        return found
+
 
 def segments(reward: Tensor, cost: Tensor) -> Segments:
     """Return the segments of every customer's upper concave envelope, by gift wrapping: K passes over what is left.

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.names import named
+from fieldguide.decisions.names import named, refuse
 
 DESIGNS = ("iid", "plackett_luce")
 
@@ -111,9 +111,14 @@ class BanditLog:
             raise ValueError(f"design must be one of {', '.join(DESIGNS)}, not {design!r}")
         if not names.is_unique:
             raise ValueError(f"action {names[names.duplicated()][0]!r} is there more than once")
-        _refuse((codes < 0) | (codes >= len(names)), codes, index, "action", f"not one of {len(names)}")
-        _refuse(~np.isfinite(gained), gained, index, "reward", "not a number")
-        _refuse(~((chance > 0) & (chance <= 1)), chance, index, "propensity", "not in (0, 1]")
+
+        def place(what: str):
+            item = lambda column: f" (item {column})" if codes.shape[1] > 1 else ""  # noqa: E731
+            return lambda row, column: f"{what} of row {named(index, row)}{item(column)}"
+
+        refuse((codes < 0) | (codes >= len(names)), codes, place("action"), f", not one of {len(names)}")
+        refuse(~np.isfinite(gained), gained, place("reward"), ", not a number")
+        refuse(~((chance > 0) & (chance <= 1)), chance, place("propensity"), ", not in (0, 1]")
         if design == "plackett_luce" and codes.shape[1] > 1:
             twice = np.flatnonzero((np.diff(np.sort(codes, 1), axis=1) == 0).any(1))
             if twice.size:
@@ -142,10 +147,3 @@ class BanditLog:
 def _wide(values: ArrayLike, kind) -> np.ndarray:
     found = np.asarray(values, dtype=kind)
     return found[:, None] if found.ndim == 1 else found
-
-
-def _refuse(bad: np.ndarray, values: np.ndarray, rows: pd.Index, what: str, why: str) -> None:
-    if bad.any():
-        row, item = np.argwhere(bad)[0]
-        place = f" (item {item})" if values.shape[1] > 1 else ""
-        raise ValueError(f"{what} of row {named(rows, row)}{place} is {values[row, item]}, {why}")

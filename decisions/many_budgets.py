@@ -3,7 +3,8 @@
 With one price for each budget the customers part again: each takes the option of largest reward minus price. Such
 responses are whole policies; the best mixture of those seen so far is a small linear program (one row a budget), whose
 dual values are the next prices (Dantzig and Wolfe 1960). It ends when no response improves the mixture, with a bound
-that says so; the policies that are mixed then differ in few customers, those with a tie at the final prices.
+that says so. The policies that are mixed then differ in few customers, those close to a tie at the final prices; a
+vertex of the linear program of these alone leaves no more customers between options than there are budgets.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 from fieldguide.decisions.knapsack import respond
 
 ROUNDS = 500
+MIXED = 20_000
+"""Customers between options up to which the linear program of them alone is solved."""
 
 
 @dataclass
@@ -100,7 +103,46 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
     for share, choice in zip(shares, columns, strict=True):
         if share > 0:
             policy.scatter_add_(1, choice[:, None], torch.full_like(reward[:, :1], share))
-    return ManySolution(policy, prices, float(values @ shares), shares @ spends, float(bound), rounds)
+    settle(policy, reward, costs, budgets)
+    taken = lambda table: float(torch.where(policy > 0, table * policy, 0).sum())  # noqa: E731
+    return ManySolution(policy, prices, taken(reward), np.array([taken(c) for c in costs]), float(bound), rounds)
+
+
+def settle(policy: Tensor, reward: Tensor, costs: Tensor, budgets: np.ndarray) -> None:
+    """Give the customers who are between options the best of them within what the others leave, in place.
+
+    The linear program of these customers is solved at a vertex: at most one of them for each budget stays between
+    options, and the value does not fall.
+    """
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_matrix
+
+    mixed = ((policy > 0).sum(1) > 1).nonzero()[:, 0]
+    if not 0 < len(mixed) <= MIXED:
+        return
+    row, option = (policy[mixed] > 0).nonzero(as_tuple=True)
+    at = mixed[row]
+    sure = torch.ones(len(policy), dtype=torch.bool, device=policy.device)
+    sure[mixed] = False
+    spent = [float(torch.where(policy[sure] > 0, c[sure] * policy[sure], 0).sum()) for c in costs]
+    gained, paid = reward[at, option].cpu().numpy(), costs[:, at, option].cpu().numpy()
+    unit = np.maximum(paid.max(1, initial=0), 1e-300)  # each budget in units of its largest cost here
+    one = csr_matrix((np.ones(len(at)), (row.cpu().numpy(), np.arange(len(at)))))
+    found = linprog(
+        -gained,
+        paid / unit[:, None],
+        np.maximum(budgets - np.array(spent), 0) / unit,
+        one,
+        np.ones(len(mixed)),
+        method="highs-ds",
+        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+    )
+    before = float((reward[at, option] * policy[at, option]).sum())
+    if found.status != 0 or -found.fun < before - 1e-9 * max(abs(before), 1.0):
+        return
+    share = torch.as_tensor(np.where(found.x > 1e-9, found.x, 0), dtype=policy.dtype, device=policy.device)
+    policy[at, option] = share
+    policy[mixed] /= policy[mixed].sum(1, keepdim=True)
 
 
 def master(values: np.ndarray, spends: np.ndarray, budgets: np.ndarray, phase: str):

@@ -1,5 +1,7 @@
 """How errors name a row or a column."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -14,3 +16,21 @@ def named(index: pd.Index, place: int | np.integer) -> str:
     """
     value = index[int(place)]
     return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def refuse(bad: np.ndarray, values: np.ndarray, where: Callable[[int, int], str], why: str = "") -> None:
+    """Raise a ValueError for the first bad value of a table, if there is one.
+
+    Parameters
+    ----------
+    bad : bool array [N, K]
+    values : array [N, K]
+    where : callable
+        From row and column to the words that name the value.
+    why : str
+        What is wrong with it, after the value.
+    """
+    if bad.any():
+        row, column = map(int, np.argwhere(bad)[0])
+        more = f" ({bad.sum()} such values)" if bad.sum() > 1 else ""
+        raise ValueError(f"{where(row, column)} is {values[row, column]}{why}{more}")

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.names import named
+from fieldguide.decisions.names import named, refuse
 
 DEFAULT = "budget"
 
@@ -36,7 +36,7 @@ def read_options(reward: Any, cost: Any, budget: Any, increasing: bool = False) 
     for index, what in ((customers, "customer"), (names, "option")):
         if not index.is_unique:
             raise ValueError(f"{what} {index[index.duplicated()][0]!r} is there more than once")
-    _refuse(~np.isfinite(values), values, customers, names, "reward")
+    refuse(~np.isfinite(values), values, _place("reward", customers, names))
     several = isinstance(cost, Mapping)
     if several != isinstance(budget, Mapping) and not (isinstance(budget, Mapping) and len(budget) == 1):
         raise ValueError("several costs need several budgets: give both as dicts with the same names")
@@ -70,6 +70,22 @@ def read_options(reward: Any, cost: Any, budget: Any, increasing: bool = False) 
     return Options(found, tensor, {name: float(budgets[name]) for name in costs}, customers, names)
 
 
+def read_redeemed(values: Any, options: Options) -> Tensor:
+    """Return checked probabilities that options are redeemed, [N, K], or posterior draws of them, [S, N, K]."""
+    shape = tuple(options.reward.shape)
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    if isinstance(values, pd.DataFrame):
+        _same(values.columns, options.names, "redeemed names options")
+        _same(values.index, options.customers, "redeemed names customers")
+        array = values.loc[options.customers, options.names].to_numpy(dtype=np.float64)
+    if array.shape[-2:] != shape or array.ndim > 3:
+        raise ValueError(f"redeemed must be of shape {shape}, or draws of that, not {array.shape}")
+    for part in array.reshape(-1, *shape):
+        bad = ~((part >= 0) & (part <= 1))
+        refuse(bad, part, _place("redeemed", options.customers, options.names), ", not a probability")
+    return torch.tensor(array, dtype=torch.float64, device=options.reward.device)
+
+
 def _frame(values: Any) -> tuple[np.ndarray, pd.Index, pd.Index]:
     if isinstance(values, pd.DataFrame):
         return values.to_numpy(dtype=np.float64), values.index, values.columns
@@ -90,7 +106,7 @@ def _cost(values: Any, shape: tuple[int, ...], customers: pd.Index, names: pd.In
     if array.shape not in {shape, shape[1:]}:
         raise ValueError(f"{what} must be of shape {shape[1:]} or {shape}, not {array.shape}")
     array = np.broadcast_to(array, shape)
-    _refuse(~(array >= 0), array, customers, names, what)
+    refuse(~(array >= 0), array, _place(what, customers, names))
     closed = np.flatnonzero(np.isinf(array).all(1))
     if closed.size:
         raise ValueError(f"{what}: no option is on offer to customer {named(customers, closed[0])}")
@@ -106,10 +122,5 @@ def _same(found: pd.Index, wanted: pd.Index, what: str) -> None:
         )
 
 
-def _refuse(bad: np.ndarray, values: np.ndarray, customers: pd.Index, names: pd.Index, what: str) -> None:
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise ValueError(
-            f"{what} of option {named(names, column)} for customer {named(customers, row)} is {values[row, column]}"
-            f"{f' ({bad.sum()} such values)' if bad.sum() > 1 else ''}"
-        )
+def _place(what: str, customers: pd.Index, names: pd.Index):
+    return lambda row, column: f"{what} of option {named(names, column)} for customer {named(customers, row)}"

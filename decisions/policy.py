@@ -14,6 +14,19 @@ from fieldguide.decisions.selected import ranked
 ROUNDING = 1e-4
 
 
+@dataclass(frozen=True, eq=False)
+class TrainedOn:
+    """Names of the rows that chose a policy, for ``attrs["trained_on"]`` of a table: one object that is never copied.
+
+    (pandas copies and compares ``attrs`` with every table that is made of another.)
+    """
+
+    rows: pd.Index
+
+    def __deepcopy__(self, memo: dict) -> "TrainedOn":
+        return self
+
+
 @dataclass
 class Policy:
     """Probabilities of p candidates among K actions in each of n contexts.
@@ -68,6 +81,7 @@ class Policy:
         if isinstance(values, Policy):
             return values.aligned(names, index, name)
         trained = getattr(values, "attrs", {}).get("trained_on")
+        trained = trained.rows if isinstance(trained, TrainedOn) else trained
         table = read_table(values, names, index, name)
         bad = np.argwhere(~((table >= -ROUNDING) & (table <= 1 + ROUNDING)))
         if bad.size:
@@ -124,6 +138,13 @@ class Policy:
             return (self.probability * table).sum(1)
         picked = table[self.codes] if table.ndim == 1 else np.take_along_axis(table, self.codes, 1)
         return (self.probability * picked).sum(1)
+
+    def on(self, other: "Policy") -> np.ndarray:
+        """Return how much of this policy is on actions that another one takes, [n]."""
+        if other.codes is not None:
+            return (self.at(other.codes) * (other.probability > 0)).sum(1)
+        taken = other.probability if self.codes is None else other.at(self.codes)
+        return (self.probability * (taken > 0)).sum(1)
 
     def top(self, p: int) -> "Policy":
         """Return the p most probable actions of each context as candidates, most probable first, not renormalised.

@@ -33,7 +33,7 @@ def test_all_estimators_side_by_side():
     q = predict_rewards(log, np.c_[x, x**2])
     found = evaluate_policy(log, pi, logging=rho, top=2, reward_model=q, seed=1)
     assert set(found.table.index) == {
-        *("logging", "ips", "clipped", "snips", "dm", "dr", "switch_dr", "shrinkage_dr", "sis", "dr_sis")
+        *("logging", "ips", "clipped", "snips", "translated", "dm", "dr", "switch_dr", "shrinkage_dr", "sis", "dr_sis")
     }
     whole, inside = (pi * truth).sum(1).mean(), (pi[:, :2] * truth[:, :2]).sum(1).mean() / 0.9
     for name in ("ips", "snips", "dr"):
@@ -129,6 +129,20 @@ def test_what_cannot_be_trusted_is_said():
     missing = BanditLog.of(log.action, log.reward, log.propensity, [*NAMES, "d"])
     with pytest.warns(NoSupport, match="50% of the policy is on actions that the log never takes"):
         evaluate_policy(missing, [0.5, 0, 0, 0.5])
+    shut = np.tile([0.5, 0.3, 0.2], (300, 1))
+    open_too = np.where(np.arange(300)[:, None] % 2, shut, [0.6, 0.4, 0.0])  # in every other context c is never taken
+    action = np.where(np.arange(300) % 2, 2, 0)
+    partly = BanditLog.of(action, np.ones(300), open_too[np.arange(300), action], NAMES)
+    with pytest.warns(NoSupport, match="45% of the policy is on actions that the log never takes"):
+        found = evaluate_policy(partly, [0.1, 0.0, 0.9], logging=open_too)
+    assert found.diagnostics.loc["ips", "unsupported"] == pytest.approx(0.45)
+    assert evaluate_policy(partly, [0.1, 0.0, 0.9]).diagnostics.loc["ips", "unsupported"] == 0  # all occur somewhere
+    never = BanditLog.of([0, 1] * 30, [0, 1] * 30, [0.5] * 60, 3)
+    with pytest.warns(NoSupport) as said:
+        nothing = evaluate_policy(never, [0, 0, 1.0], logging=[0.5, 0.5, 0], top=1).table
+    assert nothing.loc["snips", ["value", "low", "high"]].isna().all() and nothing.loc["ips", "value"] == 0
+    assert any("in 60 of 60 contexts the policy takes no action of the selected set" in str(w.message) for w in said)
+    assert not any(issubclass(w.category, RuntimeWarning) for w in said)
     rng = np.random.default_rng(0)
     heavy = np.minimum(rng.pareto(0.8, 2000) + 1, 1e5)
     thin = BanditLog.of(np.zeros(2000, int), np.ones(2000), 1 / heavy, ["a"])
@@ -146,6 +160,11 @@ def test_sets_and_ranks():
     assert few.top(1).codes.tolist() == [[1], [0]] and few.frame().to_numpy().sum() == pytest.approx(1.6)
     assert few.total([1.0, 2.0, 3.0, 4.0]).tolist() == pytest.approx([2.0, 0.9])
     assert few.total(rho).tolist() == pytest.approx([0.32, 0.5])
+    none = Policy.read([[1.0, 0, 0, 0], [0, 1.0, 0, 0]], 4, 2)
+    assert few.on(none).tolist() == pytest.approx([0, 0.1]) and none.on(few).tolist() == [0, 1]
+    assert whole.on(none).tolist() == pytest.approx([0.1, 0.1])
+    assert whole.on(none.top(3)).tolist() == pytest.approx([0.1, 0.1])  # candidates that are never taken do not count
+    assert few.on(none.top(1)).tolist() == pytest.approx([0, 0.1])
     assert Policy.read(few, pd.RangeIndex(4), pd.Index([1, 0])).codes.tolist() == [[0, 1], [1, 2]]
     with pytest.raises(ValueError, match="policy has no row 5"):
         few.aligned(pd.RangeIndex(4), pd.Index([5]))

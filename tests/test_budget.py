@@ -145,6 +145,20 @@ def test_several_budgets_equal_highs(seed):
         assert found.diagnostics["randomised"].iloc[0] <= j
 
 
+def test_no_more_customers_between_options_than_budgets():
+    rng = np.random.default_rng(0)
+    reward, costs = rng.random((20_000, 5)), rng.random((3, 20_000, 5))
+    costs[:, :, 0] = 0
+    budgets = costs.max(2).sum(1) * [0.2, 0.3, 0.25]
+    names = ["a", "b", "c"]
+    found = allocate(reward, dict(zip(names, costs, strict=True)), dict(zip(names, budgets, strict=True)))
+    row = found.diagnostics
+    assert row["randomised"].iloc[0] <= 3 and abs(row["gap"].iloc[0]) <= 2e-9 * found.value
+    assert (row["spent"] <= row["budget"] * (1 + 1e-9)).all()
+    same = allocate(np.tile([0.0, 1.0, 1.5], (40, 1)), {"a": [0, 1, 2], "b": [0, 2, 1]}, {"a": 31.0, "b": 29.5})
+    assert same.diagnostics["randomised"].iloc[0] <= 2  # all customers are tied
+
+
 def test_a_ceiling_on_an_option_is_a_budget():
     reward = np.tile([0.0, 1.0, 2.0], (10, 1))
     costs = {"money": [0, 1, 1], "second": [0, 0, 1]}
@@ -191,6 +205,10 @@ def test_draws_risk_and_outcomes():
     spread = neutral.outcomes(draws, cost=np.abs(draws))
     assert spread.settings["value"] == pytest.approx(neutral.value)
     assert 0 <= spread.settings["p_overspent"] <= 1 and len(spread.table) == 400
+    draws[3, 2, 1] = np.nan
+    for risk in ("mean", "quantile", "cvar"):
+        with pytest.raises(ValueError, match="reward of option 1 for customer 2 is nan in draw 3"):
+            allocate(draws, [0, 1, 1], 20.0, risk=risk)
     with pytest.raises(ValueError, match="needs posterior draws"):
         allocate(mean, [0, 1, 1], 20.0, risk="cvar")
     with pytest.raises(ValueError, match="must be draws"):
@@ -216,6 +234,7 @@ NAMED = pd.DataFrame([[0.1, 0.2], [0.3, 0.4]], index=["ann", "bob"], columns=["n
         ({"cost": [0, np.nan]}, "cost of option 'coupon' for customer 'ann' is nan"),
         ({"cost": [0, 1, 2]}, r"cost must be of shape \(2,\) or \(2, 2\), not \(3,\)"),
         ({"cost": [1, 1], "budget": 1.0}, "infeasible: the cheapest options cost 2 in all, more than the budget of 1"),
+        ({"cost": [1, 1], "budget": 1.0, "integer": True}, "infeasible: no choice of options keeps within the budget"),
         ({"budget": -1.0}, "budget must be at least 0, not -1"),
         ({"budget": float("nan")}, "budget must be at least 0, not nan"),
         ({"cost": pd.Series({"none": 0, "voucher": 1})}, "names options other than those of reward, such as 'coupon'"),

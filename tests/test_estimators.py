@@ -20,6 +20,7 @@ from fieldguide.decisions.estimators import (
     Feedback,
     ShrinkageDR,
     SwitchDR,
+    Translated,
     value,
 )
 from fieldguide.decisions.exact import exact_moments
@@ -170,6 +171,8 @@ def feedback(seed, n=200, length=2, design="iid"):
         predicted=t(rng.random((n, length))),
         direct=t(rng.random(n)),
         direct_inside=t(rng.random(n)),
+        target_embedding=t(rng.uniform(0.1, 1, (n, length))),
+        logging_embedding=t(rng.uniform(0.1, 1, (n, length))),
     )
 
 
@@ -188,12 +191,44 @@ def test_self_normalised_values():
     torch.testing.assert_close(direct, translated)
 
 
+def test_translation_moves_the_variance_and_not_the_mean():
+    for seed in range(20):
+        p, rho, pi, delta, _, _ = world(seed)
+        truth = p @ (pi * delta).sum(1)
+        found = {t: exact_moments(Translated(translation=t), p, rho, pi, delta) for t in (0.0, truth, 0.7)}
+        for t, (mean, variance) in found.items():
+            assert mean == pytest.approx(truth, abs=1e-10)
+            square = p @ (pi**2 / rho * (delta * (1 - t) ** 2 + (1 - delta) * t**2)).sum(1)
+            assert variance == pytest.approx(square - (truth - t) ** 2, abs=1e-10)
+        assert found[0.0] == pytest.approx(exact_moments(IPS(), p, rho, pi, delta), abs=1e-10)
+        # at the fixed point it is the variance of the self-normalised estimate by the delta method, E[w^2 (r - V)^2]
+        delta_method = p @ (pi**2 / rho * (delta * (1 - truth) ** 2 + (1 - delta) * truth**2)).sum(1)
+        assert found[truth][1] == pytest.approx(delta_method, abs=1e-10)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_the_fixed_point_of_translation(seed):
+    log = feedback(seed)
+    fixed = value(Translated(), log)
+    assert fixed == pytest.approx(value(SNIPS(), log), abs=1e-10)
+    assert fixed == pytest.approx(value(Translated(translation=fixed), log), abs=1e-10)  # its own estimate
+    other = value(Translated(translation=fixed + 1), log)  # no other is, where the mean weight is not 1
+    assert other - fixed == pytest.approx(1 - float(IPS().weights(log).mean()), abs=1e-10)
+    scaled = Feedback(**{**vars(log), "reward": 3 * log.reward - 2})
+    assert value(Translated(), scaled) == pytest.approx(3 * fixed - 2, abs=1e-10)
+
+
 def test_switch_and_shrinkage_lie_between_the_model_and_dr():
     log = feedback(1)
     assert value(SwitchDR(threshold=1e9), log) == pytest.approx(value(DR(), log), abs=1e-12)
     assert value(SwitchDR(threshold=0.0), log) == pytest.approx(value(DM(), log), abs=1e-12)
     assert value(ShrinkageDR(strength=1e15), log) == pytest.approx(value(DR(), log), abs=1e-9)
     assert value(ShrinkageDR(strength=0.0), log) == pytest.approx(value(DM(), log), abs=1e-12)
+    tie = feedback(1, n=1, length=1)
+    tie.log_target, tie.log_propensity = (torch.tensor([[np.log(v)]]) for v in (1 / 80, 0.00125))
+    assert float(IPS().weights(tie)) > 10  # by rounding alone: not above a threshold of 10
+    assert value(SwitchDR(threshold=10.0), tie) == pytest.approx(value(DR(), tie), abs=1e-12)
     w, s = DR().weights(log), 5.0
     assert (ShrinkageDR(strength=s).residual_weights(log) <= torch.minimum(w, torch.tensor(s**0.5 / 2)) + 1e-12).all()
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldguide.catalog import response, response_draws
+from fieldguide.catalog import response, response_draws, response_ensemble
 from fieldguide.catalog.data.coupons import coupon_sim
 from fieldguide.catalog.incentives import SHAPES, Incentives
-from fieldguide.decisions import BanditLog, allocate, evaluate_policy
+from fieldguide.decisions import BanditLog, OptimisticValue, allocate, evaluate_policy
 from fieldguide.inference import Constraint, Penalty, SchemaError, fit, hsic
 
 
@@ -89,13 +89,26 @@ def test_an_allocation_is_a_policy_that_a_log_can_judge(fits, test):
     assert abs(judged.loc["snips", "value"] - value) < 4 * judged.loc["snips", "se"]
 
 
+def test_customers_that_taught_the_responses_do_not_judge_what_is_made_of_them(fits, train):
+    found = allocate(response(fits["concave"], train.data), train.cost, 1500.0)
+    table = train.data.obs.assign(level=train.data.obs["level"].astype(str))
+    log = BanditLog.read(table, "level", "response", "propensity", actions=found.policy.columns)
+    with pytest.warns(OptimisticValue, match="1500 of 1500 rows of this log chose the policy"):
+        evaluate_policy(log, found.policy, estimators=["snips"])
+    copied = pd.concat([found.policy.iloc[:700], found.policy.iloc[700:]])  # as pandas hands attrs on
+    with pytest.warns(OptimisticValue):
+        evaluate_policy(log, copied, estimators=["snips"])
+
+
 def test_draws_keep_the_shape_and_centre_on_the_fit(fits, test):
     for shape in ("concave", "monotone"):
-        draws = response_draws(fits[shape], test.data[:300], draws=200)
+        with pytest.warns(UserWarning, match="draws of one fit leave out"):
+            draws = response_draws(fits[shape], test.data[:300], draws=200)
         assert draws.shape == (200, 300, 5) and (np.diff(draws, axis=2) >= -1e-9).all()
         centre = np.median(draws, 0)
         assert np.abs(centre - response(fits[shape], test.data[:300]).to_numpy()).mean() < 0.04
-    again = response_draws(fits["monotone"], test.data[:300], draws=200)
+    with pytest.warns(UserWarning):
+        again = response_draws([fits["monotone"]], test.data[:300], draws=200)
     np.testing.assert_array_equal(again, draws)
     both = response_draws([fits["concave"], fits["monotone"]], test.data[:300], draws=200)
     assert both.shape == (200, 300, 5) and both.std(0).mean() > draws.std(0).mean()
@@ -103,12 +116,49 @@ def test_draws_keep_the_shape_and_centre_on_the_fit(fits, test):
     assert careful.outcomes(both).settings["value_sd"] > 0
 
 
+def held(draws, truth):
+    """Share of the true responses in the 90 % intervals of draws."""
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    return ((low <= truth) & (truth <= high)).mean()
+
+
+def test_intervals_of_an_ensemble_cover_and_those_of_one_fit_do_not():
+    train, new = coupon_sim(160, 600), coupon_sim(10_060, 400)
+    fits = response_ensemble(train.data, 8, seed=1, batch_size=256, validation=0.2, max_epochs=40)
+    draws = response_draws(fits, new.data, draws=240)
+    assert 0.8 <= held(draws, new.truth) <= 0.97
+    with pytest.warns(UserWarning):
+        one = response_draws(fits[:1], new.data)
+    assert held(one, new.truth) < 0.7
+    error = lambda q: ((np.asarray(q) - new.truth) ** 2).mean() ** 0.5  # noqa: E731
+    assert error(response(fits, new.data)) < np.mean([error(response(f, new.data)) for f in fits])
+    assert len({f.dataset.batch(np.arange(3))["weight"].sum().item() for f in fits}) == 8
+    total = np.mean([f.dataset.batch(np.arange(600))["weight"].mean().item() for f in fits])
+    assert total == pytest.approx(1, abs=0.07)
+
+
+def test_ensembles_of_tables_and_of_weighted_customers():
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.normal(size=(60, 2)).astype(np.float32), "level": np.arange(60) % 3}
+    arrays["response"] = (rng.random(60) < 0.5).astype(np.float32)
+    arrays["tickets"] = np.full(60, 7.0)
+    settings = {"max_epochs": 1, "fields": {"x": "x", "weight": "tickets"}}
+    fits = response_ensemble(arrays, 2, **settings)
+    assert fits[0].dataset.batch(np.arange(60))["weight"].mean() == pytest.approx(7, rel=0.5)
+    assert (arrays["tickets"] == 7).all()  # the data are left as they are
+    with pytest.raises(ValueError, match="members must be at least 2, not 1"):
+        response_ensemble(arrays, 1, **settings)
+    with pytest.raises(SchemaError, match="column 'tickets' of cell '0' is not positive"):
+        response_ensemble(arrays | {"tickets": -arrays["tickets"]}, 2, **settings)
+
+
 def test_laplace_is_exact_for_a_linear_normal_response():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 2)).astype(np.float32)
     data = {"x": x, "level": np.arange(400) % 2, "response": (x[:, 0] + rng.normal(size=400)).astype(np.float32)}
     fitted = fit("incentives", data, shape="plain", outcome="normal", n_head=4, max_epochs=40, progress=False)
-    draws = response_draws(fitted, draws=4000, seed=1)
+    with pytest.warns(UserWarning):
+        draws = response_draws(fitted, draws=4000, seed=1)
     program, rows = fitted.program, fitted.train_rows
     with torch.no_grad():
         inputs = program.features(torch.from_numpy(x))[1].double().numpy()
@@ -123,6 +173,14 @@ def test_laplace_is_exact_for_a_linear_normal_response():
         assert (found <= spread[0] * 1.15).all() and (found >= spread[1] * 0.85).all()
         variance[:, level] = found
     assert variance.min() > 0
+
+
+def test_more_epochs_than_early_stopping_needs_change_nothing(train):
+    """There is no Kullback-Leibler term to warm up, before whose end no epoch could be the best."""
+    settings = {"validation": 0.2, "early_stopping": 5, "batch_size": 256, "progress": False}
+    short, long = (fit("incentives", train.data[:400].copy(), max_epochs=e, **settings) for e in (25, 200))
+    assert len(short.history) == len(long.history) < 25
+    np.testing.assert_array_equal(response(short, train.data[:50]), response(long, train.data[:50]))
 
 
 def test_balance_makes_the_representation_forget_the_level(train):
@@ -162,11 +220,11 @@ def test_bad_input(train, fits):
     for change, error, message in (
         ({"level": np.where(np.arange(200) % 2, "low", "high")}, SchemaError, "column 'level' has no order"),
         ({"level": 1}, SchemaError, "has one level only"),
-        ({"level": np.where(np.arange(200) == 3, np.nan, 1.0)}, SchemaError, "'customer3' is missing"),
-        ({"response": np.where(np.arange(200) == 3, np.nan, 1.0)}, SchemaError, "'customer3' is not finite"),
+        ({"level": np.where(np.arange(200) == 3, np.nan, 1.0)}, SchemaError, "'customer100.3' is missing"),
+        ({"response": np.where(np.arange(200) == 3, np.nan, 1.0)}, SchemaError, "'customer100.3' is not finite"),
         ({"response": 0.5}, ValueError, "response of training row 0 is 0.5: 0 or 1, or outcome='normal'"),
         ({"response": 1.0}, ValueError, "all responses are 1: there is nothing to learn"),
-        ({"weight": -1.0}, SchemaError, "column 'weight' of cell 'customer0' is not positive"),
+        ({"weight": -1.0}, SchemaError, "column 'weight' of cell 'customer100.0' is not positive"),
     ):
         wrong = data.copy()
         for name, value in change.items():

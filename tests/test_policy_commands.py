@@ -1,5 +1,7 @@
 """The commands for policies and budgets: from CSV files to tables and reports, and errors in one line."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,6 +50,41 @@ def test_allocate(shop, capsys):
     assert "What no policy within the budget can exceed." in (shop / "budget.html").read_text(encoding="utf-8")
     assert main(["allocate", "reward.csv", "cost.csv", "3.5", "--integer"]) == 0
     assert "value 1.1" in capsys.readouterr().out
+
+
+def test_allocate_coupons_that_cost_when_they_are_redeemed(shop, capsys):
+    rng = np.random.default_rng(0)
+    names, people = ["none", "one"], [f"p{i}" for i in range(60)]
+    chance = np.sort(rng.random((60, 2)), 1)
+    reward = pd.DataFrame(chance, columns=names, index=people)
+    reward.to_csv("reward.csv")
+    reward.sample(frac=1, random_state=0)[names[::-1]].to_csv("redeemed.csv")  # found by name
+    pd.DataFrame([[0, 1]], columns=names).to_csv("cost.csv")
+    np.save("draws.npy", (chance + rng.normal(0, 0.05, (200, 60, 2))).clip(0, 1))
+    words = ["allocate", "reward.csv", "cost.csv", "15", "--redeemed", "redeemed.csv"]
+    assert main([*words, "--overspend", "0.1", "--draws", "draws.npy", "--report", "budget.html"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Spending within 1" in said and "at probability 0.9." in said and "Over draws, 90 %: value" in said
+    low, high = map(float, re.search(r"90 %: .*, spent ([\d.]+) to ([\d.]+)\.", said).groups())
+    assert low < 15 and high <= 16
+    page = (shop / "budget.html").read_text(encoding="utf-8")
+    assert "spending_bound" in page and "stays within" in page
+    assert main([*words, "--draws", "nothing.npy"]) == 2
+    assert "no file nothing.npy" in capsys.readouterr().err
+    (shop / "text.npy").write_text("abc")
+    assert main([*words, "--draws", "text.npy"]) == 2
+    assert "cannot be read as an array" in capsys.readouterr().err
+    assert main(["allocate", "reward.csv", "cost.csv", "15", "--overspend", "0.1"]) == 2
+    assert "overspend needs redeemed" in capsys.readouterr().err
+
+
+def test_evaluate_by_categories(shop, capsys):
+    pd.DataFrame({"kind": ["plain", "plain"]}, index=[0, 1]).to_csv("kinds.csv")
+    words = ["policy", "evaluate", "log.csv", "policy.csv", *COLUMNS, "--logging", "logging.csv"]
+    assert main([*words, "--embedding", "kinds.csv", "--output", "found.csv"]) == 0
+    table = pd.read_csv("found.csv", index_col=0)
+    assert table.loc["mips", "value"] == pytest.approx(table.loc["logging", "value"])  # one kind: the log's own mean
+    capsys.readouterr()
 
 
 def test_learn(shop, capsys):

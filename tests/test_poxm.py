@@ -7,9 +7,9 @@ import torch
 
 from fieldguide.catalog import get, learn_policy, policy_data
 from fieldguide.catalog.data.extreme import action_probabilities, draw_log, logging_policy, xmc_sim
-from fieldguide.catalog.policies import policy_of
+from fieldguide.catalog.policies import fit_self_normalised, policy_of
 from fieldguide.catalog.poxm import POXM, SPARSE
-from fieldguide.decisions import BanditLog
+from fieldguide.decisions import BanditLog, NoSupport, evaluate_policy
 from fieldguide.decisions.policy import Policy
 from fieldguide.inference import ELBO, OffPolicyValue, SchemaError, fit, load
 from fieldguide.inference.step import Step
@@ -134,6 +134,53 @@ def test_sizes_are_chosen_on_rows_of_their_own(world):
     assert learned.evaluation.settings["rows"] == 85 and len(learned.trained_on) == 765
 
 
+def test_the_translation_settles_where_it_is_the_value_that_it_leads_to(world):
+    made, rho, log = world
+    candidates = Policy.read(rho[150:1000], 60, 850).top(6)
+    data = policy_data(made.context[150:1000], candidates, log)
+    settings = {"n_actions": 60, "validation": 0.0, "early_stopping": None, "max_epochs": 8, "progress": False}
+    fitted, steps = fit_self_normalised(data, **settings)
+    last = steps.iloc[-1]
+    assert fitted.objective.translation == last["translation"] > 0
+    assert abs(last["value"] - last["translation"]) <= 0.01 * last["value"] and len(steps) <= 6
+    assert steps["translation"].iloc[0] == 0 and steps["translation"].tolist()[1:] == steps["value"].tolist()[:-1]
+    policy = policy_of(fitted, made.context[150:1000], candidates)
+    here = evaluate_policy(log, policy, estimators=["snips", "translated"]).table["value"]
+    assert here["snips"] == pytest.approx(last["value"], rel=1e-5) and here["translated"] == pytest.approx(
+        here["snips"]
+    )
+
+
+def test_without_contexts_it_finds_the_arm_of_largest_self_normalised_mean():
+    """Of two arms: by inverse propensities the one drawn too often looks best, by its mean reward the other is."""
+    action = np.r_[np.zeros(80, int), np.ones(20, int)]
+    reward = np.r_[np.ones(56), np.zeros(24), np.ones(16), np.zeros(4)]  # means 0.7 and 0.8; IPS 1.12 and 0.32
+    log = BanditLog.of(action, reward, np.full(100, 0.5), 2)
+    data = policy_data(np.ones((100, 1)), Policy.read([0.5, 0.5], 2, 100).top(2), log)
+    settings = {"n_actions": 2, "validation": 0.0, "early_stopping": None, "max_epochs": 60, "learning_rate": 0.1}
+    settings |= {"batch_size": 100, "progress": False}
+    plain = fit("poxm", data, **settings)
+    assert policy_of(plain, np.ones((1, 1)), Policy.read([0.5, 0.5], 2, 1).top(2)).probability[0, 0] > 0.95
+    with pytest.warns(NoSupport, match="the mean weight is 0.4"):  # of the second arm 20 rows of 50 expected
+        fitted, steps = fit_self_normalised(data, **settings)
+    assert steps["value"].iloc[-1] == pytest.approx(0.8, abs=0.01) and (steps["value"].diff().iloc[1:] > 0).all()
+    assert fitted.objective.translation == steps["translation"].iloc[-2]
+    with pytest.warns(NoSupport, match="the translation was not settled in 1 fits: 0 led to 0.7"):
+        fit_self_normalised(data, rounds=1, **settings)
+    with pytest.raises(ValueError, match="rounds must be at least 1, not 0"):
+        fit_self_normalised(data, rounds=0, **settings)
+
+
+def test_learning_with_the_fixed_point(world):
+    made, rho, log = world
+    learned = learn_policy(
+        log, made.context[150:1000], rho[150:1000], top=6, self_normalise=True, max_epochs=8, estimator="snips"
+    )
+    assert learned.table["translation"].iloc[0] > 0.05
+    policy = learned.predict(made.context[1000:], rho[1000:])
+    assert policy.total(made.reward[1000:]).mean() > 1.1 * (rho[1000:] * made.reward[1000:]).sum(1).mean()
+
+
 def test_equal_seeds_saving_and_a_step_that_updates_what_it_names(world, tmp_path):
     made, rho, log = world
     candidates = Policy.read(rho[150:1000], 60, 850).top(8)
@@ -181,6 +228,19 @@ def test_bad_input(world):
         learn_policy(log, x, r, held_out=0.001)
     with pytest.raises(ValueError, match="held_out must be between 0 and 1"):
         learn_policy(log, x, r, held_out=1.0)
+    holed = x.copy()
+    holed[3, 2] = np.nan
+    with pytest.raises(SchemaError, match="field 'x'.*not finite"):
+        learn_policy(log, holed, r, top=5)
+    few = BanditLog.of(log.action, log.reward * (np.arange(850)[:, None] < 5), log.propensity, 60)
+    with pytest.warns(NoSupport, match="rewarded items of the log are among the 3 candidates: too few to learn from"):
+        learn_policy(few, x, r, top=3, max_epochs=1)
+    flat = np.full((850, 60), 1 / 60)
+    even = BanditLog.of(log.action, log.reward, np.full((850, 5), 1 / 60), 60)
+    with pytest.warns(NoSupport, match="the 3 candidates hold 5% of the logging policy"):
+        learn_policy(even, x, flat, top=3, max_epochs=1)
+    with pytest.raises(ValueError, match="context has 851 rows, the log 850"):
+        learn_policy(log, made.context[149:1000], r, top=5)
     with pytest.raises(ValueError, match="choose candidates by logging.top"):
         policy_data(x, Policy.read(r, 60, 850), log)
     with pytest.raises(ValueError, match="start must be one of uniform, logging"):

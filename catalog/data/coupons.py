@@ -49,7 +49,7 @@ def coupon_sim(seed: int, n: int, gamma: float = 1.5, d: int = 10, n_levels: int
     given = torch.multinomial(logging, 1, generator=drawn)[:, 0]
     response = torch.bernoulli(truth.gather(1, given[:, None])[:, 0], generator=drawn)
     chance = logging.gather(1, given[:, None])[:, 0]
-    obs = pd.DataFrame(index=[f"customer{i}" for i in range(n)])
+    obs = pd.DataFrame(index=[f"customer{seed}.{i}" for i in range(n)])
     obs["level"], obs["response"], obs["propensity"] = given.numpy(), response.numpy(), chance.double().numpy()
     obs["ips"] = np.minimum(1 / (n_levels * obs["propensity"]), cap)
     found = anndata.AnnData(x.numpy(), obs=obs)

@@ -34,6 +34,7 @@ SPENDING = {
     "dual": "What no policy within the budget can exceed.",
     "gap": "By how much this one stays below it.",
     "randomised": "Customers between two options.",
+    "spending_bound": "What is really spent stays within this, with the probability asked for.",
 }
 
 
@@ -45,6 +46,7 @@ def evaluate(
     propensity: str = "propensity",
     logging: Path | None = None,
     top: int | None = None,
+    embedding: Path | None = None,
     level: float = 0.95,
     interval: str = "bootstrap",
     seed: int = 0,
@@ -59,8 +61,9 @@ def evaluate(
         action: Column of the log with the action.
         reward: Column with the reward.
         propensity: Column with the probability of the action under the logging policy.
-        logging: CSV file like policy, of the logging policy; for selective importance sampling.
+        logging: CSV file like policy, of the logging policy; for selective importance sampling and embeddings.
         top: Its best so many actions are the selected set.
+        embedding: CSV file with the category, or categories, of each action (row); for marginalised weights.
         level: Of the intervals.
         interval: bootstrap, bernstein or normal.
         seed: Of the bootstrap.
@@ -77,7 +80,9 @@ def evaluate(
     taken = taken.astype(dict.fromkeys(taken.columns.intersection(columns[0]), str))
     read = BanditLog.read(taken, *columns, actions=list(chances.columns))
     known = None if logging is None else _named(_csv(logging))
-    found = evaluate_policy(read, chances, logging=known, top=top, level=level, interval=interval, seed=seed)
+    alike = None if embedding is None else _csv(embedding).rename(index=str)
+    settings = {"level": level, "interval": interval, "seed": seed}
+    found = evaluate_policy(read, chances, logging=known, top=top, embedding=alike, **settings)
     _show(found, "estimator")
     best = found.table.iloc[1] if len(found.table) > 1 else found.table.iloc[0]
     summary = f"{len(read)} contexts; {found.table.index[-1 if len(found.table) < 2 else 1]}: {best['value']:.5g} "
@@ -142,6 +147,9 @@ def allocate(
     reward: Positional[Path],
     cost: Positional[Path],
     budget: Positional[float],
+    redeemed: Path | None = None,
+    overspend: float | None = None,
+    draws: Path | None = None,
     integer: bool = False,
     output: Path = Path("allocation.csv"),
     report: Path | None = None,
@@ -152,6 +160,9 @@ def allocate(
         reward: CSV file with the expected reward of each option (column), a row a customer, its first column the name.
         cost: CSV file with the costs of the same options: one row for all, or one a customer.
         budget: For all customers together.
+        redeemed: CSV file like reward, with the probability that each option is redeemed: it costs only then.
+        overspend: Largest probability with which what is really spent may exceed the budget (with redeemed).
+        draws: NumPy file (.npy) of posterior draws of the rewards, draws x customers x options: for their spread.
         integer: Give everyone one option outright.
         output: CSV file for the options.
         report: HTML file with the budget curve.
@@ -160,16 +171,25 @@ def allocate(
         check_output(path)
     from fieldguide import decisions
 
-    costs: Any = _csv(cost)
-    if len(costs) == 1:
-        costs = costs.iloc[0]
-    found = decisions.allocate(_csv(reward), costs, budget, integer=integer)
+    costs, rewards = _csv(cost), _csv(reward)
+    prices: Any = costs.iloc[0] if len(costs) == 1 else costs
+    chance = None if redeemed is None else _csv(redeemed)
+    found = decisions.allocate(rewards, prices, budget, redeemed=chance, overspend=overspend, integer=integer)
+    if draws is not None:
+        paid = () if chance is None else (_like(rewards, costs), _like(rewards, chance))
+        found.spread = found.outcomes(_npy(draws), *paid)
     certificate = found.diagnostics.iloc[0]
     show_table(found.table["option"].value_counts().rename("customers").reset_index().astype(str), right=True)
     summary = (
         f"value {found.value:.6g}, spent {certificate['spent']:.6g} of {budget:.6g}, gap {certificate['gap']:.2g}; "
     )
     summary += f"another unit of budget would bring {certificate['multiplier']:.5g}."
+    if overspend is not None:
+        summary += f" Spending within {certificate['spending_bound']:.6g} at probability {1 - overspend:g}."
+    if found.spread is not None:
+        spread = found.spread.settings
+        summary += f" Over draws, 90 %: value {spread['value_low']:.6g} to {spread['value_high']:.6g}"
+        summary += f", spent {spread['spent_low']:.6g} to {spread['spent_high']:.6g}." if chance is not None else "."
     print(summary)
     for note in found.notes:
         print(note)
@@ -186,6 +206,23 @@ def _csv(path: Path) -> Any:
         return pd.read_csv(path, index_col=0)
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{path} cannot be read as a CSV file: {error}") from error
+
+
+def _npy(path: Path) -> Any:
+    """Read draws that `numpy.save` wrote."""
+    import numpy as np
+
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as an array: {error}") from error
+
+
+def _like(rewards: Any, table: Any) -> Any:
+    """Return a checked table as an array in the order of the rewards; one row stands for all."""
+    return (table if len(table) == 1 else table.loc[rewards.index])[list(rewards.columns)].to_numpy()
 
 
 def _named(table: Any) -> Any:

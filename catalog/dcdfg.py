@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.masks import GumbelOneHot
 from fieldguide.catalog.nets import one_of
+from fieldguide.catalog.unforced import unforced
 from fieldguide.inference import (
     ELBO,
     Acyclicity,
@@ -153,24 +154,22 @@ class DCDFG(Program):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Centre and scale each gene by the cells in which it was not intervened on."""
-        batches = list(batches)
-        x = torch.cat([b["x"] for b in batches]).double()
-        on = torch.cat([self.intervened(b) for b in batches])
-        use = torch.where(on.all(0), torch.ones_like(on), ~on)
-        count = use.sum(0)
-        centre = (x * use).sum(0) / count
-        spread = (((x - centre) ** 2 * use).sum(0) / count).sqrt()
-        self.centre.copy_(centre)
-        self.spread.copy_(torch.where(spread > 1e-6, spread, 1.0))
-        self._observational = not bool(on.any())
+        seen = unforced(batches, self.intervened)
+        self.centre.copy_(seen.centre)
+        self.spread.copy_(seen.spread)
+        self._said = seen.remarks
 
     def remarks(self) -> list[str]:
-        said = []
-        if getattr(self, "_observational", False):
-            said.append("no cell has a target: directions of edges rest on the form of the mechanisms alone")
+        said = list(getattr(self, "_said", ()))
         if self.settle < 1 and not self.settled:
             said.append(
                 "the training ended before the graph was settled: its mechanisms were trained under random masks"
+            )
+        left_out, wanted = self.left_out()
+        if left_out:
+            said.append(
+                f"acyclicity was not reached: of {wanted} edges of probability 1/2 or more, {left_out} would close a "
+                "cycle, the least probable ones, and are left out of the graph; more epochs may reach it"
             )
         return said
 
@@ -224,6 +223,16 @@ class DCDFG(Program):
         on.append(~np.any(on, 0))
         return torch.from_numpy(np.stack(on, -1)).to(self.kept)
 
+    def left_out(self) -> tuple[int, int]:
+        """Return how many edges of probability 1/2 or more the acyclic graph leaves out, and how many there are.
+
+        Edges between genes and factors, or between genes where there are no factors.
+        """
+        parts = self.edge_probabilities()
+        wanted = sum(int((part >= 0.5).sum()) for part in ([parts] if isinstance(parts, Tensor) else parts))
+        kept = int((self.kept if self.settled else self._acyclic())[..., :-1].sum())
+        return max(0, wanted - kept), wanted
+
     def training_loss(self, step, objective):
         """Return the loss of the objective, after settling the graph when it is time."""
         if not torch.compiler.is_compiling() and self.settle < 1 and not self.settled:
@@ -267,6 +276,33 @@ class DCDFG(Program):
         masks = self.kept if self.settled else self._acyclic()
         mean, scale, counts = self.conditional(batch, masks)
         return mean, dist.Normal(mean, scale).log_prob(batch["x"]), counts
+
+    @torch.no_grad()
+    def simulate(self, noise: Tensor, targets: Tensor, held: Tensor) -> Tensor:
+        """Return cells [B, d] under interventions, by ancestral sampling in the settled graph.
+
+        A sweep over the equations settles every gene whose parents are settled: as many sweeps as the longest path has
+        genes give each gene its value given those of its parents, whatever the order.
+
+        Parameters
+        ----------
+        noise : Tensor [B, d]
+            Standard normal.
+        targets : int64 Tensor [B, M]
+            Codes of the genes intervened on, -1 for none.
+        held : Tensor [B, d]
+            What targets of perfect interventions are forced to.
+        """
+        masks = self.kept if self.settled else self._acyclic()
+        x = self.centre.expand(noise.shape).clone()
+        forced = intervention_mask(targets, self.shape[0]) & (self.interventions == "perfect")
+        for _ in range(self.shape[0] + 1):
+            mean, scale, _ = self.conditional({"x": x, "targets": targets}, masks)
+            new = torch.where(forced, held.to(x), mean + scale * noise.to(x))
+            if torch.equal(new, x):
+                break
+            x = new
+        return x
 
     def _of_cells(self, masks: Tensor, batch: Batch) -> Tensor:
         """Masks of each cell [..., B, d, m, C]: those of its group."""

@@ -14,6 +14,7 @@ from fieldguide.decisions.denoised import CellEstimates, denoised_expression, im
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.graph import Graph, causal_graph, graph_scores
+from fieldguide.decisions.graph_ensemble import GraphEnsemble, graph_ensemble
 from fieldguide.decisions.imputation import Imputed, impute_genes
 from fieldguide.decisions.independence import independence
 from fieldguide.decisions.interventional import interventional_scores
@@ -37,6 +38,7 @@ __all__ = [
     "Check",
     "Decision",
     "Graph",
+    "GraphEnsemble",
     "Imputed",
     "NoSupport",
     "OptimisticValue",
@@ -56,6 +58,7 @@ __all__ = [
     "expected_fdr",
     "expected_loss",
     "fdr_values",
+    "graph_ensemble",
     "graph_scores",
     "impute",
     "independence",

@@ -160,7 +160,7 @@ class DCDFG(Program):
         self._said = seen.remarks
 
     def remarks(self) -> list[str]:
-        said = list(getattr(self, "_said", ()))
+        said: list[str] = list(getattr(self, "_said", ()))
         if self.settle < 1 and not self.settled:
             said.append(
                 "the training ended before the graph was settled: its mechanisms were trained under random masks"

@@ -128,7 +128,7 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
         whole = a >= threshold, b >= threshold
         first, second = settled or (acyclic_factors(a, b, threshold) if acyclic else whole)
         kept = first, second
-        edges = (first.astype(np.float32) @ second.T.astype(np.float32)) > 0
+        edges = (first.astype(np.float32) @ second.T.astype(np.float32) > 0) & ~np.eye(len(values), dtype=bool)
         left_out = int(sum(w.sum() for w in whole) - first.sum() - second.sum()) if settled is None else 0
     else:
         values = _table(source)

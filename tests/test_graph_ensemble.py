@@ -73,6 +73,14 @@ def test_draws_of_one_fit_have_the_probabilities_of_its_masks():
     np.testing.assert_array_equal(edge, found.to_arviz(draws=20_000, seed=1).posterior["edge"])
 
 
+def test_a_gene_and_a_factor_are_joined_one_way_at_most():
+    half = np.full((3, 1), 0.5)
+    edge = (
+        graph_ensemble([(half, half)], acyclic=False).to_arviz(draws=400).posterior["edge"].to_numpy()[0].astype(bool)
+    )
+    assert edge[:, 0, 1].any() and not (edge[:, 0, 1] & edge[:, 1, 2]).any()
+
+
 def sum_over_masks(a, b, pairs):
     """Probability that all pairs are joined through some factor, over every pattern of the edges concerned."""
     sources, targets = sorted({i for i, _ in pairs}), sorted({j for _, j in pairs})

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
-from fieldguide.catalog.masks import GumbelOneHot
+from fieldguide.catalog.masks import GumbelOneHot, softmax
 from fieldguide.catalog.nets import one_of
 from fieldguide.catalog.unforced import unforced
 from fieldguide.inference import (
@@ -192,12 +192,12 @@ class DCDFG(Program):
 
     def edge_weights(self) -> Tensor | tuple[Tensor, Tensor]:
         """Return probabilities of edges into and out of factors [d, m], or between genes [d, d]; 0 or 1 if settled."""
-        free = torch.softmax(SPEED * self.guide_logits, -1)
+        free = softmax(SPEED * self.guide_logits)
         return self._split(torch.where(self.settled, self.kept + 0 * free, free))
 
     def edge_probabilities(self) -> Tensor | tuple[Tensor, Tensor]:
         """Return the probabilities as they were when the graph was settled, or as they are."""
-        return self._split(torch.where(self.settled, self.doubt, torch.softmax(SPEED * self.guide_logits, -1)).detach())
+        return self._split(torch.where(self.settled, self.doubt, softmax(SPEED * self.guide_logits)).detach())
 
     def settled_edges(self) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
         """Return the settled edges, in the form of `edge_weights`; None if there are none yet."""
@@ -209,7 +209,7 @@ class DCDFG(Program):
     @torch.no_grad()
     def settle_graph(self, threshold: float = 0.5) -> None:
         """Keep the edges that `fieldguide.decisions.causal_graph` would, and no others, from now on."""
-        self.doubt.copy_(torch.softmax(SPEED * self.guide_logits, -1))
+        self.doubt.copy_(softmax(SPEED * self.guide_logits))
         self.kept.copy_(self._acyclic(threshold))
         self.settled.fill_(True)
 
@@ -243,19 +243,31 @@ class DCDFG(Program):
     # The equations
 
     def expected(self, x: Tensor, masks: Tensor) -> Tensor:
-        """Return the standardised mean of each gene given the others [..., B, d], under masks [..., B, d, m, C]."""
-        into = masks[..., 0]
+        """Return the standardised mean of each gene given the others [..., B, d], under masks [..., B, d, m, C].
+
+        Where all cells have one mask, [..., 1, d, m, C] or [d, m, C], the weights are masked and not the cells.
+        """
+        z, into = (x - self.centre) / self.spread, masks[..., 0]
         if self.rank is None:
             into = into * (1 - torch.eye(self.shape[0], device=x.device))
-        inputs = ((x - self.centre) / self.spread)[..., None] * into  # [..., B, d, m]
-        if self.mechanism == "linear":
-            h = (inputs * self.weight.T).sum(-2)
+        first = self.w1 if self.mechanism == "mlp" else self.weight[:, None]
+        one = masks.dim() == 3 or masks.shape[-4] == 1
+        if one:
+            shared = into if into.dim() == 2 else into.squeeze(-3)
+            h = torch.einsum("bd,...fhd->...bfh", z, first * shared.mT[..., None, :])
         else:
-            h = torch.einsum("...df,fhd->...fh", inputs, self.w1) + self.w1_bias
-            h = torch.einsum("...fh,fgh->...fg", F.leaky_relu(h), self.w2) + self.w2_bias
-            h = ((F.leaky_relu(h) * self.w3[:, 0]).sum(-1)) + self.w3_bias[:, 0]
+            h = torch.einsum("...df,fhd->...fh", z[..., None] * into, first)
+        if self.mechanism == "mlp":
+            h = torch.einsum("...fh,fgh->...fg", F.leaky_relu(h + self.w1_bias), self.w2) + self.w2_bias
+            h = (F.leaky_relu(h) * self.w3[:, 0]).sum(-1) + self.w3_bias[:, 0]
+        else:
+            h = h[..., 0]
         if self.rank is not None:
-            h = ((masks[..., 1] * self.decoder) @ h[..., None])[..., 0]
+            decoder = masks[..., 1] * self.decoder
+            if one:
+                h = h @ (decoder if decoder.dim() == 2 else decoder.squeeze(-3)).mT
+            else:
+                h = (decoder @ h[..., None])[..., 0]
         return self.bias + h
 
     def conditional(self, batch: Batch, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:

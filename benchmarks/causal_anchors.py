@@ -28,11 +28,13 @@ def anchors(held):
     """Return the four I-NLL of a set, as read by ``np.load``; None for mechanisms with noise in the factors."""
     x, forced, split = held["X"].astype(float), held["targets"][held["regime"]] > 0, held["split"]
     train, test = split == 0, split == 2
-    parts = x[train], forced[train], x[test], forced[test]
-    none = np.zeros((x.shape[1],) * 2, dtype=bool)
     noisy = "w_in" in held and held["w_in"].shape[2] == 1
-    found = regression(*parts, none), full_gaussian(*parts), regression(*parts, held["adj"] > 0)
-    return dict(zip(NAMES, (*found, None if noisy else mechanisms(held, x[test], forced[test])), strict=True))
+    found = [full_gaussian(x[train], x[test], forced[test])]
+    for parents in (np.zeros((x.shape[1],) * 2, dtype=bool), held["adj"] > 0):
+        mean, scale = regression(x[train], forced[train], x[test], parents)
+        found.append(loss(x[test] - mean, scale, forced[test]))
+    full, none, true = found
+    return dict(zip(NAMES, (none, full, true, None if noisy else mechanisms(held, x[test], forced[test])), strict=True))
 
 
 def loss(error, scale, forced):
@@ -41,18 +43,18 @@ def loss(error, scale, forced):
     return float(np.where(forced, 0.0, terms).mean())
 
 
-def regression(x, forced, test, test_forced, parents):
-    """Each gene by least squares on its parents [from, to]."""
+def regression(x, forced, test, parents):
+    """Mean [N, d] and standard deviation [d] of each gene by least squares on its parents, a table [from, to]."""
     mean, scale = np.zeros_like(test), np.zeros(x.shape[1])
     for j in range(x.shape[1]):
         use = ~forced[:, j]
         inputs, held = (np.column_stack([np.ones(len(t)), t[:, parents[:, j]]]) for t in (x[use], test))
         weights = np.linalg.lstsq(inputs, x[use, j], rcond=None)[0]
         mean[:, j], scale[j] = held @ weights, (x[use, j] - inputs @ weights).std()
-    return loss(test - mean, scale, test_forced)
+    return mean, scale
 
 
-def full_gaussian(x, forced, test, test_forced):
+def full_gaussian(x, test, test_forced):
     """One covariance for all cells; the density of the genes that were not intervened on."""
     mean, covariance, total = x.mean(0), np.cov(x.T), 0.0
     patterns, which = np.unique(test_forced, axis=0, return_inverse=True)

@@ -89,7 +89,7 @@ def ours(held, seed: int, epochs: int, arguments: dict) -> dict[str, float]:
     seconds = time.process_time() - start
     scores = graph_scores(causal_graph(fitted), truth)
     found = interventional_scores(fitted, test).diagnostics["mean"]
-    unsettled = fitted.history.index < 0.9 * epochs
+    unsettled = fitted.history.index < fitted.program.settle * epochs - 1
     violation = fitted.history.loc[unsettled, "acyclicity"].iloc[-1]
     row = scores.to_dict() | {"i_nll": found["nll_all"], "i_mae": found["mae"], "seconds": seconds}
     return {k: float(v) for k, v in row.items()} | {"violation": float(violation)}

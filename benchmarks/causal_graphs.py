@@ -20,9 +20,9 @@ epochs of 64 cells and 70 with the settled graph. Targets on nnd: I-NLL <= 0.54 
 the official 0.5235, mean AP >= 0.70, mean F1 >= 0.42, a last violation of at most 1e-3.
 
 The price of cycles and the size of minibatches were set on simulations of ours (`factor_graph_sim`, seeds 101 and 102,
-where 256 cells give better graphs than 128 in half the time, and a held-out NLL that is worse by 0.01). The rest of the recipe
-(lambda, learning rate, a start without the constraint, the graph settled late) had been tried before on nnd_1, nnd_2
-and lin_0 with the truth in view, so that results on these sets are somewhat optimistic.
+where 256 cells give better graphs than 128 in half the time, and a held-out NLL that is worse by 0.01). The rest of the
+recipe (lambda, learning rate, a start without the constraint, the graph settled late) had been tried before on nnd_1,
+nnd_2 and lin_0 with the truth in view, so that results on these sets are somewhat optimistic.
 """
 
 import argparse

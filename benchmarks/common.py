@@ -163,6 +163,19 @@ def _same(file, options):
     return file.exists() and json.loads(file.read_text()) == json.loads(json.dumps(options))
 
 
+def kept(folder, key, make):
+    """One row of results (a dict): read from ``<folder>/<key>.json``, or made and kept there unless it is empty."""
+    path = Path(folder) / f"{key}.json" if folder else None
+    if path and path.exists():
+        return json.loads(path.read_text())
+    row = make()
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    if path and row:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row, default=float))
+    return row
+
+
 def split(n, share, seed):
     """Row numbers held out: a random `share` of n, sorted."""
     return np.sort(np.random.default_rng(seed).permutation(n)[: round(share * n)])

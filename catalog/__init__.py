@@ -7,11 +7,12 @@ if not __name__.startswith("fieldguide."):
 
 from fieldguide.catalog import dcdfg, gimvi, hcv, incentives, m1m2, mvae, nodags, poxm, ppca, scvi
 from fieldguide.catalog.comparison import Study, compare
-from fieldguide.catalog.cyclic import contractive_view, edge_strengths, sample_under
+from fieldguide.catalog.cyclic import contractive_view, edge_strengths
 from fieldguide.catalog.entry import Entry, citation, entries, entry, get
 from fieldguide.catalog.output import report
 from fieldguide.catalog.policies import LearnedPolicy, fit_self_normalised, learn_policy, policy_data
 from fieldguide.catalog.response import response, response_draws, response_ensemble
+from fieldguide.catalog.under import sample_under
 
 __all__ = [
     "Entry",

@@ -1,6 +1,5 @@
-"""What a fitted graph with cycles says: its edges, and samples under interventions never seen."""
+"""What a fitted graph with cycles says: the strength of its edges, and its map in units in which it is contractive."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,21 +7,11 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from fieldguide.catalog.contractive import steady_state
+from fieldguide.catalog.under import gene_names
 from fieldguide.inference.data import Loader
 from fieldguide.inference.fitted import Fit
-from fieldguide.inference.interventions import intervention_mask
 
 KINDS = ("jacobian", "weights", "gates")
-
-
-def gene_names(fitted: Fit) -> list:
-    """Return the names of the genes: those of the training data, or their numbers."""
-    states = fitted.schema.states if fitted.schema is not None else {}
-    names = states.get("targets", {}).get("genes")
-    if names is None and getattr(fitted.dataset, "var_names", None) is not None:
-        names = list(fitted.dataset.var_names)  # pyright: ignore[reportOptionalMemberAccess]
-    return list(names) if names is not None else list(range(len(_program(fitted).loc)))
 
 
 def edge_strengths(fitted: Fit, data=None, kind: str = "jacobian", batch_size: int = 256) -> pd.DataFrame:
@@ -117,78 +106,6 @@ def contractive_view(weights: ArrayLike, bound: float = 0.99) -> tuple[np.ndarra
         f"no scales of the genes make this map contractive below {bound}: the spectral radius of its absolute weights "
         f"is {radius:.3g}"
     )
-
-
-def sample_under(
-    fitted: Fit,
-    targets: Sequence,
-    values: ArrayLike | Mapping,
-    n: int = 1000,
-    seed: int = 0,
-    tolerance: float = 1e-6,
-    max_iterations: int = 10_000,
-) -> pd.DataFrame:
-    """Draw cells under an intervention, seen or not, by fixed-point iteration.
-
-    Parameters
-    ----------
-    fitted : Fit
-        Of "nodags".
-    targets : sequence of genes
-        Names, or numbers where the data had none; empty for no intervention.
-    values : array [T] or [n, T], or mapping of gene to value
-        What the targets are forced to, in the units of the data.
-    n : int
-        Cells.
-    seed : int
-    tolerance, max_iterations
-        Of `fieldguide.catalog.contractive.steady_state`.
-
-    Returns
-    -------
-    DataFrame [n, genes]
-
-    Raises
-    ------
-    ValueError
-        For a target that is no gene or is there twice, or values that do not fit.
-    ConvergenceError
-        If there is no steady state within the tolerance.
-    """
-    program, names = _program(fitted), gene_names(fitted)
-    place = {name: i for i, name in enumerate(names)}
-    targets = [targets] if isinstance(targets, str) else list(targets)
-    unknown = next((t for t in targets if t not in place), None)
-    if unknown is not None:
-        raise ValueError(f"target {unknown!r} is none of the {len(names)} genes")
-    if len(set(targets)) < len(targets):
-        raise ValueError(f"a target is given twice among {targets}")
-    if isinstance(values, Mapping):
-        absent = next((t for t in targets if t not in values), None)
-        if absent is not None or len(values) != len(targets):
-            raise ValueError(f"values are for {list(values)}, targets are {targets}")
-        values = [values[t] for t in targets]
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
-    table = np.asarray(values, dtype=np.float64)
-    if table.shape not in ((len(targets),), (n, len(targets))):
-        raise ValueError(f"values have shape {table.shape}; {len(targets)} targets and {n} cells need one or both")
-    if not np.isfinite(table).all():
-        raise ValueError("values are not all finite")
-    codes = torch.tensor([place[t] for t in targets] or [-1], dtype=torch.int64)
-    forced = intervention_mask(codes.expand(n, -1), len(names))
-    wide = np.zeros((n, len(names)))
-    wide[:, [place[t] for t in targets]] = table
-    with torch.no_grad():
-        centre = program.centre.double().cpu()
-        state = program.state(codes[None].to(program.centre.device))
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(n, len(names), generator=generator, dtype=torch.float64)
-        noise = state.loc.double().cpu() + state.scale.double().cpu() * noise
-        held = torch.where(forced, torch.from_numpy(wide) - centre, 0.0)
-        x = steady_state(state.mechanism.to(noise), noise, forced, held, tolerance, max_iterations) + centre
-    x = torch.where(forced, torch.from_numpy(wide), x)
-    return pd.DataFrame(x.numpy(), columns=names)
 
 
 def _perron(positive: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fieldguide.catalog.entry import entry
-from fieldguide.catalog.masks import GumbelOneHot
+from fieldguide.catalog.masks import GumbelOneHot, softmax
 from fieldguide.catalog.nets import one_of
+from fieldguide.catalog.unforced import unforced
 from fieldguide.inference import (
     ELBO,
     Acyclicity,
@@ -153,24 +154,22 @@ class DCDFG(Program):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Centre and scale each gene by the cells in which it was not intervened on."""
-        batches = list(batches)
-        x = torch.cat([b["x"] for b in batches]).double()
-        on = torch.cat([self.intervened(b) for b in batches])
-        use = torch.where(on.all(0), torch.ones_like(on), ~on)
-        count = use.sum(0)
-        centre = (x * use).sum(0) / count
-        spread = (((x - centre) ** 2 * use).sum(0) / count).sqrt()
-        self.centre.copy_(centre)
-        self.spread.copy_(torch.where(spread > 1e-6, spread, 1.0))
-        self._observational = not bool(on.any())
+        seen = unforced(batches, self.intervened)
+        self.centre.copy_(seen.centre)
+        self.spread.copy_(seen.spread)
+        self._said = seen.remarks
 
     def remarks(self) -> list[str]:
-        said = []
-        if getattr(self, "_observational", False):
-            said.append("no cell has a target: directions of edges rest on the form of the mechanisms alone")
+        said: list[str] = list(getattr(self, "_said", ()))
         if self.settle < 1 and not self.settled:
             said.append(
                 "the training ended before the graph was settled: its mechanisms were trained under random masks"
+            )
+        left_out, wanted = self.left_out()
+        if left_out:
+            said.append(
+                f"acyclicity was not reached: of {wanted} edges of probability 1/2 or more, {left_out} would close a "
+                "cycle, the least probable ones, and are left out of the graph; more epochs may reach it"
             )
         return said
 
@@ -193,12 +192,12 @@ class DCDFG(Program):
 
     def edge_weights(self) -> Tensor | tuple[Tensor, Tensor]:
         """Return probabilities of edges into and out of factors [d, m], or between genes [d, d]; 0 or 1 if settled."""
-        free = torch.softmax(SPEED * self.guide_logits, -1)
+        free = softmax(SPEED * self.guide_logits)
         return self._split(torch.where(self.settled, self.kept + 0 * free, free))
 
     def edge_probabilities(self) -> Tensor | tuple[Tensor, Tensor]:
         """Return the probabilities as they were when the graph was settled, or as they are."""
-        return self._split(torch.where(self.settled, self.doubt, torch.softmax(SPEED * self.guide_logits, -1)).detach())
+        return self._split(torch.where(self.settled, self.doubt, softmax(SPEED * self.guide_logits)).detach())
 
     def settled_edges(self) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
         """Return the settled edges, in the form of `edge_weights`; None if there are none yet."""
@@ -210,7 +209,7 @@ class DCDFG(Program):
     @torch.no_grad()
     def settle_graph(self, threshold: float = 0.5) -> None:
         """Keep the edges that `fieldguide.decisions.causal_graph` would, and no others, from now on."""
-        self.doubt.copy_(torch.softmax(SPEED * self.guide_logits, -1))
+        self.doubt.copy_(softmax(SPEED * self.guide_logits))
         self.kept.copy_(self._acyclic(threshold))
         self.settled.fill_(True)
 
@@ -224,6 +223,16 @@ class DCDFG(Program):
         on.append(~np.any(on, 0))
         return torch.from_numpy(np.stack(on, -1)).to(self.kept)
 
+    def left_out(self) -> tuple[int, int]:
+        """Return how many edges of probability 1/2 or more the acyclic graph leaves out, and how many there are.
+
+        Edges between genes and factors, or between genes where there are no factors.
+        """
+        parts = self.edge_probabilities()
+        wanted = sum(int((part >= 0.5).sum()) for part in ([parts] if isinstance(parts, Tensor) else parts))
+        kept = int((self.kept if self.settled else self._acyclic())[..., :-1].sum())
+        return max(0, wanted - kept), wanted
+
     def training_loss(self, step, objective):
         """Return the loss of the objective, after settling the graph when it is time."""
         if not torch.compiler.is_compiling() and self.settle < 1 and not self.settled:
@@ -234,19 +243,31 @@ class DCDFG(Program):
     # The equations
 
     def expected(self, x: Tensor, masks: Tensor) -> Tensor:
-        """Return the standardised mean of each gene given the others [..., B, d], under masks [..., B, d, m, C]."""
-        into = masks[..., 0]
+        """Return the standardised mean of each gene given the others [..., B, d], under masks [..., B, d, m, C].
+
+        Where all cells have one mask, [..., 1, d, m, C] or [d, m, C], the weights are masked and not the cells.
+        """
+        z, into = (x - self.centre) / self.spread, masks[..., 0]
         if self.rank is None:
             into = into * (1 - torch.eye(self.shape[0], device=x.device))
-        inputs = ((x - self.centre) / self.spread)[..., None] * into  # [..., B, d, m]
-        if self.mechanism == "linear":
-            h = (inputs * self.weight.T).sum(-2)
+        first = self.w1 if self.mechanism == "mlp" else self.weight[:, None]
+        one = masks.dim() == 3 or masks.shape[-4] == 1
+        if one:
+            shared = into if into.dim() == 2 else into.squeeze(-3)
+            h = torch.einsum("bd,...fhd->...bfh", z, first * shared.mT[..., None, :])
         else:
-            h = torch.einsum("...df,fhd->...fh", inputs, self.w1) + self.w1_bias
-            h = torch.einsum("...fh,fgh->...fg", F.leaky_relu(h), self.w2) + self.w2_bias
-            h = ((F.leaky_relu(h) * self.w3[:, 0]).sum(-1)) + self.w3_bias[:, 0]
+            h = torch.einsum("...df,fhd->...fh", z[..., None] * into, first)
+        if self.mechanism == "mlp":
+            h = torch.einsum("...fh,fgh->...fg", F.leaky_relu(h + self.w1_bias), self.w2) + self.w2_bias
+            h = (F.leaky_relu(h) * self.w3[:, 0]).sum(-1) + self.w3_bias[:, 0]
+        else:
+            h = h[..., 0]
         if self.rank is not None:
-            h = ((masks[..., 1] * self.decoder) @ h[..., None])[..., 0]
+            decoder = masks[..., 1] * self.decoder
+            if one:
+                h = h @ (decoder if decoder.dim() == 2 else decoder.squeeze(-3)).mT
+            else:
+                h = (decoder @ h[..., None])[..., 0]
         return self.bias + h
 
     def conditional(self, batch: Batch, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -267,6 +288,33 @@ class DCDFG(Program):
         masks = self.kept if self.settled else self._acyclic()
         mean, scale, counts = self.conditional(batch, masks)
         return mean, dist.Normal(mean, scale).log_prob(batch["x"]), counts
+
+    @torch.no_grad()
+    def simulate(self, noise: Tensor, targets: Tensor, held: Tensor) -> Tensor:
+        """Return cells [B, d] under interventions, by ancestral sampling in the settled graph.
+
+        A sweep over the equations settles every gene whose parents are settled: as many sweeps as the longest path has
+        genes give each gene its value given those of its parents, whatever the order.
+
+        Parameters
+        ----------
+        noise : Tensor [B, d]
+            Standard normal.
+        targets : int64 Tensor [B, M]
+            Codes of the genes intervened on, -1 for none.
+        held : Tensor [B, d]
+            What targets of perfect interventions are forced to.
+        """
+        masks = self.kept if self.settled else self._acyclic()
+        x = self.centre.expand(noise.shape).clone()
+        forced = intervention_mask(targets, self.shape[0]) & (self.interventions == "perfect")
+        for _ in range(self.shape[0] + 1):
+            mean, scale, _ = self.conditional({"x": x, "targets": targets}, masks)
+            new = torch.where(forced, held.to(x), mean + scale * noise.to(x))
+            if torch.equal(new, x):
+                break
+            x = new
+        return x
 
     def _of_cells(self, masks: Tensor, batch: Batch) -> Tensor:
         """Masks of each cell [..., B, d, m, C]: those of its group."""

@@ -12,6 +12,7 @@ from fieldguide.catalog.contractive import ContractiveMap, Mechanism, steady_sta
 from fieldguide.catalog.entry import entry
 from fieldguide.catalog.logdet import exact_log_det, minor_log_det, roulette_log_det, safe_stop, series_log_det
 from fieldguide.catalog.nets import one_of
+from fieldguide.catalog.unforced import unforced
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
@@ -191,17 +192,14 @@ class NODAGS(Program):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Centre the data: at the mean of the cells without a target, or of those where a gene is no target."""
-        batches = list(batches)
-        x = torch.cat([b["x"] for b in batches]).double()
-        forced = torch.cat([intervention_mask(self.targets_of(b), x.shape[1]) for b in batches])
-        control = ~forced.any(1)
-        if control.any():
-            self.centre.copy_(x[control].mean(0))
-        elif forced.all(0).any():
-            gene = int(forced.all(0).nonzero()[0, 0])
-            raise ValueError(f"gene number {gene} is a target in every training cell: nothing acts on it; leave it out")
-        else:
-            self.centre.copy_(x.masked_fill(forced, 0.0).sum(0) / (~forced).sum(0))
+        seen = unforced(batches, lambda batch: intervention_mask(self.targets_of(batch), batch["x"].shape[1]))
+        if seen.always:
+            raise ValueError(f"{seen.always[0]} is a target in every training cell: nothing acts on it; leave it out")
+        self.centre.copy_(seen.centre if seen.control is None else seen.control)
+        self._said = seen.remarks
+
+    def remarks(self) -> list[str]:
+        return list(getattr(self, "_said", ()))
 
     def targets_of(self, batch: Batch) -> Tensor:
         """Return the targets of a minibatch [B, M]; none, if the data have none."""
@@ -238,6 +236,29 @@ class NODAGS(Program):
         share = log_det / counts.sum(-1).clamp(min=1)
         density = Normal(state.loc, state.scale, validate_args=False).log_prob(noise) + share[:, None]
         return batch["x"] - noise + self.loc, density, counts
+
+    @torch.no_grad()
+    def simulate(
+        self, noise: Tensor, targets: Tensor, held: Tensor, tolerance: float = 1e-6, max_iterations: int = 10_000
+    ) -> Tensor:
+        """Return cells [B, n] under interventions: steady states, by fixed-point iteration in float64.
+
+        Parameters
+        ----------
+        noise : Tensor [B, n]
+            Standard normal.
+        targets : int64 Tensor [B, M]
+            Codes of the forced genes, -1 for none.
+        held : Tensor [B, n]
+            What they are forced to.
+        tolerance, max_iterations
+            Of `fieldguide.catalog.contractive.steady_state`.
+        """
+        centre, forced = self.centre.double(), intervention_mask(targets, len(self.centre))
+        e = self.loc.double() + self.log_noise.exp().double() * noise.double()
+        values = torch.where(forced, held.double() - centre, 0.0)
+        mechanism = self.map.settle().to(e)
+        return steady_state(mechanism, e, forced, values, tolerance, max_iterations) + centre
 
     def training_loss(self, step, objective):
         """Return the objective's loss; in training, with the penalty on edges."""

@@ -16,6 +16,7 @@ from fieldguide.decisions.embedding import Embedding
 from fieldguide.decisions.expression import differential_expression
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.graph import Graph, causal_graph, graph_scores
+from fieldguide.decisions.graph_ensemble import GraphEnsemble, graph_ensemble
 from fieldguide.decisions.imputation import Imputed, impute_genes
 from fieldguide.decisions.independence import independence
 from fieldguide.decisions.interventional import interventional_scores
@@ -40,6 +41,7 @@ __all__ = [
     "Decision",
     "Embedding",
     "Graph",
+    "GraphEnsemble",
     "Imputed",
     "NoSupport",
     "OptimisticValue",
@@ -59,6 +61,7 @@ __all__ = [
     "expected_fdr",
     "expected_loss",
     "fdr_values",
+    "graph_ensemble",
     "graph_scores",
     "impute",
     "independence",

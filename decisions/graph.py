@@ -117,11 +117,8 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
     settled = None
     if hasattr(source, "program"):
         program = source.program
-        if not hasattr(program, "edge_weights"):
-            raise TypeError(f"{type(program).__name__} has no graph: it needs a method edge_weights()")
-        genes = _genes_of(source) if genes is None else genes
         settled = program.settled_edges() if acyclic and hasattr(program, "settled_edges") else None
-        source = getattr(program, "edge_probabilities", program.edge_weights)()
+    source, genes = edge_probabilities(source, genes)
     kept: tuple[np.ndarray, np.ndarray] | None = None
     if isinstance(source, tuple):
         a, b = (_table(part) for part in source)
@@ -131,10 +128,9 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
         whole = a >= threshold, b >= threshold
         first, second = settled or (acyclic_factors(a, b, threshold) if acyclic else whole)
         kept = first, second
-        edges = (first.astype(np.float32) @ second.T.astype(np.float32)) > 0
+        edges = (first.astype(np.float32) @ second.T.astype(np.float32) > 0) & ~np.eye(len(values), dtype=bool)
         left_out = int(sum(w.sum() for w in whole) - first.sum() - second.sum()) if settled is None else 0
     else:
-        genes = source.index if isinstance(source, pd.DataFrame) and genes is None else genes
         values = _table(source)
         if values.shape[0] != values.shape[1]:
             raise ValueError(f"probabilities of edges are a square table (row to column), not {values.shape}")
@@ -165,6 +161,19 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
         edges=pd.DataFrame(edges, index=names, columns=names),
         **frames,
     )
+
+
+def edge_probabilities(source: Any, genes: Any = None) -> tuple[Any, Any]:
+    """Return the probabilities of edges that a source of `causal_graph` says, and the names of the genes or None."""
+    if hasattr(source, "program"):
+        program = source.program
+        if not hasattr(program, "edge_weights"):
+            raise TypeError(f"{type(program).__name__} has no graph: it needs a method edge_weights()")
+        genes = _genes_of(source) if genes is None else genes
+        source = getattr(program, "edge_probabilities", program.edge_weights)()
+    if isinstance(source, pd.DataFrame) and genes is None:
+        genes = source.index
+    return source, genes
 
 
 def through_factors(into: ArrayLike, out_of: ArrayLike) -> np.ndarray:

@@ -45,8 +45,6 @@ def inference_data(
 
     ``cells`` are the names [N].
     """
-    import arviz
-
     groups = {
         "posterior": {name: values[None] for name, values in latents.items()},
         "log_likelihood": {"observed": log_likelihood[None]},
@@ -54,7 +52,14 @@ def inference_data(
     }
     dims = {"observed": ["cell"], "log_weight": ["cell"]}
     dims |= {n: ["cell", *(f"{n}_dim{i}" for i in range(v.ndim - 2))] for n, v in latents.items()}
+    return from_groups(groups, {"cell": cells}, dims)
+
+
+def from_groups(groups: dict[str, Any], coords: dict[str, Any], dims: dict[str, list[str]]) -> Any:
+    """Return InferenceData of groups of arrays [chain, draw, ...], whichever way arviz takes them."""
+    import arviz
+
     try:
-        return arviz.from_dict(**groups, coords={"cell": cells}, dims=dims)
+        return arviz.from_dict(**groups, coords=coords, dims=dims)
     except TypeError:
-        return arviz.from_dict(groups, coords={"cell": cells}, dims=dims)
+        return arviz.from_dict(groups, coords=coords, dims=dims)

@@ -219,6 +219,22 @@ def test_the_acyclic_part_takes_the_heaviest_edges_first(seed):
     assert np.array_equal(reachable(weights > 0), nx.to_numpy_array(truth, nodelist=range(6)) > 0)
 
 
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.booleans())
+def test_factors_keep_what_the_graph_of_genes_and_factors_would(seed, rounded):
+    rng = np.random.default_rng(seed)
+    d, m = int(rng.integers(1, 9)), int(rng.integers(1, 6))
+    into, out_of = (rng.random((d, m)) for _ in range(2))
+    if rounded:  # ties
+        into, out_of = into.round(1), out_of.round(1)
+    whole = np.zeros((d + m, d + m))
+    whole[:d, d:], whole[d:, :d] = into, out_of.T
+    threshold = float(rng.random())
+    kept = acyclic_part(whole, threshold)
+    first, second = acyclic_factors(into, out_of, threshold)
+    assert np.array_equal(first, kept[:d, d:]) and np.array_equal(second, kept[d:, :d].T)
+
+
 def test_factors_without_a_cycle():
     into = np.array([[0.9, 0.0], [0.0, 0.8], [0.7, 0.0]])
     out_of = np.array([[0.0, 0.6], [0.95, 0.0], [0.0, 0.0]])

@@ -181,6 +181,8 @@ def test_a_graph_through_factors():
     assert found.is_dag
     assert found.edges.to_numpy().tolist() == [[False, True, False], [False, False, True], [False, False, False]]
     assert found.diagnostics["left_out"].item() == 1, "b -> factor 1 -> a would close a cycle"
+    half = np.full((2, 1), 0.5)
+    assert causal_graph((half, half), acyclic=False).edges.to_numpy().tolist() == [[False, True], [True, False]]
     adata = anndata.AnnData(np.zeros((2, 3), dtype=np.float32), var=pd.DataFrame(index=list("abc")))
     found.write(adata)
     assert adata.varm["graph_into"].tolist() == [[True, False], [False, True], [False, False]]

@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from hypothesis import Phase, settings
 
-from fieldguide.inference import CUBO, ELBO, IWAE, Chi, ForwardKL, Renyi, VRMax, WakeWake
+from fieldguide.inference import CUBO, ELBO, IWAE, Chi, ForwardKL, Program, Renyi, Step, VRMax, WakeWake
 from fieldguide.inference.testing import Conjugate
 
 FOLDER = Path(__file__).parent / "reference"
@@ -46,6 +46,12 @@ def gauss1d(proposal: dict) -> Conjugate:
         program.guide_intercept.fill_(proposal["m"])
         program.guide_log_scale.fill_(0.5 * log(proposal["v"]))
     return program
+
+
+def seeded(program: Program, batch: dict, **scalars) -> Step:
+    """A step whose draws are those of seed 0."""
+    torch.manual_seed(0)
+    return Step(program, batch, scalars=scalars)
 
 
 def observed(cells: int = 1) -> dict:

@@ -42,7 +42,8 @@ OBJECTIVES = {
 
 def by_hand(name, program, counts, k):
     """The loss of one step, for the networks of ``program``: {group: loss}, or one loss for both groups."""
-    loc, scale = program.encoder_z(counts.log1p())
+    found = program.encoder_z(counts.log1p()).base_dist
+    loc, scale = found.loc, found.scale
     z = loc + scale * torch.randn(k, *loc.shape)
     path = any(word in name for word in ("stl", "dreg", "path"))
     score = "score" in name

@@ -5,7 +5,7 @@ scVI with zero-inflated counts under four objectives; for the model of IWAE, fre
 mixture with the prior. The paper's question: 400 importance-resampled draws of each of 500 cells a type; the median
 over 1,000 bootstrapped cells of log2 rho, differences of at least 0.5.
 
-    python benchmarks/aevb_fdr.py [--seeds 5] [--large] [--particles 10] [--epochs 100]
+    python benchmarks/aevb_fdr.py [--seeds 5] [--large] [--particles 10] [--epochs 100] [--keep DIR]
 
 MAE FDR: mean over the first 100 list lengths of |true - expected false discovery proportion|, in per cent; against the
 paper's truth (at least half of the pairs of cells differ by 0.5 in natural log) and the population's (log2). Library:
@@ -17,6 +17,7 @@ nominal 5 % at most 0.05 plus two standard errors.
 """
 
 import argparse
+from itertools import product
 from math import exp
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from common import show, split, verdict
+from common import kept, show, split, verdict
 from fdr_control import expected_fdr_error
 from sklearn.metrics import average_precision_score
 
@@ -129,22 +130,11 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     a.epochs = a.epochs or (20 if a.large else 100)
-    table = pd.concat([kept(seed, library, a) for seed in range(1, a.seeds + 1) for library in a.library])
-    return report(table, a)
-
-
-def kept(seed, library, a):
-    """Results of a seed and a library: read from the folder if they are there, or computed and left there."""
-    size, name = "large" if a.large else "small", library.replace(" ", "_")
-    place = a.keep and a.keep / f"{size}-{name}-{a.particles}-{a.epochs}-{seed}.csv"
-    if place and place.exists():
-        return pd.read_csv(place)
-    table = pd.DataFrame(results(seed, library, a))
-    if place:
-        a.keep.mkdir(parents=True, exist_ok=True)
-        table.to_csv(place, index=False)
-    print(f"seed {seed}, {library} done", flush=True)
-    return table
+    rows, size = [], "large" if a.large else "small"
+    for seed, library in product(range(1, a.seeds + 1), a.library):
+        key = f"{size}_{library}_{a.particles}_{a.epochs}_{seed}".replace(" ", "_")
+        rows += kept(a.keep, key, lambda s=seed, x=library: list(results(s, x, a)))
+    return report(pd.DataFrame(rows), a)
 
 
 def results(seed, library, a):

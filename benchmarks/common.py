@@ -164,12 +164,13 @@ def _same(file, options):
 
 
 def kept(folder, key, make):
-    """One row of results (a dict): read from ``<folder>/<key>.json``, or made and kept there unless it is empty."""
+    """One row of results (a dict) or a list: from ``<folder>/<key>.json``, or made, and kept if there is any."""
     path = Path(folder) / f"{key}.json" if folder else None
     if path and path.exists():
         return json.loads(path.read_text())
     row = make()
-    print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    for one in row if isinstance(row, list) else [row]:
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in one.items()}, flush=True)
     if path and row:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(row, default=float))

@@ -71,7 +71,8 @@ GRID = {
     "MLP": [{"alpha": a} for a in (1e-4, 1e-1, 1.0)],
     "M1+M2": [{"learning_rate": r, "dropout": d} for r, d in ((2e-3, 0.1), (2e-3, 0.3), (5e-3, 0.1))],
     "A, weight 1": [
-        {"learning_rate": r, "dropout": d} for r, d in ((2e-3, 0.0), (2e-3, 0.3), (5e-3, 0.0), (1e-2, 0.0))
+        {"learning_rate": r, "dropout": d, "kl_warmup": 15}
+        for r, d in ((2e-3, 0.0), (2e-3, 0.3), (5e-3, 0.0), (1e-2, 0.0))
     ],
     "C": [
         *(
@@ -196,7 +197,7 @@ def select(methods, keep):
 def full(method):
     """The settings that a row has, the entry's defaults among them."""
     usual = {"learning_rate": 2e-3, "dropout": 0.1} if method == "M1+M2" else {"learning_rate": 3e-3, "dropout": 0.0}
-    return usual | {"speed": 40.0, "weight": 5.0} | CHOSEN[method]
+    return usual | {"speed": 40.0, "weight": 5.0, "kl_warmup": 0} | CHOSEN[method]
 
 
 def kept(path):

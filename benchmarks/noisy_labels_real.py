@@ -1,4 +1,4 @@
-"""M-VAE on real cells and with real annotators, by `fit("mvae", ...)` as it stands; parts by name, or all.
+"""M-VAE on real cells and with real annotators, by `fit("mvae", ...)` as it stands; parts by name, or all. Not run yet.
 
 osmfish  osmFISH of mouse cortex (33 genes, six types): labels of the three largest types take each other's names with
          probability 0.3 in a ring. Macro-F1 on 1,000 other cells beside M1+M2 with the same networks and counts (the

@@ -8,11 +8,13 @@ Fixed data sets, causal/*.npz under FIELDGUIDE_DATA:
 - ``control``, ``cocult``, ``ifn``: 61 genes of the melanoma Perturb-CITE-seq screen (Frangieh et al. 2021), 55 regimes
   for training and 6 held out. Published: the authors' follow-up (arXiv 2508.08450), means over its own splits.
 
-Ours: exact log-determinants, absolute weights penalised by 0.01, mixed minibatches of 1000 cells, Adam 0.02; 420 steps
-for simulated data, 800 for real; edges are strengths of at least 0.05 everywhere. The linear sets and the real data use
-the linear map; nnl sets SELU, without a bound on the slope, which an exact determinant does not need (by the bound the
-simulator's maps are not contractive). ``--published`` fits the published form instead: a gate for each edge and cell,
-roulette, penalty 0.001, Adam 0.1, 800 steps.
+Ours: exact log-determinants, absolute weights penalised by 0.01, mixed minibatches of 1000 cells, Adam 0.02 that falls
+to zero over the last 30 % of the steps; 420 steps for simulated data, 800 for real; edges are strengths of at least
+0.05 everywhere. The linear sets and the real data use the linear map; nnl sets SELU without a bound on the slope, which
+an exact determinant does not need (by the bound the simulator's maps are not contractive). These settings had been
+tried on these sets before, the fall of the step size once, with other seeds. ``--published`` fits the published form
+instead: a gate for each edge and cell, roulette, penalty 0.001, Adam 0.1 throughout, 800 steps. Targets are for means
+over seeds.
 
     python benchmarks/cyclic_graphs.py [--sets lin_0 nnl_0 cocult ...] [--published] [--seeds 1]
 
@@ -24,6 +26,7 @@ import argparse
 import time
 
 import numpy as np
+import pandas as pd
 from common import show, verdict
 from datasets import folder
 
@@ -76,6 +79,7 @@ def learn(data, steps, seed, published=False, **model):
     settings = {"max_epochs": epochs, "batch_size": batch, "seed": seed, "learning_rate": 0.1 if published else 0.02}
     if published:
         model |= {"gates": "per_cell", "log_det": "roulette", "stop": 0.5, "sparsity": 1e-3}
+        settings["cooldown"] = 0.0
     start = time.perf_counter()
     fitted = fit("nodags", data, validation=0.0, early_stopping=None, progress=False, **settings, **model)
     return fitted, time.perf_counter() - start
@@ -134,7 +138,7 @@ def real(name, seed):
 
 
 def judge(row, published):
-    """Print the targets of a row; return whether all are met."""
+    """Print the targets of the means of a set; return whether all are met."""
     name, nll = row["set"], row["NLL"]
     if name in REAL:
         bound, mae = REAL_TARGET[name]
@@ -151,6 +155,13 @@ def judge(row, published):
     return verdict(f"{name}: NLL {nll:.4f} <= {NLL_TARGET[name]}" + ", AP >= 0.998" * name.startswith("lin"), met)
 
 
+def means(rows):
+    """Mean over the seeds of each set."""
+    if not rows:
+        return []
+    return pd.DataFrame(rows).groupby("set", sort=False).mean(numeric_only=True).reset_index().to_dict("records")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [*OFFICIAL, *REAL]
@@ -165,7 +176,7 @@ def main():
     screen = [] if arguments.published else [real(n, s) for n, s in pairs if n in REAL]
     if screen:
         show("Perturb-CITE-seq, held-out regimes (the last columns: recorded)", screen)
-    ok += [judge(row, arguments.published) for row in rows + screen]
+    ok += [judge(row, arguments.published) for row in means(rows) + means(screen)]
     for family, limit in (("lin", 2), ("nnl", 6)):
         mine = [r for r in rows if r["set"].startswith(family)]
         if mine and not arguments.published and {r["set"][-1] for r in mine} == set("012"):

@@ -40,7 +40,9 @@ WEIGHT = {"A": 1.0, "B": 5.0, "C": 5.0}
         batch=Category("batch", optional=True),
     ),
     objective=ELBO(kl="analytic"),
-    defaults={"max_epochs": 60, "learning_rate": 3e-3, "epsilon": 1e-8, "kl_warmup": 0, "validation": 0.0},
+    defaults={
+        "max_epochs": 120, "learning_rate": 3e-3, "epsilon": 1e-8, "cooldown": 0.3, "kl_warmup": 0, "validation": 0.0,
+    },  # fmt: skip
     cite="""
 @article{langevin2018deep,
   title = {A Deep Generative Model for Semi-Supervised Classification with Noisy Labels},
@@ -55,7 +57,7 @@ class MVAE(Program):
 
     For each cell with class c of C, annotators a = 1 ... A who may each have given it a label y_a, and data x::
 
-        c ~ Categorical(1/C)             u ~ Normal(0, I)
+        c ~ Categorical(p)               u ~ Normal(0, I)
         z ~ Normal(network(c, u))        x ~ Bernoulli, Normal or NegativeBinomial(network(z))
         y_a ~ Categorical(T_a[c])        where annotator a gave a label
 
@@ -102,7 +104,7 @@ class MVAE(Program):
         Weight of the classification term; by default 1 for ``A``, which is then the bound of the paper, and 5 for the
         others. For ``C`` it comes on top of the bound.
     speed : float, optional
-        By default 1 for ``A`` and 40 for the others: at 1 the matrix hardly moves within 60 epochs, but ``A`` collapses
+        By default 1 for ``A`` and 40 for the others: at 1 the matrix hardly moves, but ``A`` collapses
         at 15. At 0 the matrix stays as it is at the start; with ``initial`` near 1, the labels are right, and the form
         ``C`` is M1+M2.
     initial : float
@@ -121,8 +123,8 @@ class MVAE(Program):
         Of the network from x to z.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
         Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.families`.
-    classes : {"uniform", "learned"}
-        Prior of the classes.
+    classes : {"learned", "uniform"}
+        Prior p of the classes; "uniform", as published, takes classes of unequal size for one another.
     """
 
     latent = "z"
@@ -147,14 +149,14 @@ class MVAE(Program):
         n_hidden: int = 128,
         dropout: float = 0.0,
         guide: str = "mean_field",
-        classes: str = "uniform",
+        classes: str = "learned",
     ) -> None:
         super().__init__()
         self.field, n_inputs = _data({"x": n_features, "values": n_values, "counts": n_genes})
         self.observation = observation or {"x": "bernoulli", "values": "gaussian", "counts": "nb"}[self.field]
         one_of("form", form, FORMS)
         one_of("observation", self.observation, OBSERVATIONS)
-        one_of("classes", classes, ("uniform", "learned"))
+        one_of("classes", classes, ("learned", "uniform"))
         counts = self.field == "counts"
         if counts != (self.observation == "nb") or (self.field, self.observation) == ("values", "bernoulli"):
             raise ValueError(f"observation='{self.observation}' is not for the field '{self.field}'")

@@ -104,7 +104,7 @@ class SteadyState(TorchDistribution):
     schema=Schema(x=Matrix("X"), targets=Targets(optional=True)),
     objective=ELBO(),
     supports=("elbo",),
-    defaults={"max_epochs": 40, "learning_rate": 1e-2, "epsilon": 1e-8},
+    defaults={"max_epochs": 40, "learning_rate": 1e-2, "epsilon": 1e-8, "cooldown": 0.3},
     cite="""
 @inproceedings{sethuraman2023nodags,
   title = {{NODAGS-Flow}: Nonlinear cyclic causal structure learning},

@@ -29,7 +29,7 @@ from fieldguide.inference.progress import progress_bar
 from fieldguide.inference.step import Step
 
 CHECKPOINT_SECONDS = 60
-ADAM = {"learning_rate": 1e-3, "epsilon": 0.01}
+ADAM = {"learning_rate": 1e-3, "epsilon": 0.01, "cooldown": 0.0}
 """Settings of the optimiser where neither the call nor the entry says otherwise: as published for scVI."""
 Callback = Callable[[Program, dict[str, Any]], bool | None]
 
@@ -45,6 +45,7 @@ def fit(
     batch_size: int = 128,
     learning_rate: float | None = None,
     epsilon: float | None = None,
+    cooldown: float | None = None,
     seed: int = 0,
     device: str = "auto",
     validation: float | np.ndarray | None = None,
@@ -79,6 +80,9 @@ def fit(
     learning_rate, epsilon : float, optional
         Step size of Adam, and what it adds to the root mean square of a gradient: gradients below it make small steps.
         By default the entry's, or 1e-3 and 0.01, as published for scVI. The weight decay is 1e-6.
+    cooldown : float, optional
+        Share of the epochs, the last ones, over which the step size falls linearly to zero, by default the entry's, or
+        0. It settles what noisy steps keep moving; a training that stops early does not come to it.
     seed : int
         Seeds initial values, shuffling, dropout and draws; the global random state is left as it was.
     device : str
@@ -126,7 +130,7 @@ def fit(
     validation = defaults.get("validation", 0.1) if validation is None else validation
     train_rows, held_out = _split(dataset.n_cells, validation, seed)
     max_epochs = defaults.get("max_epochs") if max_epochs is None else max_epochs
-    adam = adam_settings(spec, learning_rate, epsilon)
+    adam = adam_settings(spec, learning_rate, epsilon, cooldown)
     max_epochs = min(400, max(1, round(8e6 / dataset.n_cells))) if max_epochs is None else max_epochs
     kl_warmup = defaults.get("kl_warmup", max_epochs // 4) if kl_warmup is None else kl_warmup
     seeds = [fabric.device] if fabric.device.type == "cuda" else []
@@ -171,8 +175,10 @@ class _Trainer:
         self.loader, self.held_out, self.mode, self.constraints = loader, held_out, mode, constraints
         self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
         self.parameters = [p for group in self.groups.values() for p in group]
-        rate, epsilon, fused = adam["learning_rate"], adam["epsilon"], fabric.device.type in ("cpu", "cuda")
-        self.optimizer = Optimizer(self.program, self.parameters, rate, epsilon, fused)
+        fused = fabric.device.type in ("cpu", "cuda")
+        self.optimizer = Optimizer(
+            self.program, self.parameters, adam["learning_rate"], adam["epsilon"], fused, adam["cooldown"]
+        )
         self.total = len(loader.rows)
         self.kl_weight = torch.ones((), device=fabric.device)
         self.progress = torch.ones((), device=fabric.device)
@@ -244,7 +250,7 @@ class _Trainer:
             value = _value(losses)
             if self.fabric.device.type == "cpu" and not torch.isfinite(value):
                 self.complain(epoch, number, batch)
-            self.optimizer.step()
+            self.optimizer.step((done - 1) / (max_epochs * steps))
             size = len(batch["index"])
             total, cells = total + value * size, cells + size
             logged = {name: logged.get(name, 0.0) + noted.detach() * size for name, noted in logs.items()}
@@ -317,13 +323,17 @@ def _value(losses: Losses) -> Tensor:
     return losses.detach() if isinstance(losses, Tensor) else next(iter(losses.values())).detach()
 
 
-def adam_settings(spec, learning_rate: float | None, epsilon: float | None) -> dict[str, float]:
-    """Step size and epsilon of Adam: as given, else the entry's, else `ADAM`."""
-    given = {"learning_rate": learning_rate, "epsilon": epsilon}
+def adam_settings(
+    spec, learning_rate: float | None, epsilon: float | None, cooldown: float | None = None
+) -> dict[str, float]:
+    """Settings of the optimiser: as given, else the entry's, else `ADAM`."""
+    given = {"learning_rate": learning_rate, "epsilon": epsilon, "cooldown": cooldown}
     known = ADAM | {k: v for k, v in getattr(spec, "defaults", {}).items() if k in ADAM}
     found = known | {k: v for k, v in given.items() if v is not None}
+    if not 0 <= found["cooldown"] <= 1:
+        raise ValueError(f"cooldown must be a share in [0, 1], not {found['cooldown']}")
     for name, value in found.items():
-        if not value > 0:
+        if name != "cooldown" and not value > 0:
             raise ValueError(f"{name} must be above 0, not {value}")
     return found
 

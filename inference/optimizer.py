@@ -21,11 +21,20 @@ class Optimizer:
         Those to be trained.
     rate, epsilon : float
     fused : bool
+    cooldown : float
+        Share of the training, its end, over which the step size falls linearly to zero.
     """
 
     def __init__(
-        self, program: nn.Module, parameters: Iterable[nn.Parameter], rate: float, epsilon: float, fused: bool
+        self,
+        program: nn.Module,
+        parameters: Iterable[nn.Parameter],
+        rate: float,
+        epsilon: float,
+        fused: bool,
+        cooldown: float = 0.0,
     ) -> None:
+        self.rate, self.cooldown = rate, cooldown
         tables = {id(m.weight) for m in program.modules() if isinstance(m, nn.Embedding) and m.sparse}
         dense, sparse = [], []
         for parameter in parameters:
@@ -41,7 +50,11 @@ class Optimizer:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
-    def step(self) -> None:
-        """Move along the gradients."""
+    def step(self, progress: float = 0.0) -> None:
+        """Move along the gradients; ``progress`` is the share of the training's steps that came before this one."""
+        if self.cooldown and progress > 1 - self.cooldown:
+            for part in self.parts:
+                for group in part.param_groups:
+                    group["lr"] = self.rate * (1 - progress) / self.cooldown
         for part in self.parts:
             part.step()

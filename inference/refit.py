@@ -69,6 +69,7 @@ def refit(
     batch_size: int = 128,
     learning_rate: float | None = None,
     epsilon: float | None = None,
+    cooldown: float | None = None,
     early_stopping: int | None = 30,
     kl_warmup: int = 0,
     device: str = "auto",
@@ -108,7 +109,7 @@ def refit(
         source = Source(fit.annotation if data is None else data, dataset, fit.train_rows, batch_size, program)
         result.annotation = source.table()
         active = Active(result.constraints, source)
-        adam = loop.adam_settings(entry, learning_rate, epsilon)
+        adam = loop.adam_settings(entry, learning_rate, epsilon, cooldown)
         trainer = loop._Trainer(result, fabric, loader, held_out, adam, compile, active, mode=guide_training)
         epochs = max(1, len(fit.history)) if max_epochs is None else max_epochs
         trainer.run(epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)

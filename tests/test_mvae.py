@@ -191,7 +191,7 @@ def test_the_marginal_of_a_conjugate_case_bounds_the_elbo():
     made.encoder_z = _Gaussian(lambda v: center, (1 / (1 / 0.49 + 1)) ** 0.5)
     made.encoder_u = _Gaussian(lambda v: torch.zeros(*v.shape[:-1], 1).double(), 1.0)
     certain = torch.tensor([0.0, 1000.0, 0.0]).double()
-    made.class_logits = certain
+    made.class_logits = torch.nn.Parameter(certain)
     with torch.no_grad():
         found = weigh(made, data, 5).log_w
     wanted = log_x[:, 1] + made.evidence(data, made.log_noise().detach())[:, 1]

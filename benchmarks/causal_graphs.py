@@ -4,8 +4,11 @@ Data: causal/dcdfg_{lin,nn,nnd}_{seed}.npz under FIELDGUIDE_DATA: 30 genes, 5 fa
 official scores are of one run of the official modules (10 fitted factors, lambda 0.1, to convergence on nnd; cut short
 on lin and nn). Anchors (`causal_anchors.py`) are computed from the data here, and compared with the recorded ones.
 
-    python benchmarks/causal_graphs.py [--sets nnd_0 lin_0] [--seeds 3] [--epochs 400] [--batch 256] [--results DIR]
-        [--published]
+    python benchmarks/causal_graphs.py [--sets nnd_0 lin_0] [--seeds 3] [--restarts 3] [--epochs 400] [--batch 256]
+        [--results DIR] [--published]
+
+Ours is, for each seed, the best of three fits by the loss on the validation cells (`fit_best`); "single fits" are the
+means of all of them. Seconds are those of all three.
 
 I-NLL: nats a gene on held-out regimes in the official convention (intervened entries count as zeros). AP: average
 precision of all ordered pairs. Targets, on means over the sets and seeds that are run:
@@ -19,10 +22,12 @@ penalty doubled from 1e-8 on every fourth epoch in which the violation did not s
 epochs of 64 cells and 70 with the settled graph. Targets on nnd: I-NLL <= 0.54 on each set and its mean within 0.015 of
 the official 0.5235, mean AP >= 0.70, mean F1 >= 0.42, a last violation of at most 1e-3.
 
-The price of cycles and the size of minibatches were set on simulations of ours (`factor_graph_sim`, seeds 101 and 102,
-where 256 cells give better graphs than 128 in half the time, and a held-out NLL that is worse by 0.01). The rest of the
-recipe (lambda, learning rate, a start without the constraint, the graph settled late) had been tried before on nnd_1,
-nnd_2 and lin_0 with the truth in view, so that results on these sets are somewhat optimistic.
+The price of cycles, that of edges and the size of minibatches were set on simulations of ours (`factor_graph_sim`, seeds
+101 and 102, linear and nonlinear), where the start matters more than any of them, and the loss on validation cells tells
+good starts from bad ones. A first run here, with prices of 0.1 for edges and a slower one for cycles and one start for
+each seed, had F1 0.584, SHD 57, AP 0.600 and I-NLL 0.565 on nnd. The rest of the recipe (learning rate, a start without
+the constraint, the graph settled late) had been tried before on nnd_1, nnd_2 and lin_0 with the truth in view, so that
+results on these sets are somewhat optimistic.
 """
 
 import argparse
@@ -94,6 +99,7 @@ def ours(held, seed: int, epochs: int, arguments: dict) -> dict[str, float]:
     unsettled = fitted.history.index < fitted.program.settle * epochs - 1
     violation = fitted.history.loc[unsettled, "acyclicity"].iloc[-1]
     row = scores.to_dict() | {"i_nll": found["nll_all"], "i_mae": found["mae"], "seconds": seconds}
+    row["held_out"] = fitted.held_out_loss()
     return {k: float(v) for k, v in row.items()} | {"violation": float(violation)}
 
 
@@ -106,10 +112,15 @@ def rows_of(name: str, a) -> list[dict]:
     if name.startswith("lin") and not a.published:
         kinds["ours, linear"] = kinds["ours"] | {"mechanism": "linear"}
     for kind, arguments in kinds.items():
-        for seed in range(a.seeds):
-            key = f"{name}_{kind}_{seed}_{a.epochs}_{arguments['batch_size']}".replace(", ", "_").replace(" ", "_")
-            made = kept(a.results, key, lambda s=seed, x=arguments: ours(held, s, a.epochs, x))
-            rows.append({"set": name, "method": kind} | made)
+        for group in range(a.seeds):
+            fits = []
+            for seed in range(group * a.restarts, (group + 1) * a.restarts):
+                key = f"{name}_{kind}_{seed}_{a.epochs}_{arguments['batch_size']}".replace(", ", "_").replace(" ", "_")
+                fits.append(kept(a.results, key, lambda s=seed, x=arguments: ours(held, s, a.epochs, x)))
+            best = min(fits, key=lambda row: row["held_out"])
+            rows.append({"set": name, "method": kind} | best | {"seconds": sum(row["seconds"] for row in fits)})
+            if a.restarts > 1:
+                rows += [{"set": name, "method": f"{kind}, single fits"} | row for row in fits]
     return rows
 
 
@@ -123,7 +134,7 @@ def judge_anchors(table: pd.DataFrame, sets: list[str]) -> bool:
     return verdict(f"anchors from the data are the recorded ones: largest difference {off:.1e} <= 2e-4", off <= 2e-4)
 
 
-def judge(table: pd.DataFrame, sets: list[str]) -> list[bool]:
+def judge(table: pd.DataFrame, sets: list[str], restarts: int) -> list[bool]:
     """Targets of the default form."""
     met = []
     for name in sets:
@@ -135,11 +146,12 @@ def judge(table: pd.DataFrame, sets: list[str]) -> list[bool]:
         if not chosen:
             continue
         own, official = (table.loc[[(s, who) for s in chosen]].mean() for who in ("ours", "official"))
+        each = own["seconds"] / restarts
         met += [
             verdict(f"{family}: mean F1 {own['f1']:.3f} >= {f1}", own["f1"] >= f1),
             verdict(f"{family}: mean SHD {own['shd']:.1f} <= {shd}", own["shd"] <= shd),
             verdict(f"{family}: mean I-NLL {own['i_nll']:.4f} <= {nll}", own["i_nll"] <= nll),
-            verdict(f"{family}: {own['seconds']:.0f} CPU seconds a fit <= 30", own["seconds"] <= 30),
+            verdict(f"{family}: {each:.0f} CPU seconds a fit <= 30", each <= 30),
             verdict(f"{family}: F1 at least the official {official['f1']:.3f}", own["f1"] >= official["f1"]),
             verdict(f"{family}: SHD at most the official {official['shd']:.0f}", own["shd"] <= official["shd"]),
             verdict(f"{family}: I-NLL at most the official {official['i_nll']:.4f}", own["i_nll"] <= official["i_nll"]),
@@ -150,7 +162,7 @@ def judge(table: pd.DataFrame, sets: list[str]) -> list[bool]:
     return met
 
 
-def judge_published(table: pd.DataFrame, sets: list[str]) -> list[bool]:
+def judge_published(table: pd.DataFrame, sets: list[str], restarts: int) -> list[bool]:
     """Targets of the published form, on nnd."""
     chosen = [name for name in sets if name.startswith("nnd_")]
     if not chosen:
@@ -171,17 +183,21 @@ def main() -> bool:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=list(OFFICIAL), choices=list(OFFICIAL))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--restarts", type=int, help="fits of which the held-out loss chooses one: 3, or 1 if published"
+    )
     parser.add_argument("--epochs", type=int, help="400, or 700 with --published")
     parser.add_argument("--batch", type=int, default=256, help="cells in a minibatch (the published form has 64)")
     parser.add_argument("--results", type=Path, help="folder: finished fits are kept there, and read again")
     parser.add_argument("--published", action="store_true", help="the published form instead")
     a = parser.parse_args()
     a.epochs = a.epochs or (700 if a.published else 400)
+    a.restarts = a.restarts or (1 if a.published else 3)
     torch.set_num_threads(1)
     rows = [row for name in a.sets for row in rows_of(name, a)]
     table = pd.DataFrame(rows).groupby(["set", "method"], sort=False).mean()
     show(f"Means of {a.seeds} seeds", table[list(SHOWN)].reset_index().to_dict("records"))
-    met = [judge_anchors(table, a.sets), *(judge_published if a.published else judge)(table, a.sets)]
+    met = [judge_anchors(table, a.sets), *(judge_published if a.published else judge)(table, a.sets, a.restarts)]
     return all(met)
 
 

@@ -41,8 +41,8 @@ SURE = 1e4
     schema=Schema(x=Matrix("X"), targets=Targets(optional=True)),
     objective=ELBO(kl="analytic"),
     constraints=(
-        Constraint(Acyclicity(warmup=0.3), rule=AugmentedLagrangian(rho=1e-3, growth=1.05, largest=1e6), group="phi"),
-        Constraint(EdgeCount(), rule=Penalty(0.1), group="phi"),
+        Constraint(Acyclicity(warmup=0.3), rule=AugmentedLagrangian(rho=1e-3, growth=1.1, largest=1e6), group="phi"),
+        Constraint(EdgeCount(), rule=Penalty(0.03), group="phi"),
     ),
     supports=("elbo",),
     defaults={"max_epochs": 400, "learning_rate": 2e-3, "epsilon": 1e-8},

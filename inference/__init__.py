@@ -47,6 +47,7 @@ from fieldguide.inference.objectives import (
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.procedure import ThreeStep, three_step
 from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.restarts import fit_best
 from fieldguide.inference.schema import (
     Categories,
     Category,
@@ -109,6 +110,7 @@ __all__ = [
     "Weights",
     "compare",
     "fit",
+    "fit_best",
     "hsic",
     "intervention_mask",
     "intervention_regimes",

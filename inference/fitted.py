@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from fieldguide.inference.checkpoint import save
 from fieldguide.inference.constraints import Constraint
 from fieldguide.inference.data import Dataset, Loader, read
+from fieldguide.inference.heldout import mean_loss
 from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.posterior import ELEMENTS, Posterior
 from fieldguide.inference.program import Program
@@ -53,6 +54,8 @@ class Fit:
         Where constraints find their columns; None for a fit that was loaded from a file.
     initial : dict of str to Tensor
         Where the parameters of a program that was built by its user started; a guide can start there again.
+    restarts : DataFrame or None
+        Seeds and held-out losses of all fits of which this is the best; see `fieldguide.inference.fit_best`.
     """
 
     program: Program
@@ -68,6 +71,7 @@ class Fit:
     initial: dict[str, torch.Tensor] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
     annotation: Any = None
+    restarts: pd.DataFrame | None = None
 
     @property
     def name(self) -> str:
@@ -92,6 +96,20 @@ class Fit:
                 raise ValueError("this fit was loaded from a file and holds no data: pass the data")
             return self.dataset
         return read(data, self.schema)
+
+    def held_out_loss(self, batch_size: int = 128) -> float:
+        """Return the loss per cell of the held-out cells, as the history has it, by the parameters that were kept.
+
+        Raises
+        ------
+        ValueError
+            If no cell was held out, or the fit was loaded from a file.
+        """
+        if not len(self.validation_rows):
+            raise ValueError("no cell was held out: fit with validation=0.1, say")
+        held_out = Loader(self.read(), self.validation_rows, batch_size)
+        with pyro.validation_enabled(False):
+            return mean_loss(self.program, self.objective, held_out, len(self.train_rows), self.device)
 
     def latent(self, data=None, site: str | None = None, batch_size: int = 1024) -> np.ndarray:
         """Return the guide's mean of the latent site for each cell, float32 [N, D].

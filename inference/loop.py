@@ -21,6 +21,7 @@ from fieldguide.inference.constraints.pulls import attach
 from fieldguide.inference.data import Dataset, Loader, read
 from fieldguide.inference.diagnose import describe_non_finite
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.heldout import first_loss, mean_loss, to_device
 from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.optimizer import Optimizer
 from fieldguide.inference.processes import average_buffers, average_gradients
@@ -238,7 +239,7 @@ class _Trainer:
         total, cells, weight = 0.0, 0, 1.0
         logged: dict[str, Tensor] = {}
         for number, batch in enumerate(self.loader):
-            batch = _move(batch, self.fabric.device)
+            batch = to_device(batch, self.fabric.device)
             done = epoch * steps + number + 1
             weight = min(1.0, done / (kl_warmup * steps)) if kl_warmup else 1.0
             scalars = {"kl_weight": self.kl_weight.fill_(weight) if weight < 1 else 1.0}
@@ -247,7 +248,7 @@ class _Trainer:
             self.backward(losses, self.constraints.terms(logs))
             if done == 1:
                 self.warn_of_idle_groups(losses)
-            value = _value(losses)
+            value = first_loss(losses)
             if self.fabric.device.type == "cpu" and not torch.isfinite(value):
                 self.complain(epoch, number, batch)
             self.optimizer.step((done - 1) / (max_epochs * steps))
@@ -260,7 +261,9 @@ class _Trainer:
         if self.fabric.world_size > 1:
             average_buffers(self.fabric, self.program)
         if len(self.held_out.rows):
-            row["validation"] = self.evaluate()
+            row["validation"] = mean_loss(
+                self.program, self.result.objective, self.held_out, self.total, self.fabric.device
+            )
         row |= {name: self.mean(noted / cells) for name, noted in logged.items()}
         if len(self.constraints):
             row |= self.constraints.update(row, self.last(batch), steps, epoch)
@@ -302,25 +305,9 @@ class _Trainer:
                 stacklevel=6,
             )
 
-    @torch.no_grad()
-    def evaluate(self) -> float:
-        """Held-out loss per cell, at full KL weight and with the same random numbers each time."""
-        self.program.eval()
-        total = 0.0
-        with torch.random.fork_rng(devices=[self.fabric.device] if self.fabric.device.type == "cuda" else []):
-            torch.manual_seed(0)
-            for batch in self.held_out:
-                batch = _move(batch, self.fabric.device)
-                total = total + _value(self.eager(batch, {})[0]) * len(batch["index"])
-        return float(total) / len(self.held_out.rows)
-
     def complain(self, epoch: int, number: int, batch: Batch) -> None:
         where = describe_non_finite(self.program, batch, self.result.dataset.obs)
         raise FloatingPointError(f"the loss is not finite in epoch {epoch}, minibatch {number}: {where}")
-
-
-def _value(losses: Losses) -> Tensor:
-    return losses.detach() if isinstance(losses, Tensor) else next(iter(losses.values())).detach()
 
 
 def adam_settings(
@@ -393,7 +380,3 @@ def _fits(dataset: Dataset, device: torch.device) -> bool:
     if device.type != "cuda" or dataset.backed:
         return False
     return 2 * sum(store.nbytes for store in dataset.stores.values()) < torch.cuda.mem_get_info(device)[0]
-
-
-def _move(batch: Batch, device: torch.device) -> Batch:
-    return batch if device.type == "cpu" else {k: v.to(device, non_blocking=True) for k, v in batch.items()}

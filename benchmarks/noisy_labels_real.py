@@ -1,9 +1,10 @@
-"""M-VAE on real cells and with real annotators, by `fit("mvae", ...)` as it stands; parts by name, or all. Not run yet.
+"""M-VAE on real cells and with real annotators, by `fit("mvae", ...)` as it stands; parts by name, or all.
 
 osmfish  osmFISH of mouse cortex (33 genes, six types): labels of the three largest types take each other's names with
          probability 0.3 in a ring. Macro-F1 on 1,000 other cells beside M1+M2 with the same networks and counts (the
          noise matrix held at the identity, weight 50), and the labels that `relabel` changes at nominal 0.1.
-         Targets: macro-F1 not below M1+M2; observed FDR at most 0.15.
+         Targets: macro-F1 not below M1+M2; observed FDR at most 0.15. A first run, with 60 epochs and classes of equal
+         size, had 0.705 (M1+M2 0.719) and 0.368; seeds 10 and 11 then showed that unequal sizes have to be learnt.
 pbmc     blood cells sorted by FACS (nine types, 1,000 genes): uniform noise 0.3 and pair noise 0.3.
          Target: observed FDR of `relabel` at most 0.15 at nominal 0.1.
 cifar    confusion matrices of people (CIFAR-10N) drawn from for scikit-learn's digits: the worst of three labels, and
@@ -59,6 +60,12 @@ def changes(fitted, given, truth):
     }
 
 
+def verdict_of_changes(name, row):
+    """Whether few of the changed labels were right, and any was changed."""
+    claim = f"{name}: observed FDR at nominal 0.1 at most 0.15: {row['FDR']:.3f}, of {row['changed']:.0f} changed"
+    return verdict(claim, row["FDR"] <= 0.15 and row["changed"] > 0)
+
+
 def osmfish(seeds):
     cells = anndata.read_h5ad(folder("spatial/osmfish_cortex.h5ad"))
     cells = cells[np.asarray(cells.X.sum(1)).ravel() > 0].copy()
@@ -87,7 +94,7 @@ def osmfish(seeds):
     by = ours["macro-F1"] - other["macro-F1"]
     return [
         verdict(f"osmFISH: macro-F1 not below M1+M2: {ours['macro-F1']:.3f} ({by:+.3f})", by >= 0),
-        verdict(f"osmFISH: observed FDR at nominal 0.1 at most 0.15: {ours['FDR']:.3f}", ours["FDR"] <= 0.15),
+        verdict_of_changes("osmFISH", ours),
     ]
 
 
@@ -103,10 +110,7 @@ def pbmc(seeds):
             error = np.abs(fitted.program.noise()[0] - matrix).sum(1).mean()
             rows.append({"noise": noise, "seed": seed} | changes(fitted, given, names[codes]) | {"T error": error})
     means = summary("Blood cells sorted by FACS", rows, ["noise"])
-    return [
-        verdict(f"pbmc, {noise}: observed FDR at nominal 0.1 at most 0.15: {row['FDR']:.3f}", row["FDR"] <= 0.15)
-        for noise, row in means.iterrows()
-    ]
+    return [verdict_of_changes(f"pbmc, {noise}", row) for noise, row in means.iterrows()]
 
 
 def cifar(seeds):

@@ -41,7 +41,12 @@ WEIGHT = {"A": 1.0, "B": 5.0, "C": 5.0}
     ),
     objective=ELBO(kl="analytic"),
     defaults={
-        "max_epochs": 120, "learning_rate": 3e-3, "epsilon": 1e-8, "cooldown": 0.3, "kl_warmup": 0, "validation": 0.0,
+        "max_epochs": 120,
+        "learning_rate": 3e-3,
+        "epsilon": 1e-8,
+        "cooldown": 0.3,
+        "kl_warmup": 0,
+        "validation": 0.0,
     },  # fmt: skip
     cite="""
 @article{langevin2018deep,

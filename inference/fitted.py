@@ -208,8 +208,8 @@ class Fit:
             starting where they started.
         **settings
             ``seed``, ``max_epochs`` (by default as many as the first fit had), ``batch_size``, ``learning_rate``,
-            ``epsilon``, ``cooldown``, ``constraints`` (by default those of the first fit), ``early_stopping``, ``device``,
-            ``compile``, ``callbacks``, ``checkpoint`` and ``progress`` as in
+            ``epsilon``, ``cooldown``, ``constraints`` (by default those of the first fit), ``early_stopping``,
+            ``device``, ``compile``, ``callbacks``, ``checkpoint`` and ``progress`` as in
             `fieldguide.inference.fit`; ``kl_warmup`` (by default 0: a frozen model cannot learn to ignore its
             latents); ``data``, the training data of a fit that was loaded from a file.
 

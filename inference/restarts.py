@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.inference import loop
-from fieldguide.inference.data import Loader
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.program import Program
 
 
-def fit_best(restarts: int, entry, data, *, seed: int = 0, validation: float | np.ndarray | None = None, **settings):
+def fit_best(
+    restarts: int, entry, data, *, seed: int = 0, validation: float | np.ndarray | None = None, **settings
+) -> Fit:
     """Fit several times, and return the fit with the smallest loss on the held-out cells.
 
     For objectives with many local optima, such as those over graphs: what chooses is the same held-out cells for all.

@@ -47,7 +47,7 @@ WEIGHT = {"A": 1.0, "B": 5.0, "C": 5.0}
         "cooldown": 0.3,
         "kl_warmup": 0,
         "validation": 0.0,
-    },  # fmt: skip
+    },
     cite="""
 @article{langevin2018deep,
   title = {A Deep Generative Model for Semi-Supervised Classification with Noisy Labels},

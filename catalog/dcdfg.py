@@ -33,6 +33,8 @@ SPEED = 2.0
 """How much faster logits of masks move than other parameters, at the one learning rate there is."""
 SURE = 1e4
 """Logit of what is settled."""
+DOUBT = 1.0
+"""Largest logit of an edge against none, of either sign, after the order is fixed."""
 
 
 @entry(
@@ -42,10 +44,10 @@ SURE = 1e4
     objective=ELBO(kl="analytic"),
     constraints=(
         Constraint(Acyclicity(warmup=0.3), rule=AugmentedLagrangian(rho=1e-3, growth=1.1, largest=1e6), group="phi"),
-        Constraint(EdgeCount(), rule=Penalty(0.03), group="phi"),
+        Constraint(EdgeCount(warmup=0.8), rule=Penalty(0.25), group="phi"),
     ),
     supports=("elbo",),
-    defaults={"max_epochs": 400, "learning_rate": 2e-3, "epsilon": 1e-8},
+    defaults={"max_epochs": 400, "learning_rate": 2e-3, "epsilon": 1e-8, "cooldown": 0.2},
     cite="""
 @inproceedings{lopez2022large,
   title = {Large-scale differentiable causal discovery of factor graphs},
@@ -69,9 +71,11 @@ class DCDFG(Program):
     all pairs of genes, and a network (or weights) for each gene, as in DCDI and NOTEARS.
 
     Trained under two constraints: `Acyclicity` of (a, b), at the cost of m x m matrices, by an augmented Lagrangian,
-    from 30 % of the training on; and `EdgeCount`, a penalty. At ``settle`` of the training, edges of probability 1/2 or
-    more are added by decreasing probability unless they close a cycle; from then on that graph is all there is, and
-    its mechanisms are trained on. `fieldguide.decisions.causal_graph` returns it.
+    from 30 % of the training on; and `EdgeCount`, a penalty that rises from zero. That price of cycles also drives out
+    edges that belong there. At ``order`` of the training, therefore, all edges are put in by decreasing probability
+    unless they close a cycle, which fixes an order of genes and factors; those that follow it start again near even
+    odds, and no others ever come back. At ``settle``, edges of probability 1/2 or more are kept; from then on that
+    graph is all there is, and its mechanisms are trained on. `fieldguide.decisions.causal_graph` returns it.
 
     Sites: ``W`` (one-hot masks), ``expected`` [d] (the mean of each gene given the others), ``x``.
 
@@ -80,7 +84,7 @@ class DCDFG(Program):
     n_features : int
         d; filled in by ``fit``.
     rank : int, optional
-        m; None for a graph of all pairs.
+        m; None for a graph of all pairs. Twice as many as there may be, or more: what is not needed loses its edges.
     mechanism : {"mlp", "linear"}
         Networks of two layers, or weights.
     interventions : {"perfect", "imperfect"}
@@ -93,8 +97,10 @@ class DCDFG(Program):
     prior : float, optional
         Prior probability of an edge: the masks are then a posterior over graphs, with their Kullback-Leibler term. By
         default there is none, as published, and the penalty on edges is all that makes graphs sparse.
+    order : float
+        Share of the training after which the order is fixed; from ``settle`` on, never.
     settle : float
-        Share of the training after which the graph is settled; 1 for never.
+        Share of the training after which the graph is settled; 1 for never, and then no order is fixed either.
     """
 
     latent = "expected"
@@ -103,16 +109,19 @@ class DCDFG(Program):
     settled: Tensor
     kept: Tensor
     doubt: Tensor
+    allowed: Tensor
+    against: Tensor
 
     def __init__(
         self,
         n_features: int,
-        rank: int | None = 10,
+        rank: int | None = 20,
         mechanism: str = "mlp",
         interventions: str = "perfect",
         n_hidden: int = 16,
-        masks: int | None = 4,
+        masks: int | None = 8,
         prior: float | None = None,
+        order: float = 0.55,
         settle: float = 0.8,
     ) -> None:
         super().__init__()
@@ -126,8 +135,10 @@ class DCDFG(Program):
             raise ValueError("prior must be a probability in (0, 1), and needs masks that cells share (masks=1, say)")
         if not 0 < settle <= 1:
             raise ValueError(f"settle must be a share in (0, 1], not {settle}")
+        if not 0 < order <= 1:
+            raise ValueError(f"order must be a share in (0, 1], not {order}")
         self.rank, self.mechanism, self.interventions = rank, mechanism, interventions
-        self.masks, self.prior, self.settle = masks, prior, settle
+        self.masks, self.prior, self.order, self.settle = masks, prior, order, settle
         m, choices = (n_features, 2) if rank is None else (rank, 3)
         self.shape = (n_features, m, choices)
         self.guide_logits = nn.Parameter(torch.zeros(self.shape))
@@ -151,6 +162,8 @@ class DCDFG(Program):
         self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
         self.register_buffer("kept", torch.zeros(self.shape))
         self.register_buffer("doubt", torch.zeros(self.shape))
+        self.register_buffer("allowed", torch.ones(self.shape, dtype=torch.bool))
+        self.register_buffer("against", torch.full((2,), -1))  # what `left_out` said when the order was fixed
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Centre and scale each gene by the cells in which it was not intervened on."""
@@ -183,7 +196,10 @@ class DCDFG(Program):
 
     def logits(self) -> Tensor:
         """Logits of the masks [d, m, 3] (into a factor, out of it, none), or [d, d, 2] (edge, none)."""
-        return torch.where(self.settled, (self.kept - 1) * SURE, SPEED * self.guide_logits)
+        return torch.where(self.settled, (self.kept - 1) * SURE, self._free_logits())
+
+    def _free_logits(self) -> Tensor:
+        return torch.where(self.allowed, SPEED * self.guide_logits, -SURE)
 
     def _split(self, probabilities: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.rank is None:
@@ -192,12 +208,12 @@ class DCDFG(Program):
 
     def edge_weights(self) -> Tensor | tuple[Tensor, Tensor]:
         """Return probabilities of edges into and out of factors [d, m], or between genes [d, d]; 0 or 1 if settled."""
-        free = softmax(SPEED * self.guide_logits)
+        free = softmax(self._free_logits())
         return self._split(torch.where(self.settled, self.kept + 0 * free, free))
 
     def edge_probabilities(self) -> Tensor | tuple[Tensor, Tensor]:
         """Return the probabilities as they were when the graph was settled, or as they are."""
-        return self._split(torch.where(self.settled, self.doubt, softmax(SPEED * self.guide_logits)).detach())
+        return self._split(torch.where(self.settled, self.doubt, softmax(self._free_logits())).detach())
 
     def settled_edges(self) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
         """Return the settled edges, in the form of `edge_weights`; None if there are none yet."""
@@ -207,9 +223,18 @@ class DCDFG(Program):
         return parts.cpu().numpy() > 0 if isinstance(parts, Tensor) else tuple(p.cpu().numpy() > 0 for p in parts)  # pyright: ignore
 
     @torch.no_grad()
+    def fix_order(self) -> None:
+        """Allow from now on the edges of the largest acyclic graph only, the most probable first; see the class."""
+        self.against.copy_(torch.tensor(self.left_out()))
+        self.allowed.copy_(self._acyclic(0.0))
+        self.allowed[..., -1] = True
+        odds = SPEED * (self.guide_logits - self.guide_logits[..., -1:])
+        self.guide_logits.copy_(odds.clamp(-DOUBT, DOUBT) / SPEED)
+
+    @torch.no_grad()
     def settle_graph(self, threshold: float = 0.5) -> None:
         """Keep the edges that `fieldguide.decisions.causal_graph` would, and no others, from now on."""
-        self.doubt.copy_(softmax(SPEED * self.guide_logits))
+        self.doubt.copy_(softmax(self._free_logits()))
         self.kept.copy_(self._acyclic(threshold))
         self.settled.fill_(True)
 
@@ -226,18 +251,27 @@ class DCDFG(Program):
     def left_out(self) -> tuple[int, int]:
         """Return how many edges of probability 1/2 or more the acyclic graph leaves out, and how many there are.
 
-        Edges between genes and factors, or between genes where there are no factors.
+        Edges between genes and factors, or between genes where there are no factors; as it was when the order was fixed,
+        if it is.
         """
+        if self.against[0] >= 0:
+            return int(self.against[0]), int(self.against[1])
         parts = self.edge_probabilities()
         wanted = sum(int((part >= 0.5).sum()) for part in ([parts] if isinstance(parts, Tensor) else parts))
         kept = int((self.kept if self.settled else self._acyclic())[..., :-1].sum())
         return max(0, wanted - kept), wanted
 
+    def unfinished(self) -> bool:
+        return self.settle < 1 and not bool(self.settled)
+
     def training_loss(self, step, objective):
-        """Return the loss of the objective, after settling the graph when it is time."""
+        """Return the loss of the objective, after fixing the order or settling the graph when it is time."""
         if not torch.compiler.is_compiling() and self.settle < 1 and not self.settled:
-            if float(step.scalars.get("progress", 0.0)) >= self.settle:
+            share = float(step.scalars.get("progress", 0.0))
+            if share >= self.settle:
                 self.settle_graph()
+            elif share >= self.order and self.against[0] < 0:
+                self.fix_order()
         return objective(step)
 
     # The equations

@@ -69,7 +69,8 @@ def acyclic_part(weights: ArrayLike, threshold: float = 0.5) -> np.ndarray:
         if reach[j, i]:
             continue
         kept[i, j] = True
-        reach[reach[:, i]] |= reach[j]
+        if not reach[i, j]:
+            reach[reach[:, i]] |= reach[j]
     return kept
 
 

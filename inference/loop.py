@@ -92,7 +92,8 @@ def fit(
         Share of the cells, or the row numbers, that are held out of training; by default the entry's, or 0.1.
     early_stopping : int, optional
         Stop after so many epochs without improvement on the held-out cells, and restore the best parameters.
-        None trains to the end and keeps the last.
+        None trains to the end and keeps the last. Epochs count after the warm-up of the Kullback-Leibler term, and when
+        the program has no stage before it that it trains otherwise (`Program.unfinished`).
     kl_warmup : int, optional
         Epochs over which the weight of the Kullback-Leibler term rises linearly from 0 to 1, by default the
         entry's, or a quarter of ``max_epochs``; held-out values are always at weight 1.
@@ -206,7 +207,8 @@ class _Trainer:
                     rows.append(row)
                     self.result.history = pd.DataFrame(rows).set_index("epoch")
                     advance(row)
-                    if patience is not None and "validation" in row and row["kl_weight"] >= 1:
+                    ready = row["kl_weight"] >= 1 and not self.program.unfinished()
+                    if patience is not None and "validation" in row and ready:
                         prices = self.constraints.shown()
                         if prices != priced:  # what is minimised has changed
                             best, since, priced = np.inf, 0, prices

@@ -91,6 +91,10 @@ class Program(nn.Module):
         """Return what its user should know of what was learnt; `fit` warns of each. Nothing here."""
         return []
 
+    def unfinished(self) -> bool:
+        """Return whether what is trained on has yet to change: until then no epoch is the best. Never, here."""
+        return False
+
     def training_loss(self, step: Any, objective: Callable) -> Any:
         """Return the loss of one minibatch in training: that of the objective.
 

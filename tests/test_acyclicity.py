@@ -196,6 +196,11 @@ def test_measures_of_a_step():
     assert float(Acyclicity("spectral", warmup=0.2)(early)) == pytest.approx(0.5)
     pair = Step(Fixed((torch.ones(4, 2), torch.ones(4, 2))), {}, 1)
     assert float(EdgeCount()(pair)) == 4.0
+    half = Step(Fixed(matrix), {}, 1, {"progress": 0.4})
+    assert float(EdgeCount(warmup=0.8)(half)) == pytest.approx(1.75 / 6), "it grows in proportion"
+    assert float(EdgeCount(warmup=0.4)(half)) == float(EdgeCount(warmup=0.1)(half)) == pytest.approx(1.75 / 3)
+    with pytest.raises(ValueError, match="warmup must be a share in .0, 1., not 1.5"):
+        EdgeCount(warmup=1.5)
     with pytest.raises(TypeError, match="Program has no graph"):
         EdgeCount()(Step(Program(), {}, 1))
 

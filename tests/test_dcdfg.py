@@ -12,7 +12,7 @@ from fieldguide.catalog.dcdfg import DCDFG
 from fieldguide.catalog.masks import GumbelOneHot
 from fieldguide.decisions import causal_graph, graph_scores, interventional_scores
 from fieldguide.inference import ELBO, fit, load, split_interventions
-from fieldguide.inference.dag import is_acyclic
+from fieldguide.inference.dag import acyclic_factors, acyclic_part, is_acyclic
 from fieldguide.inference.step import Step
 from fieldguide.inference.weights import weigh
 
@@ -173,13 +173,61 @@ def test_settling_keeps_an_acyclic_graph_for_good():
     assert np.array_equal(found.edges.to_numpy(), (into.astype(int) @ out_of.T.astype(int)) > 0)
 
 
+@pytest.mark.parametrize("rank", [4, None], ids=str)
+def test_a_fixed_order_allows_no_cycle_and_forgets_how_sure_it_was(rank):
+    made = program(d=8, rank=rank)
+    with torch.no_grad():
+        made.guide_logits.mul_(4)
+    before, conflict = made.edge_probabilities(), made.left_out()
+    assert conflict[0] > 0
+    made.fix_order()
+    assert made.left_out() == conflict, "what stood against the order is remembered"
+    allowed = made.allowed[..., :-1].permute(2, 0, 1).numpy()
+    if rank is None:
+        pairs, chances = allowed[0], made.edge_probabilities()[None]
+        kept, before = acyclic_part(before, 0.0), before[None]
+        assert (pairs | pairs.T | np.eye(8, dtype=bool)).all(), "every pair has a direction"
+    else:
+        pairs, chances = allowed[0] @ allowed[1].T, torch.stack(made.edge_probabilities())
+        kept, before = np.stack(acyclic_factors(*before, 0.0)), torch.stack(before)
+    assert is_acyclic(pairs) and np.array_equal(allowed, kept if rank else kept[None])
+    assert made.allowed[..., -1].all(), "no edge is forced"
+    at = torch.tensor(allowed)
+    assert (chances[~at] == 0).all() and (chances[at] <= 1 / (1 + np.exp(-1)) + 1e-6).all()
+    rises = (before[at][:, None] < before[at]) & (chances[at][:, None] > chances[at] + 1e-6)
+    assert rank or not rises.any(), "the more probable stays so"
+    drawn = GumbelOneHot(logits=made.logits()).sample((50,))[..., :-1]
+    assert not (drawn.bool() & ~made.allowed[..., :-1]).any()
+    made.settle_graph()
+    settled = made.settled_edges()
+    assert not (np.stack(settled if rank else [settled]) & ~allowed).any()
+
+
+def test_stages_come_at_their_share_and_early_stopping_waits_for_the_last(found_out):
+    data, seen = found_out[0].data, []
+
+    def watch(made, row):
+        seen.append((bool((made.against >= 0).all()), bool(made.settled), row["edges"]))
+
+    settings = {"rank": 4, "mechanism": "linear", "validation": 0.1, "progress": False, "callbacks": [watch]}
+    shares = {"max_epochs": 20, "order": 0.52, "settle": 0.77, "kl_warmup": 0}
+    fitted = fit("dcdfg", data, early_stopping=1, learning_rate=1e-6, **shares, **settings)
+    assert [i for i, (fixed, _, _) in enumerate(seen) if fixed][0] == 10 and fitted.program.settled
+    assert [i for i, (_, settled, _) in enumerate(seen) if settled][0] == 15, "no epoch before is the best"
+    edges = [e for _, _, e in seen[:10]]
+    assert edges == pytest.approx([edges[0] * (2 * i + 1) for i in range(10)], rel=0.2), "the price of edges grows"
+    seen.clear()
+    free = fit("dcdfg", data, max_epochs=5, order=1.0, settle=0.7, **settings)
+    assert not any(fixed for fixed, _, _ in seen) and free.program.allowed.all()
+
+
 @pytest.fixture(scope="module")
 def found_out():
     """Twelve genes that act through three factors in linear equations, fitted in seconds."""
     world = factor_graph_sim(101, d=12, m=3, n_regimes=12, cells=125, p_factor=0.4, p_gene=0.4)
     split = split_interventions(world.data, 0.2, seed=0)
     seen = world.data[split.seen].copy()
-    return world, split, fit("dcdfg", seen, rank=4, mechanism="linear", validation=split.within_seen, **FAST)
+    return world, split, fit("dcdfg", seen, rank=8, mechanism="linear", validation=split.within_seen, **FAST)
 
 
 def test_a_small_linear_graph_is_found(found_out):
@@ -244,6 +292,7 @@ def test_observational_data_alone_come_with_a_remark(found_out):
         ({"prior": 0.1, "masks": None}, "needs masks that cells share"),
         ({"prior": 1.0}, "in .0, 1."),
         ({"settle": 0.0}, "settle must be a share"),
+        ({"order": 1.2}, "order must be a share"),
         ({"n_features": 1}, "at least two genes, not 1"),
     ],
     ids=str,

@@ -157,7 +157,19 @@ class EdgeCount:
     """Expected number of edges of the graph of a program, as a measure: for each gene, or half that for each factor.
 
     With the weight lambda of a `Penalty` it is the l1 penalty of Lopez et al. 2022 (their lambda, in nats a cell).
+
+    Parameters
+    ----------
+    warmup : float
+        Share of the training in which the measure grows in proportion from zero to this number, so that the likelihood
+        says which edges there are before sparsity does; 1: until the end.
     """
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be a share in [0, 1], not {self.warmup}")
 
     @property
     def name(self) -> str:
@@ -167,9 +179,10 @@ class EdgeCount:
     def __call__(self, step: Step) -> Tensor:
         """Return the measure."""
         weights = _weights_of(step)
+        share = min(1.0, float(step.scalars.get("progress", 1.0)) / self.warmup) if self.warmup else 1.0
         if isinstance(weights, Tensor):
-            return weights.sum() / len(weights)
-        return (weights[0].sum() + weights[1].sum()) / (2 * weights[0].shape[1])
+            return share * weights.sum() / len(weights)
+        return share * (weights[0].sum() + weights[1].sum()) / (2 * weights[0].shape[1])
 
 
 def _weights_of(step: Step) -> Weights:

@@ -58,8 +58,11 @@ COLUMNS = ("f1", "shd", "average_precision", "i_nll", "seconds")
 SHOWN = ("f1", "shd", "sid", "average_precision", "edges", "i_nll", "i_mae", "seconds")
 TARGETS = {"nnd": (0.72, 45, 0.535), "lin": (0.75, 30, 0.497)}
 PUBLISHED = {
+    "rank": 10,
     "masks": None,
+    "order": 1.0,
     "settle": 0.9,
+    "cooldown": 0.0,
     "batch_size": 64,
     "learning_rate": 1e-3,
     "early_stopping": None,

@@ -277,35 +277,37 @@ class DCDFG(Program):
     # The equations
 
     def expected(self, x: Tensor, masks: Tensor) -> Tensor:
-        """Return the standardised mean of each gene given the others [..., B, d], under masks [..., B, d, m, C].
+        """Return the standardised mean of each gene given the others [..., B, d], under the masks of G groups of cells.
 
-        Where all cells have one mask, [..., 1, d, m, C] or [d, m, C], the weights are masked and not the cells.
+        Cell i is in group i % G of the masks [..., G, d, m, C]; [d, m, C] are those of all. Weights are masked, or cells,
+        whichever are fewer.
         """
-        z, into = (x - self.centre) / self.spread, masks[..., 0]
+        masks = masks[None] if masks.dim() == 3 else masks
+        cells, groups = len(x), masks.shape[-4]
+        z = F.pad((x - self.centre) / self.spread, (0, 0, 0, -cells % groups))
+        z, into = z.unflatten(0, (-1, groups)).transpose(0, 1), masks[..., 0]
         if self.rank is None:
             into = into * (1 - torch.eye(self.shape[0], device=x.device))
         first = self.w1 if self.mechanism == "mlp" else self.weight[:, None]
-        one = masks.dim() == 3 or masks.shape[-4] == 1
-        if one:
-            shared = into if into.dim() == 2 else into.squeeze(-3)
-            h = torch.einsum("bd,...fhd->...bfh", z, first * shared.mT[..., None, :])
+        if groups * first.shape[1] <= cells:
+            masked = first.permute(2, 0, 1) * into[..., None]
+            h = (z @ masked.flatten(-2)).unflatten(-1, masked.shape[-2:])
         else:
-            h = torch.einsum("...df,fhd->...fh", z[..., None] * into, first)
+            h = torch.einsum("...df,fhd->...fh", z[..., None] * into[..., None, :, :], first)
         if self.mechanism == "mlp":
             h = torch.einsum("...fh,fgh->...fg", F.leaky_relu(h + self.w1_bias), self.w2) + self.w2_bias
             h = (F.leaky_relu(h) * self.w3[:, 0]).sum(-1) + self.w3_bias[:, 0]
         else:
             h = h[..., 0]
         if self.rank is not None:
-            decoder = masks[..., 1] * self.decoder
-            if one:
-                h = h @ (decoder if decoder.dim() == 2 else decoder.squeeze(-3)).mT
-            else:
-                h = (decoder @ h[..., None])[..., 0]
-        return self.bias + h
+            h = h @ (masks[..., 1] * self.decoder).mT
+        return self.bias + h.transpose(-3, -2).flatten(-3, -2)[..., :cells, :]
 
     def conditional(self, batch: Batch, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean and standard deviation of each gene given the others, and which genes count; [..., B, d] each."""
+        """Return mean and standard deviation of each gene given the others, and which genes count; [..., B, d] each.
+
+        For the masks see `expected`.
+        """
         mean, on = self.expected(batch["x"], masks), self.intervened(batch)
         variance = self.log_variance.exp() + 1e-4
         if self.interventions == "imperfect":
@@ -350,16 +352,6 @@ class DCDFG(Program):
             x = new
         return x
 
-    def _of_cells(self, masks: Tensor, batch: Batch) -> Tensor:
-        """Masks of each cell [..., B, d, m, C]: those of its group."""
-        if self.masks is None:
-            return masks
-        if masks.dim() > 4:  # particles stand before a dimension for cells
-            masks = masks.squeeze(-5)
-        if self.masks == 1:
-            return masks
-        return masks.index_select(-4, batch["index"] % self.masks)
-
     def _draw(self, logits: Tensor, cells: pyro.plate) -> Tensor:
         """The site of the masks. Without a prior it has no density; with one, the draws of all groups count as one."""
         if self.masks is None:
@@ -375,7 +367,9 @@ class DCDFG(Program):
         prior = torch.full((choices,), edge / (choices - 1), device=batch["x"].device)
         prior[-1] = 1 - edge
         cells = self.cells(batch)
-        masks = self._of_cells(self._draw(prior.log().expand(self.shape), cells), batch)
+        masks = self._draw(prior.log().expand(self.shape), cells)
+        if self.masks is not None and masks.dim() > 4:  # particles stand before a dimension for cells
+            masks = masks.squeeze(-5)
         mean, scale, counts = self.conditional(batch, masks)
         with cells:
             pyro.deterministic("expected", mean, event_dim=1)

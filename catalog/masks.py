@@ -2,7 +2,6 @@
 
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import register_kl
 
@@ -24,10 +23,9 @@ class GumbelOneHot(dist.OneHotCategorical):
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Return one-hot draws [*sample_shape, *batch, C]."""
         logits = self.logits.expand(self._extended_shape(torch.Size(sample_shape)))
-        noise = -torch.empty_like(logits).exponential_().log()
+        noise = -(-torch.rand_like(logits).log()).log()
         soft = softmax(logits + noise)
-        hard = F.one_hot(soft.movedim(-1, 0).argmax(0), soft.shape[-1]).to(soft.dtype)
-        return hard + (soft - soft.detach())
+        return _largest(soft.detach()) + (soft - soft.detach())
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Return one-hot draws without a gradient."""
@@ -44,6 +42,16 @@ class GumbelOneHot(dist.OneHotCategorical):
 @register_kl(GumbelOneHot, GumbelOneHot)
 def _divergence(one: GumbelOneHot, other: GumbelOneHot) -> Tensor:
     return (softmax(one.logits) * (one.logits - other.logits)).sum(-1)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """One-hot of the largest of few values, the first of equal ones; several times as fast as ``argmax``."""
+    parts = values.unbind(-1)
+    best, free, found = values.movedim(-1, 0).amax(0), True, []
+    for part in parts:
+        found.append((part == best) & free)
+        free = ~found[-1] & free
+    return torch.stack(found, -1).to(values.dtype)
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -251,8 +251,8 @@ class DCDFG(Program):
     def left_out(self) -> tuple[int, int]:
         """Return how many edges of probability 1/2 or more the acyclic graph leaves out, and how many there are.
 
-        Edges between genes and factors, or between genes where there are no factors; as it was when the order was fixed,
-        if it is.
+        Edges between genes and factors, or between genes where there are no factors; if the order is fixed, as it was
+        then.
         """
         if self.against[0] >= 0:
             return int(self.against[0]), int(self.against[1])
@@ -279,8 +279,8 @@ class DCDFG(Program):
     def expected(self, x: Tensor, masks: Tensor) -> Tensor:
         """Return the standardised mean of each gene given the others [..., B, d], under the masks of G groups of cells.
 
-        Cell i is in group i % G of the masks [..., G, d, m, C]; [d, m, C] are those of all. Weights are masked, or cells,
-        whichever are fewer.
+        Cell i is in group i % G of the masks [..., G, d, m, C]; [d, m, C] are those of all. Weights are masked, or
+        cells, whichever are fewer.
         """
         masks = masks[None] if masks.dim() == 3 else masks
         cells, groups = len(x), masks.shape[-4]

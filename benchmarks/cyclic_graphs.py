@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from common import show, verdict
 from datasets import folder
+from real_graph_data import melanoma
 
 from fieldguide.catalog import edge_strengths
 from fieldguide.decisions import interventional_scores
@@ -118,13 +119,8 @@ def simulated(name, seed, published):
 
 def real(name, seed):
     """One row for a condition of the screen."""
-    file = np.load(folder("causal/perturb_cite_seq61.npz"))
-    part = lambda split: {  # noqa: E731
-        "x": file[f"{name}_{split}_X"].astype(np.float32) - file[f"{name}_obs_mean"].astype(np.float32),
-        "targets": file[f"{name}_{split}_targets"][file[f"{name}_{split}_regime"]],
-    }
-    fitted, seconds = learn(part("tr"), 800, seed)
-    score = interventional_scores(fitted, part("va")).diagnostics
+    fitted, seconds = learn(melanoma(name, "tr").arrays, 800, seed)
+    score = interventional_scores(fitted, melanoma(name, "va").arrays).diagnostics
     row = {
         "set": name,
         "seed": seed,

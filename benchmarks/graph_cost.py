@@ -6,7 +6,7 @@ A step is one of `fit`, all included (loader, likelihood, constraint, gradients,
 time is the median over steps of epochs of two, after the first. Memory: the peak of the process above what it had
 before the fit. Each case runs in a process of its own, on cells drawn at random with one target each:
 
-- ``factors``: `dcdfg` as it is by default, 20 factors, four draws of masks a minibatch; ``factors, m``: at 500 genes;
+- ``factors``: `dcdfg` as it is by default, 20 factors, eight draws of masks a minibatch; ``factors, m``: at 500 genes;
 - ``all pairs``: `dcdfg` with ``rank=None`` and linear equations, up to 500 genes;
 - ``cyclic, linear``: `nodags`, one exact determinant a minibatch; ``cyclic, tanh``: one for each cell, up to 100 genes.
 

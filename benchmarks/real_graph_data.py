@@ -1,4 +1,4 @@
-"""Real interventions with something to compare with: Sachs, DREAM4 and Papalexi; see benchmarks/README.md."""
+"""Real interventions with something to compare with: Sachs, DREAM4, melanoma, Papalexi; see benchmarks/README.md."""
 
 from dataclasses import dataclass
 
@@ -72,6 +72,14 @@ def dream4(net):
     targets = np.array([genes.index(name) for name in table.index])
     truth = edges(pd.read_csv(folder(f"dream4/net{net}_edges.csv")), genes)
     return Screen(standardised(table.to_numpy(), targets), targets, genes, truth)
+
+
+def melanoma(condition, split):
+    """Melanoma cells of the Perturb-CITE-seq screen, 61 genes: regimes to train on ("tr"), or held out ("va")."""
+    file = np.load(folder("causal/perturb_cite_seq61.npz"))
+    x = file[f"{condition}_{split}_X"].astype(np.float32) - file[f"{condition}_obs_mean"].astype(np.float32)
+    targets = file[f"{condition}_{split}_targets"][file[f"{condition}_{split}_regime"]]
+    return Screen(x, targets, [f"gene{i}" for i in range(x.shape[1])])
 
 
 def papalexi(n_genes=50):

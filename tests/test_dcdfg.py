@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fieldguide.catalog import get
 from fieldguide.catalog.data.factor_graphs import factor_graph_sim
 from fieldguide.catalog.dcdfg import DCDFG
-from fieldguide.catalog.masks import GumbelOneHot
+from fieldguide.catalog.masks import GumbelOneHot, _largest
 from fieldguide.decisions import causal_graph, graph_scores, interventional_scores
 from fieldguide.inference import ELBO, fit, load, split_interventions
 from fieldguide.inference.dag import acyclic_factors, acyclic_part, is_acyclic
@@ -126,11 +126,25 @@ def test_draws_of_masks_are_one_hot_and_follow_their_probabilities():
     (gradient,) = torch.autograd.grad(drawn[:, 0].mean(), logits)
     assert gradient[0] > 0 and gradient[1] < 0 and gradient[2] < 0
     assert gradient.sum().abs() < 1e-6
+    tied = _largest(torch.tensor([[0.2, 0.4, 0.4], [0.0, 0.0, 0.0]]))
+    assert tied.tolist() == [[0, 1, 0], [1, 0, 0]], "equal ones are one"
     one = GumbelOneHot(logits=logits)
     torch.testing.assert_close(one.log_prob(torch.tensor([0.0, 1.0, 0.0])), share.log()[1])
 
 
-@pytest.mark.parametrize("groups", [1, 2, None], ids=str)
+@pytest.mark.parametrize("mechanism", ["mlp", "linear"])
+@pytest.mark.parametrize("rank", [3, None], ids=str)
+@pytest.mark.parametrize("cells", [3, 23, 120])
+def test_a_cell_follows_the_masks_of_its_group_whatever_the_others_are(cells, rank, mechanism):
+    made, x = program(mechanism=mechanism, rank=rank), minibatch(cells=cells)["x"]
+    for groups in (1, 5, cells):
+        masks = GumbelOneHot(logits=made.logits().expand(2, groups, *made.shape)).sample()
+        with torch.no_grad():
+            alone = [made.expected(x[i : i + 1], masks[:, i % groups, None]) for i in range(cells)]
+            torch.testing.assert_close(made.expected(x, masks), torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, None], ids=str)
 def test_cells_share_the_masks_of_their_group(groups):
     made, batch = program(masks=groups), minibatch(cells=12)
     batch = {"x": batch["x"][:1].expand(12, -1), "index": torch.arange(12)}
@@ -138,7 +152,7 @@ def test_cells_share_the_masks_of_their_group(groups):
     with torch.no_grad():
         drawn = weigh(made, batch, 2).draws["expected"]
     patterns = len(torch.unique(drawn[0].round(decimals=5), dim=0))
-    assert patterns == {1: 1, 2: 2, None: 12}[groups]
+    assert patterns == (groups or 12)
     assert not torch.allclose(drawn[0], drawn[1]), "particles have masks of their own"
     if groups == 2:
         torch.testing.assert_close(drawn[0, ::2], drawn[0, :1].expand(6, -1))

@@ -144,9 +144,10 @@ def test_a_cell_follows_the_masks_of_its_group_whatever_the_others_are(cells, ra
             torch.testing.assert_close(made.expected(x, masks), torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 5, None], ids=str)
-def test_cells_share_the_masks_of_their_group(groups):
-    made, batch = program(masks=groups), minibatch(cells=12)
+def test_cells_share_the_masks_of_their_group(groups, training):
+    made, batch = program(masks=groups).train(training), minibatch(cells=12)
     batch = {"x": batch["x"][:1].expand(12, -1), "index": torch.arange(12)}
     torch.manual_seed(3)
     with torch.no_grad():

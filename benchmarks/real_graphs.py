@@ -42,9 +42,9 @@ from common import HERE, kept, show, verdict
 from cyclic_graphs import REAL, THRESHOLD, average_precision, learn
 from real_graph_data import dream4, melanoma, papalexi, sachs
 
-from fieldguide.catalog import edge_strengths, get
+from fieldguide.catalog import edge_strengths
 from fieldguide.decisions import causal_graph, graph_scores, interventional_scores
-from fieldguide.inference import Acyclicity, AugmentedLagrangian, Constraint, fit
+from fieldguide.inference import Acyclicity, AugmentedLagrangian, Constraint, EdgeCount, Penalty, fit
 
 PEERS = ("notears", "ges", "gies")
 OURS = {  # for each part: arguments of the models
@@ -66,6 +66,9 @@ OURS = {  # for each part: arguments of the models
     },
 }
 NETS = (1, 2, 3)
+LOW = 0.015
+"""Price of edges where genes depend on each other weakly: of 0.25, 0.06 and 0.015 the best for six of the regimes that
+are trained on, of the melanoma control cells."""
 MELANOMA = {  # NLL required (a Gaussian for each gene) and wanted, published MAE of DCD-FG
     "control": (1.384, 1.365, 0.845),
     "cocult": (1.353, 1.305, 0.774),
@@ -73,14 +76,15 @@ MELANOMA = {  # NLL required (a Gaussian for each gene) and wanted, published MA
 }
 
 
-def fitted(name, data, seed, arguments, a):
+def fitted(name, data, seed, arguments, a, price=0.25):
     """A fit of one of our models, with the settings of the other benchmarks."""
     if name.startswith("nodags"):
         return learn(data.arrays, 60 if a.small else 800, seed, **arguments)[0]
     batch = int(np.clip(len(data.x) // 15, 8, 256))
     epochs = 10 if a.small else min(400, round(6000 * batch / len(data.x)))
-    growing = AugmentedLagrangian(rho=1e-3, growth=1.1 ** (400 / epochs), largest=1e6)
-    constraints = (Constraint(Acyclicity(warmup=0.3), rule=growing, group="phi"), get("dcdfg").constraints[1])
+    rules = {Acyclicity(warmup=0.3): AugmentedLagrangian(rho=1e-3, growth=1.1 ** (400 / epochs), largest=1e6)}
+    rules[EdgeCount(warmup=0.8)] = Penalty(price)
+    constraints = tuple(Constraint(measure, rule=rule, group="phi") for measure, rule in rules.items())
     settings = {"max_epochs": epochs, "batch_size": batch, "constraints": constraints}
     settings["validation"] = 0.1 if len(data.x) > 1000 else 0.0
     return fit("dcdfg", data.arrays, seed=seed, progress=False, device="cpu", **settings, **arguments)
@@ -176,7 +180,8 @@ def held_out(data, target, a):
         for seed in range(a.seeds):
 
             def run(name=name, seed=seed, arguments=arguments):
-                means = interventional_scores(fitted(name, train, seed, arguments, a), test.arrays).diagnostics["mean"]
+                found = fitted(name, train, seed, arguments, a, LOW)
+                means = interventional_scores(found, test.arrays).diagnostics["mean"]
                 return {"NLL": float(means["nll_all"]), "MAE": float(means["mae"])}
 
             rows.append({"method": name} | kept(a.results, key("papalexi", gene, name, seed, a), run))
@@ -199,7 +204,8 @@ def screen(condition, a):
         for seed in range(a.seeds):
 
             def run(name=name, seed=seed, arguments=arguments):
-                means = interventional_scores(fitted(name, train, seed, arguments, a), test.arrays).diagnostics["mean"]
+                found = fitted(name, train, seed, arguments, a, LOW)
+                means = interventional_scores(found, test.arrays).diagnostics["mean"]
                 return {"NLL": float(means["nll_all"]), "MAE": float(means["mae_all"])}
 
             rows.append({"method": name} | kept(a.results, key(condition, name, seed, a), run))

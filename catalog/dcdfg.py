@@ -110,6 +110,7 @@ class DCDFG(Program):
     kept: Tensor
     doubt: Tensor
     allowed: Tensor
+    w1: Tensor
     against: Tensor
 
     def __init__(
@@ -285,7 +286,7 @@ class DCDFG(Program):
         masks = masks[None] if masks.dim() == 3 else masks
         cells, groups = len(x), masks.shape[-4]
         z = F.pad((x - self.centre) / self.spread, (0, 0, 0, -cells % groups))
-        z, into = z.unflatten(0, (-1, groups)).transpose(0, 1), masks[..., 0]
+        z, into = z.reshape(-1, groups, self.shape[0]).transpose(0, 1), masks[..., 0]
         if self.rank is None:
             into = into * (1 - torch.eye(self.shape[0], device=x.device))
         first = self.w1 if self.mechanism == "mlp" else self.weight[:, None]

@@ -371,7 +371,7 @@ class DCDFG(Program):
         masks = self._draw(prior.log().expand(self.shape), cells)
         if self.masks is not None and masks.dim() > 4:  # particles stand before a dimension for cells
             masks = masks.squeeze(-5)
-        if self.masks is not None and not self.training:  # by the number of a cell, whatever minibatch it is in
+        if self.masks not in (None, 1) and not self.training:  # by the number of a cell, whatever minibatch it is in
             masks = masks.index_select(-4, batch["index"] % self.masks)
         mean, scale, counts = self.conditional(batch, masks)
         with cells:

@@ -33,6 +33,7 @@ import argparse
 import os
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,9 @@ from common import HERE, kept, show, verdict
 from cyclic_graphs import REAL, THRESHOLD, average_precision, learn
 from real_graph_data import dream4, melanoma, papalexi, sachs
 
-from fieldguide.catalog import edge_strengths
+from fieldguide.catalog import edge_strengths, get
 from fieldguide.decisions import causal_graph, graph_scores, interventional_scores
-from fieldguide.inference import Acyclicity, AugmentedLagrangian, Constraint, EdgeCount, Penalty, fit
+from fieldguide.inference import Penalty, fit
 
 PEERS = ("notears", "ges", "gies")
 OURS = {  # for each part: arguments of the models
@@ -76,16 +77,16 @@ MELANOMA = {  # NLL required (a Gaussian for each gene) and wanted, published MA
 }
 
 
-def fitted(name, data, seed, arguments, a, price=0.25):
+def fitted(name, data, seed, arguments, a, price=None):
     """A fit of one of our models, with the settings of the other benchmarks."""
     if name.startswith("nodags"):
         return learn(data.arrays, 60 if a.small else 800, seed, **arguments)[0]
     batch = int(np.clip(len(data.x) // 15, 8, 256))
     epochs = 10 if a.small else min(400, round(6000 * batch / len(data.x)))
-    rules = {Acyclicity(warmup=0.3): AugmentedLagrangian(rho=1e-3, growth=1.1 ** (400 / epochs), largest=1e6)}
-    rules[EdgeCount(warmup=0.8)] = Penalty(price)
-    constraints = tuple(Constraint(measure, rule=rule, group="phi") for measure, rule in rules.items())
-    settings = {"max_epochs": epochs, "batch_size": batch, "constraints": constraints}
+    acyclic, edges = get("dcdfg").constraints
+    acyclic = replace(acyclic, rule=replace(acyclic.rule, growth=acyclic.rule.growth ** (400 / epochs)))
+    edges = edges if price is None else replace(edges, rule=Penalty(price))
+    settings = {"max_epochs": epochs, "batch_size": batch, "constraints": (acyclic, edges)}
     settings["validation"] = 0.1 if len(data.x) > 1000 else 0.0
     return fit("dcdfg", data.arrays, seed=seed, progress=False, device="cpu", **settings, **arguments)
 
@@ -160,6 +161,21 @@ def key(*parts):
     return "_".join(map(str, [*names, "small"] if a.small else names)).replace(", ", "_").replace(" ", "_")
 
 
+def predictions(part, label, train, test, error, a):
+    """Rows of our models: what they say of held-out interventions."""
+    rows = []
+    for name, arguments in OURS[part].items():
+        for seed in range(a.seeds):
+
+            def run(name=name, seed=seed, arguments=arguments):
+                found = fitted(name, train, seed, arguments, a, LOW)
+                means = interventional_scores(found, test.arrays).diagnostics["mean"]
+                return {"NLL": float(means["nll_all"]), "MAE": float(means[error])}
+
+            rows.append({"method": name} | kept(a.results, key(label, name, seed, a), run))
+    return rows
+
+
 def held_out(data, target, a):
     """Rows of Papalexi with one intervention held out."""
     gene, (train, test) = data.genes[target], (data.rows(data.targets != target), data.rows(data.targets == target))
@@ -176,15 +192,7 @@ def held_out(data, target, a):
         {"method": "blind Gaussian", "NLL": full_gaussian(x, t, test.forced)},
         {"method": "least squares", "MAE": predicted(~np.eye(d, dtype=bool))["MAE"]},
     ]
-    for name, arguments in OURS["papalexi"].items():
-        for seed in range(a.seeds):
-
-            def run(name=name, seed=seed, arguments=arguments):
-                found = fitted(name, train, seed, arguments, a, LOW)
-                means = interventional_scores(found, test.arrays).diagnostics["mean"]
-                return {"NLL": float(means["nll_all"]), "MAE": float(means["mae"])}
-
-            rows.append({"method": name} | kept(a.results, key("papalexi", gene, name, seed, a), run))
+    rows += predictions("papalexi", f"papalexi_{gene}", train, test, "mae", a)
     for method in a.peers:
 
         def run(method=method):
@@ -200,15 +208,7 @@ def screen(condition, a):
     train, test = melanoma(condition, "tr"), melanoma(condition, "va")
     titles = ("nodags published", "LLC", "each gene", "full Gaussian")
     rows = [{"method": m, "NLL": v} for m, v in zip(titles, REAL[condition][:4], strict=True)]
-    for name, arguments in OURS["melanoma"].items():
-        for seed in range(a.seeds):
-
-            def run(name=name, seed=seed, arguments=arguments):
-                found = fitted(name, train, seed, arguments, a, LOW)
-                means = interventional_scores(found, test.arrays).diagnostics["mean"]
-                return {"NLL": float(means["nll_all"]), "MAE": float(means["mae_all"])}
-
-            rows.append({"method": name} | kept(a.results, key(condition, name, seed, a), run))
+    rows += predictions("melanoma", condition, train, test, "mae_all", a)
     return [{"set": condition} | row for row in rows]
 
 

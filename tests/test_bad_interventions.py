@@ -170,7 +170,7 @@ def test_a_graph_whose_cycles_stay(rank, settle):
     assert found.is_dag and len(found.table) == 1
     if rank is None:
         kept, left = found.probability.to_numpy()[found.edges], found.probability.to_numpy()[found.edges.T]
-        if settle > 0.55:
+        if settle > fitted.program.order:
             assert left[0] == 0, "the other one is ruled out"
         else:
             assert 0.5 <= left[0] <= kept[0], "the likelier of the two is kept"

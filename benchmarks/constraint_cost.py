@@ -20,8 +20,8 @@ from common import show, verdict
 from fieldguide.catalog.scvi import SCVI
 from fieldguide.inference import ELBO, IWAE, Chi, Step, hsic
 from fieldguide.inference.constraints import Active, Source
-from fieldguide.inference.constraints.pulls import attach
-from fieldguide.inference.data import read
+from fieldguide.inference.data.minibatches import read
+from fieldguide.inference.training.backward import attach
 
 GENES = 2000
 OBJECTIVES = {"elbo": ELBO(kl="analytic"), "iwae": IWAE(5), "chi": Chi(5)}

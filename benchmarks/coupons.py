@@ -36,9 +36,9 @@ from sklearn.linear_model import LogisticRegression
 
 from fieldguide.catalog import policy_data, response, response_draws, response_ensemble
 from fieldguide.catalog.data.coupons import coupon_sim
-from fieldguide.catalog.policies import policy_of
+from fieldguide.catalog.procedures.policies import policy_of
 from fieldguide.decisions import BanditLog, allocate
-from fieldguide.decisions.policy import Policy
+from fieldguide.decisions.policies.policy import Policy
 from fieldguide.inference import Constraint, OffPolicyValue, Penalty, fit, hsic
 
 BUDGETS = (0.5, 1.0, 2.0)

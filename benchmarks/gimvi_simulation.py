@@ -15,7 +15,7 @@ from common import show, verdict
 
 from fieldguide.catalog.data.assays import two_assays
 from fieldguide.decisions import impute_genes
-from fieldguide.decisions.regression import spearman
+from fieldguide.decisions.imputation.regression import spearman
 from fieldguide.inference import fit, join_modalities
 
 

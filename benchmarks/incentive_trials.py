@@ -34,8 +34,8 @@ from sklearn.preprocessing import StandardScaler
 from fieldguide.catalog import response_draws, response_ensemble
 from fieldguide.catalog.data import thornton
 from fieldguide.decisions import allocate, response_curve
-from fieldguide.decisions.estimators import DR, Feedback
-from fieldguide.decisions.intervals import interval, standard_error
+from fieldguide.decisions.policies.estimators import DR, Feedback
+from fieldguide.decisions.policies.intervals import interval, standard_error
 
 
 @dataclass

@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 
-from fieldguide.catalog.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
+from fieldguide.catalog.parts.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
 
 
 def textbook(counts, mean, log_theta, gate=None):

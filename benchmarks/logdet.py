@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from common import show, verdict
 
-from fieldguide.catalog.contractive import ContractiveMap
-from fieldguide.catalog.logdet import (
+from fieldguide.catalog.parts.contractive import ContractiveMap
+from fieldguide.catalog.parts.log_determinant import (
     exact_log_det,
     minor_log_det,
     roulette_log_det,

@@ -19,7 +19,7 @@ import torch
 from common import show, verdict
 from torch.distributions import Normal
 
-from fieldguide.catalog.likelihoods import NegativeBinomial
+from fieldguide.catalog.parts.likelihoods import NegativeBinomial
 from fieldguide.catalog.scvi import SCVI
 from fieldguide.inference import CUBO, ELBO, IWAE, Chi, ForwardKL, Renyi, Step, VRMax, WakeWake
 

@@ -34,7 +34,7 @@ def learn(a):
     """One fit; seconds of its epochs and peak memory."""
     from fieldguide.catalog import policy_data
     from fieldguide.decisions import BanditLog
-    from fieldguide.decisions.policy import Policy
+    from fieldguide.decisions.policies.policy import Policy
     from fieldguide.inference import fit
 
     torch.set_num_threads(a.threads)
@@ -61,7 +61,7 @@ def learn(a):
 def spend(a):
     """Allocation of one budget and of three: seconds, certificate, peak memory."""
     from fieldguide.decisions import allocate
-    from fieldguide.decisions.knapsack import solve
+    from fieldguide.decisions.budgets.knapsack import solve
 
     torch.set_num_threads(a.threads)
     rng = np.random.default_rng(0)

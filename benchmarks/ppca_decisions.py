@@ -26,7 +26,7 @@ from common import show, verdict
 from scipy import stats
 from torch import nn
 
-from fieldguide.catalog.families import Encoder
+from fieldguide.catalog.parts.guides import Encoder
 from fieldguide.inference import ELBO, IWAE, Chi, Program, WakeWake, fit, mix
 
 NU = np.geomspace(1e-2, 10, 40)

@@ -34,8 +34,8 @@ from datasets import folder
 
 from fieldguide.catalog.data import open_bandit
 from fieldguide.decisions import BanditLog, evaluate_policy, predict_rewards
-from fieldguide.decisions.estimators import ESTIMATORS, IPS, Feedback, ShrinkageDR, SwitchDR
-from fieldguide.decisions.estimators import value as estimate
+from fieldguide.decisions.policies.estimators import ESTIMATORS, IPS, Feedback, ShrinkageDR, SwitchDR
+from fieldguide.decisions.policies.estimators import value as estimate
 
 CAP, SWITCH, SHRINK = 10.0, 10.0, 100.0
 OURS = {

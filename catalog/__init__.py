@@ -6,20 +6,16 @@ if not __name__.startswith("fieldguide."):
     )
 
 from fieldguide.catalog import dcdfg, gimvi, hcv, incentives, m1m2, mvae, nodags, poxm, ppca, scvi
-from fieldguide.catalog.comparison import Study, compare
-from fieldguide.catalog.cyclic import contractive_view, edge_strengths
-from fieldguide.catalog.entry import Entry, citation, entries, entry, get
-from fieldguide.catalog.output import report
-from fieldguide.catalog.policies import LearnedPolicy, fit_self_normalised, learn_policy, policy_data
-from fieldguide.catalog.response import response, response_draws, response_ensemble
-from fieldguide.catalog.under import sample_under
+from fieldguide.catalog.declare import Entry, citation, entries, entry, get
+from fieldguide.catalog.procedures.edge_strengths import contractive_view, edge_strengths
+from fieldguide.catalog.procedures.policies import LearnedPolicy, fit_self_normalised, learn_policy, policy_data
+from fieldguide.catalog.procedures.responses import response, response_draws, response_ensemble
+from fieldguide.decisions.graphs.simulated_interventions import sample_under
 
 __all__ = [
     "Entry",
     "LearnedPolicy",
-    "Study",
     "citation",
-    "compare",
     "contractive_view",
     "edge_strengths",
     "dcdfg",
@@ -37,7 +33,6 @@ __all__ = [
     "policy_data",
     "poxm",
     "ppca",
-    "report",
     "response",
     "response_draws",
     "response_ensemble",

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.masks import GumbelOneHot, softmax
-from fieldguide.catalog.nets import one_of
-from fieldguide.catalog.unforced import unforced
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.edge_masks import GumbelOneHot, softmax
+from fieldguide.catalog.parts.networks import one_of
+from fieldguide.catalog.parts.observational_moments import unforced
+from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part
 from fieldguide.inference import (
     ELBO,
     Acyclicity,
@@ -26,7 +27,6 @@ from fieldguide.inference import (
     Targets,
     intervention_mask,
 )
-from fieldguide.inference.dag import acyclic_factors, acyclic_part
 from fieldguide.inference.program import Batch
 
 SPEED = 2.0

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.families import Encoder
-from fieldguide.catalog.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.nets import GaussianEncoder, Layers, join, one_of
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.guides import Encoder
+from fieldguide.catalog.parts.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
+from fieldguide.catalog.parts.networks import GaussianEncoder, Layers, join, one_of
 from fieldguide.inference import ELBO, Continuous, Counts, Program, Schema, hsic
 from fieldguide.inference.program import Batch
 
@@ -78,7 +78,7 @@ class HCV(Program):
         Whether the library size is the total count, or a latent with the empirical mean and variance as a prior, as
         published. A latent one needs longer training: until then it takes up part of the differences between types.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
-        Family of q(z | x) and q(u | x, s), see `fieldguide.catalog.families`.
+        Family of q(z | x) and q(u | x, s), see `fieldguide.catalog.parts.guides`.
     """
 
     latent = "z"

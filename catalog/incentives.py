@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.nets import one_of
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.networks import one_of
 from fieldguide.inference import ELBO, Matrix, Program, Schema
-from fieldguide.inference.fields import Levels, Outcome, RowWeight
+from fieldguide.inference.data.labels import Levels, Outcome, RowWeight
 from fieldguide.inference.program import Batch
 
 SHAPES = ("concave", "monotone", "plain")

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.families import guide_head
-from fieldguide.catalog.nets import join, one_of
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.guides import guide_head
+from fieldguide.catalog.parts.networks import join, one_of
 from fieldguide.inference import ELBO, Program, Schema
-from fieldguide.inference.fields import Labels, UnitInterval
+from fieldguide.inference.data.labels import Labels, UnitInterval
 from fieldguide.inference.program import Batch, batch_size
 
 CERTAIN = 1000.0
@@ -47,7 +47,7 @@ class M1M2(Program):
         z ~ Normal(network(c, u))        x_f ~ Bernoulli(network(z)_f)
 
     The guide is q(z | x) q(c | z) q(u | z, c). Where the label of a cell is known, c is that label. The class is
-    summed out in every weight (see `fieldguide.inference.enumeration`), so nothing about it is sampled.
+    summed out in every weight (see `fieldguide.inference.weights.enumeration`), so nothing about it is sampled.
 
     Training minimises (published weights)::
 
@@ -77,7 +77,7 @@ class M1M2(Program):
     n_channels : int
         Channels of the first convolution; twice and four times as many of the others.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
-        Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.families`.
+        Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.parts.guides`.
     dropout : float
         Of the guide's networks.
     classes : {"enumerated", "relaxed"}

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.families import Encoder
-from fieldguide.catalog.likelihoods import NegativeBinomial
-from fieldguide.catalog.nets import Layers, join, one_hot, one_of
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.guides import Encoder
+from fieldguide.catalog.parts.likelihoods import NegativeBinomial
+from fieldguide.catalog.parts.networks import Layers, join, one_hot, one_of
 from fieldguide.inference import ELBO, Category, Counts, Program, Schema, SchemaError
-from fieldguide.inference.fields import Annotations, UnitInterval, Values
+from fieldguide.inference.data.labels import Annotations, UnitInterval, Values
 from fieldguide.inference.program import Batch
 
 FORMS = ("A", "B", "C")
@@ -68,7 +68,7 @@ class MVAE(Program):
 
     T_a is the noise matrix of annotator a: row c has the probabilities of the labels that cells of class c are given.
     With several annotators this is the model of Dawid and Skene (1979), with a VAE in place of constant class shares.
-    The classes are summed out in every weight (see `fieldguide.inference.enumeration`).
+    The classes are summed out in every weight (see `fieldguide.inference.weights.enumeration`).
 
     The guide is q(z | x) q(c | z, y) q(u | z, c), where q(c | z) is a classifier that sees no label, and
 
@@ -127,7 +127,7 @@ class MVAE(Program):
     dropout : float
         Of the network from x to z.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
-        Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.families`.
+        Family of q(z | x) and q(u | z, c), see `fieldguide.catalog.parts.guides`.
     classes : {"learned", "uniform"}
         Prior p of the classes; "uniform", as published, takes classes of unequal size for one another.
     """

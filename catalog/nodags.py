@@ -8,13 +8,19 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from fieldguide.catalog.contractive import ContractiveMap, Mechanism, steady_state
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.logdet import exact_log_det, minor_log_det, roulette_log_det, safe_stop, series_log_det
-from fieldguide.catalog.nets import one_of
-from fieldguide.catalog.unforced import unforced
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.contractive import ContractiveMap, Mechanism, steady_state
+from fieldguide.catalog.parts.log_determinant import (
+    exact_log_det,
+    minor_log_det,
+    roulette_log_det,
+    safe_stop,
+    series_log_det,
+)
+from fieldguide.catalog.parts.networks import one_of
+from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.inference import ELBO, Matrix, Program, Schema
-from fieldguide.inference.interventions import Targets, intervention_mask
+from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 
 LOG_DETS = ("exact", "series", "roulette")
@@ -252,7 +258,7 @@ class NODAGS(Program):
         held : Tensor [B, n]
             What they are forced to.
         tolerance, max_iterations
-            Of `fieldguide.catalog.contractive.steady_state`.
+            Of `fieldguide.catalog.parts.contractive.steady_state`.
         """
         centre, forced = self.centre.double(), intervention_mask(targets, len(self.centre))
         e = self.loc.double() + self.log_noise.exp().double() * noise.double()

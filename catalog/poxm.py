@@ -5,10 +5,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.nets import one_of
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.networks import one_of
 from fieldguide.inference import Matrix, OffPolicyValue, Program, Schema
-from fieldguide.inference.fields import Codes, Items, Values
+from fieldguide.inference.data.labels import Codes, Items, Values
 from fieldguide.inference.program import Batch
 
 SPARSE = 50_000

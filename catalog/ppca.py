@@ -5,8 +5,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.families import guide_head
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.guides import guide_head
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.program import Batch
 
@@ -47,7 +47,7 @@ class PPCA(Program):
     n_latent : int
         D.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
-        Family of the guide, see `fieldguide.catalog.families`.
+        Family of the guide, see `fieldguide.catalog.parts.guides`.
     """
 
     def __init__(self, n_features: int, n_latent: int = 5, guide: str = "mean_field") -> None:

@@ -7,10 +7,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from fieldguide.catalog.entry import entry
-from fieldguide.catalog.families import Encoder
-from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.nets import GaussianEncoder, Layers, one_hot, one_of
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.guides import Encoder
+from fieldguide.catalog.parts.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from fieldguide.catalog.parts.networks import GaussianEncoder, Layers, one_hot, one_of
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
 from fieldguide.inference.program import Batch
 
@@ -73,7 +73,7 @@ class SCVI(Program):
     encode_covariates : bool
         Whether the encoder sees batch and covariates (the paper's notation; its code does not).
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
-        Family of the guide of z, see `fieldguide.catalog.families`; published: mean field.
+        Family of the guide of z, see `fieldguide.catalog.parts.guides`; published: mean field.
     """
 
     latent = "z"

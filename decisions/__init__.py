@@ -6,24 +6,20 @@ if not __name__.startswith("fieldguide."):
         "(python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.decisions.bandit import NoSupport, OptimisticValue, evaluate_policy
-from fieldguide.decisions.budget import Allocation, allocate
-from fieldguide.decisions.checks import Check, posterior_predictive_check
-from fieldguide.decisions.curves import response_curve
+from fieldguide.decisions.budgets.allocation import Allocation, allocate
+from fieldguide.decisions.budgets.response_curves import response_curve
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDesign
-from fieldguide.decisions.denoised import CellEstimates, denoised_expression, impute
-from fieldguide.decisions.embedding import Embedding
-from fieldguide.decisions.expression import differential_expression
+from fieldguide.decisions.expression.denoised import CellEstimates, denoised_expression, impute
+from fieldguide.decisions.expression.differential import differential_expression
+from fieldguide.decisions.expression.predictive_checks import Check, posterior_predictive_check
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
-from fieldguide.decisions.graph import Graph, causal_graph, graph_scores
-from fieldguide.decisions.graph_ensemble import GraphEnsemble, graph_ensemble
-from fieldguide.decisions.imputation import Imputed, impute_genes
-from fieldguide.decisions.independence import independence
-from fieldguide.decisions.interventional import interventional_scores
-from fieldguide.decisions.labels import class_probabilities, evaluate_rejection, reject_option
-from fieldguide.decisions.logs import BanditLog
-from fieldguide.decisions.noisy_labels import noise_matrix, relabel, suspects, true_labels
-from fieldguide.decisions.rejection import (
+from fieldguide.decisions.graphs.ensemble import GraphEnsemble, graph_ensemble
+from fieldguide.decisions.graphs.graph import Graph, causal_graph, graph_scores
+from fieldguide.decisions.graphs.held_out_regimes import interventional_scores
+from fieldguide.decisions.imputation.genes import Imputed, impute_genes
+from fieldguide.decisions.labels.classes import class_probabilities, evaluate_rejection, reject_option
+from fieldguide.decisions.labels.noisy import noise_matrix, relabel, suspects, true_labels
+from fieldguide.decisions.labels.rejection import (
     aurc,
     average_precision,
     decide,
@@ -31,7 +27,11 @@ from fieldguide.decisions.rejection import (
     rejection_curve,
     risk_coverage,
 )
-from fieldguide.decisions.reward_model import predict_rewards
+from fieldguide.decisions.latent_independence import independence
+from fieldguide.decisions.policies.action_embedding import Embedding
+from fieldguide.decisions.policies.bandit_log import BanditLog
+from fieldguide.decisions.policies.evaluation import NoSupport, OptimisticValue, evaluate_policy
+from fieldguide.decisions.policies.reward_model import predict_rewards
 
 __all__ = [
     "Allocation",

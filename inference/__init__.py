@@ -17,19 +17,31 @@ from fieldguide.inference.constraints import (
     hsic,
     permutation_test,
 )
-from fieldguide.inference.data import Dataset, Loader
-from fieldguide.inference.fields import Annotations, Labels, UnitInterval, Values
-from fieldguide.inference.fitted import Fit
-from fieldguide.inference.interventions import (
+from fieldguide.inference.data.interventions import (
     InterventionSplit,
     Targets,
     intervention_mask,
     intervention_regimes,
     split_interventions,
 )
-from fieldguide.inference.loop import fit
+from fieldguide.inference.data.labels import Annotations, Labels, UnitInterval, Values
+from fieldguide.inference.data.minibatches import Dataset, Loader
+from fieldguide.inference.data.modalities import Modality, join_modalities
+from fieldguide.inference.data.schema import (
+    Categories,
+    Category,
+    Continuous,
+    Counts,
+    Field,
+    FittedSchema,
+    Matrix,
+    Positive,
+    Schema,
+    SchemaError,
+)
+from fieldguide.inference.fitted import Fit
+from fieldguide.inference.fitting import fit
 from fieldguide.inference.mixture import Mixture, mix
-from fieldguide.inference.modalities import Modality, join_modalities
 from fieldguide.inference.objectives import (
     CUBO,
     ELBO,
@@ -45,23 +57,11 @@ from fieldguide.inference.objectives import (
     resolve,
 )
 from fieldguide.inference.posterior import Posterior
-from fieldguide.inference.procedure import ThreeStep, three_step
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.restarts import fit_best
-from fieldguide.inference.schema import (
-    Categories,
-    Category,
-    Continuous,
-    Counts,
-    Field,
-    FittedSchema,
-    Matrix,
-    Positive,
-    Schema,
-    SchemaError,
-)
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights import Weights, weigh
+from fieldguide.inference.three_steps import ThreeStep, three_step
+from fieldguide.inference.weights.weigh import Weights, weigh
 
 __all__ = [
     "CUBO",

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fieldguide.inference import constraints, objectives, registry
+from fieldguide.inference import constraints, objectives
+from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.entry import find
 from fieldguide.inference.program import Program
-from fieldguide.inference.schema import FittedSchema
 
 if TYPE_CHECKING:
     from fieldguide.inference.fitted import Fit
@@ -98,7 +99,7 @@ def load(path: str | Path, program: type[Program] | Program | None = None) -> "F
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not one that fieldguide wrote ({FORMAT})")
     content = json.loads(metadata["fit"])
-    entry: Any = registry.find(content["entry"]) if content["entry"] else program
+    entry: Any = find(content["entry"]) if content["entry"] else program
     if entry is None:
         raise ValueError(f"{path} holds a fit of {content['program']}: pass that class as program=")
     cls = type(entry) if isinstance(entry, Program) else entry if isinstance(entry, type) else entry.program

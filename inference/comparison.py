@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference import registry
+from fieldguide.inference.entry import find
 from fieldguide.inference.fitted import Fit
-from fieldguide.inference.loop import fit
+from fieldguide.inference.fitting import fit
 from fieldguide.inference.objectives import SHORT_NAMES, Objective, resolve
 from fieldguide.inference.posterior import Posterior
-from fieldguide.inference.psis import khat_limit
+from fieldguide.inference.weights.psis import khat_limit
 
 DEFINITIONS = {
     "loss": "The objective that was minimised, with its number of particles K and its gradient estimator.",
@@ -164,7 +164,7 @@ def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Ob
     IWAE(particles=5, gradient='dreg')
     """
     if objectives is None:
-        spec = registry.find(entry) if isinstance(entry, str) else entry
+        spec = find(entry) if isinstance(entry, str) else entry
         supported = getattr(spec, "supports", None)
         known = [name for name in SHORT_NAMES if name not in ON_REQUEST]
         objectives = [name for name in known if supported is None or name in supported]

@@ -12,11 +12,10 @@ import pandas as pd
 import pyro
 import torch
 
-from fieldguide.inference import registry
-from fieldguide.inference.capture import SCALARS, export_step
 from fieldguide.inference.checkpoint import load
-from fieldguide.inference.data import Dataset, read
-from fieldguide.inference.loop import build, fit
+from fieldguide.inference.data.minibatches import Dataset, read
+from fieldguide.inference.entry import find
+from fieldguide.inference.fitting import build, fit
 from fieldguide.inference.objectives import (
     CUBO,
     ELBO,
@@ -31,7 +30,8 @@ from fieldguide.inference.objectives import (
 )
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights import Substitute, weigh
+from fieldguide.inference.training.capture import SCALARS, export_step
+from fieldguide.inference.weights.weigh import Substitute, weigh
 
 CELLS = 32
 OBJECTIVES: dict[str, list[Objective]] = {
@@ -97,7 +97,7 @@ def check(entry, data, **model_arguments) -> pd.DataFrame:
     >>> check("ppca", {"x": x}, n_latent=2).loc["sites", "passed"]
     True
     """
-    spec = registry.find(entry) if isinstance(entry, str) else entry
+    spec = find(entry) if isinstance(entry, str) else entry
     rows = {}
     with pyro.validation_enabled(True), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -15,13 +15,13 @@ from pyro.poutine.util import site_is_subsample
 
 from fieldguide.inference.checkpoint import save
 from fieldguide.inference.constraints import Constraint
-from fieldguide.inference.data import Dataset, Loader, read
-from fieldguide.inference.heldout import mean_loss
+from fieldguide.inference.data.minibatches import Dataset, Loader, read
+from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.posterior import ELEMENTS, Posterior
 from fieldguide.inference.program import Program
-from fieldguide.inference.schema import FittedSchema
-from fieldguide.inference.weights import weigh
+from fieldguide.inference.training.held_out import mean_loss
+from fieldguide.inference.weights.weigh import weigh
 
 
 @dataclass(repr=False)
@@ -222,7 +222,7 @@ class Fit:
         >>> torch.equal(first.program.loadings, second.program.loadings), second.arguments["guide"]
         (True, 'full_covariance')
         """
-        from fieldguide.inference.refit import refit
+        from fieldguide.inference.fresh_guide import refit
 
         return refit(self, objective, guide=guide, **settings)
 

@@ -21,12 +21,12 @@ from pyro.poutine import Trace
 from scipy.optimize import minimize
 from torch import Tensor
 
-from fieldguide.inference.enumeration import Enumerate, Enumerated, Sums, is_marked, sum_out, without_mask
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.fresh_guide import same_model
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.program import Batch, Program, batch_size
-from fieldguide.inference.refit import same_model
-from fieldguide.inference.weights import Weights, _in_plate, _is_random, _reduce, _trace, like_draws
+from fieldguide.inference.weights.enumeration import Enumerate, Enumerated, Sums, is_marked, sum_out, without_mask
+from fieldguide.inference.weights.weigh import Weights, _in_plate, _is_random, _reduce, _trace, like_draws
 
 PRIOR = "prior"
 PILOT_CELLS, PILOT_DRAWS = 256, 400

@@ -13,11 +13,11 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from fieldguide.inference.data import Dataset
+from fieldguide.inference.data.minibatches import Dataset
+from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.program import Batch, Program
-from fieldguide.inference.psis import inference_data, pareto_k
-from fieldguide.inference.schema import FittedSchema
-from fieldguide.inference.weights import Particles, Weights, like_draws, weigh
+from fieldguide.inference.weights.psis import inference_data, pareto_k
+from fieldguide.inference.weights.weigh import Particles, Weights, like_draws, weigh
 
 Values = dict[str, Tensor]
 ELEMENTS = 1_500_000
@@ -220,8 +220,9 @@ class Posterior:
         """Return the posterior with the cells of k-hat above ``limit`` sampled anew, by annealed importance sampling.
 
         For a few cells: each costs ``temperatures`` x ``leapfrog`` x S evaluations of the model and its gradient.
-        Their draws are the ends of S chains that start at the prior (see `fieldguide.inference.ais`), held in memory;
-        the other cells stay as they are. Everything that can be asked of a posterior can be asked of the result.
+        Their draws are the ends of S chains that start at the prior (see `fieldguide.inference.weights.annealing`),
+        held in memory; the other cells stay as they are. Everything that can be asked of a posterior can be asked of
+        the result.
 
         Parameters
         ----------
@@ -248,7 +249,7 @@ class Posterior:
         UserWarning
             If k-hat stays above the limit in some cells.
         """
-        from fieldguide.inference.ais import refine
+        from fieldguide.inference.weights.annealing import refine
 
         return refine(self, limit, temperatures, leapfrog, step_size, progress)
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference import loop
+from fieldguide.inference import fitting
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.program import Program
 
@@ -56,7 +56,7 @@ def fit_best(
     best: Fit | None = None
     rows: list[dict[str, Any]] = []
     for number in range(restarts):
-        found = loop.fit(entry, data, seed=seed + number, validation=validation, **settings)
+        found = fitting.fit(entry, data, seed=seed + number, validation=validation, **settings)
         validation = found.validation_rows
         rows.append({"seed": seed + number, "loss": found.held_out_loss()})
         if best is None or rows[-1]["loss"] < min(row["loss"] for row in rows[:-1]):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fieldguide.inference.program import Batch, Program
-from fieldguide.inference.tracing import guide_draws
-from fieldguide.inference.weights import Kind, Weights, weigh
+from fieldguide.inference.weights.tracing import guide_draws
+from fieldguide.inference.weights.weigh import Kind, Weights, weigh
 
 
 class Step:

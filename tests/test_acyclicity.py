@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_acyclic, reachable, topological_order
 from fieldguide.inference import Program
 from fieldguide.inference.constraints.acyclicity import (
     MEASURES,
@@ -17,7 +18,6 @@ from fieldguide.inference.constraints.acyclicity import (
     spectral_radius,
     trace_exponential,
 )
-from fieldguide.inference.dag import acyclic_factors, acyclic_part, is_acyclic, reachable, topological_order
 from fieldguide.inference.step import Step
 
 SEEDS = st.integers(0, 10**6)

@@ -11,7 +11,7 @@ from torch import nn
 
 from fieldguide.catalog.ppca import PPCA
 from fieldguide.inference import Posterior, Program
-from fieldguide.inference.data import read
+from fieldguide.inference.data.minibatches import read
 
 
 def narrow_guide(cells=40, scale=0.3):

@@ -13,8 +13,8 @@ from fieldguide.catalog.data.cyclic import cyclic_sim
 from fieldguide.catalog.data.factor_graphs import factor_graph_sim
 from fieldguide.catalog.dcdfg import DCDFG
 from fieldguide.decisions import causal_graph, graph_scores, interventional_scores
+from fieldguide.decisions.graphs.dag import is_acyclic
 from fieldguide.inference import SchemaError, fit, split_interventions
-from fieldguide.inference.dag import is_acyclic
 
 pytestmark = pytest.mark.filterwarnings("ignore:acyclicity was not reached", "ignore:no cell has a target")
 ENTRIES = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from fieldguide.decisions import allocate
-from fieldguide.decisions.knapsack import dual_value, segments, solve
+from fieldguide.decisions.budgets.knapsack import dual_value, segments, solve
 
 F3_COST, F3_REWARD = [0, 1, 2], [[0.1, 0.3, 0.35], [0.2, 0.25, 0.6], [0.0, 0.4, 0.5]]
 """Three customers whose optimum was enumerated by hand; the second one's middle level is below its envelope."""

@@ -7,8 +7,8 @@ import pytest
 
 from fieldguide.catalog.data.simulate import SparseCounts, poisson_lognormal
 from fieldguide.decisions import calls, differential_expression
-from fieldguide.decisions.levels import Totals, level_draws
-from fieldguide.decisions.prior import shared_prior
+from fieldguide.decisions.expression.fold_change_prior import shared_prior
+from fieldguide.decisions.expression.level_error import Totals, level_draws
 from fieldguide.inference import fit
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fieldguide.decisions import denoised_expression, impute, posterior_predictive_check
 from fieldguide.inference import Posterior, Program, fit
-from fieldguide.inference.data import Dataset, read
+from fieldguide.inference.data.minibatches import Dataset, read
 
 GENES = 20
 

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 
 from fieldguide import inference
-from fieldguide.catalog import citation, compare, entries
+from fieldguide.catalog import citation, entries
 from fieldguide.cli import main
 from fieldguide.decisions import differential_expression
+from fieldguide.reports import compare
 
 QUICK = ["--max-epochs", "2", "--model", "n_latent=3", "n_hidden=16"]
 FEW = ["--draws", "30", "--posterior-draws", "30", "--particles", "2"]
@@ -256,7 +257,7 @@ def test_a_failure_halfway_leaves_nothing(file, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fieldguide.catalog.output.page", full)
+    monkeypatch.setattr("fieldguide.reports.report_files.page", full)
     words = ["compare", "scvi", file, "--objectives", "elbo", *QUICK, *FEW, "--output", tmp_path / "out"]
     assert "No space left on device" in fails(capsys, *words)
     assert list(tmp_path.iterdir()) == []

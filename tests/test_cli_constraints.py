@@ -3,9 +3,9 @@
 import pytest
 
 from fieldguide import inference
+from fieldguide.arguments import constraints_of
 from fieldguide.cli import main
 from fieldguide.inference import AugmentedLagrangian, hsic
-from fieldguide.words import constraints_of
 
 
 @pytest.mark.parametrize(

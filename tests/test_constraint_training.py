@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from fieldguide.catalog import compare as study_of
-from fieldguide.catalog import report
 from fieldguide.inference import (
     ELBO,
     AugmentedLagrangian,
@@ -26,7 +24,9 @@ from fieldguide.inference import (
     fit,
     hsic,
 )
-from fieldguide.inference.constraints.pulls import attach, reached
+from fieldguide.inference.training.backward import attach, reached
+from fieldguide.reports import compare as study_of
+from fieldguide.reports import report
 
 RNG = np.random.default_rng(0)
 S = RNG.normal(size=200)

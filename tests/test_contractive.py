@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldguide.catalog.contractive import (
+from fieldguide.catalog.parts.contractive import (
     ACTIVATIONS,
     ContractiveMap,
     ConvergenceError,
@@ -18,7 +18,7 @@ from fieldguide.catalog.contractive import (
     spectral_bound,
     steady_state,
 )
-from fieldguide.catalog.logdet import (
+from fieldguide.catalog.parts.log_determinant import (
     exact_log_det,
     minor_log_det,
     roulette_log_det,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fieldguide.catalog.counts_math import log_likelihood
+from fieldguide.catalog.parts.count_math import log_likelihood
 
 MODELS = ("poisson", "nb", "zinb")
 DTYPES = [torch.float32, torch.float64]

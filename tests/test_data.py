@@ -21,8 +21,8 @@ from fieldguide.inference import (
     SchemaError,
     fit,
 )
-from fieldguide.inference.data import read
-from fieldguide.inference.storage import BLOCK, DenseStore, SparseStore
+from fieldguide.inference.data.minibatches import read
+from fieldguide.inference.data.storage import BLOCK, DenseStore, SparseStore
 
 SCHEMA = Schema(
     counts=Counts(),

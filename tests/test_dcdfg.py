@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from fieldguide.catalog import get
 from fieldguide.catalog.data.factor_graphs import factor_graph_sim
 from fieldguide.catalog.dcdfg import DCDFG
-from fieldguide.catalog.masks import GumbelOneHot, _largest
+from fieldguide.catalog.parts.edge_masks import GumbelOneHot, _largest
 from fieldguide.decisions import causal_graph, graph_scores, interventional_scores
+from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_acyclic
 from fieldguide.inference import ELBO, fit, load, split_interventions
-from fieldguide.inference.dag import acyclic_factors, acyclic_part, is_acyclic
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights import weigh
+from fieldguide.inference.weights.weigh import weigh
 
 FAST = {"max_epochs": 300, "batch_size": 256, "learning_rate": 1e-2, "progress": False}
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldguide.decisions import BanditLog, evaluate_policy
-from fieldguide.decisions.embedding import Embedding
-from fieldguide.decisions.estimators import IPS, MIPS, Feedback
-from fieldguide.decisions.exact import exact_moments
-from fieldguide.decisions.policy import Policy
+from fieldguide.decisions.policies.action_embedding import Embedding
+from fieldguide.decisions.policies.estimators import IPS, MIPS, Feedback
+from fieldguide.decisions.policies.exact_moments import exact_moments
+from fieldguide.decisions.policies.policy import Policy
 
 
 def world(seed):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fieldguide.inference import ELBO, IWAE, ForwardKL, Posterior, Program, Step, fit, mix, weigh
-from fieldguide.inference.data import read
+from fieldguide.inference.data.minibatches import read
 
 SUMMED = {"enumerate": "parallel"}
 

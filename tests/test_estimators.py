@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldguide.decisions.estimators import (
+from fieldguide.decisions.policies.estimators import (
     DM,
     DR,
     DRSIS,
@@ -23,8 +23,8 @@ from fieldguide.decisions.estimators import (
     Translated,
     value,
 )
-from fieldguide.decisions.exact import exact_moments
-from fieldguide.decisions.slates import coefficients, des_raj, independent, murthy
+from fieldguide.decisions.policies.exact_moments import exact_moments
+from fieldguide.decisions.policies.slates import coefficients, des_raj, independent, murthy
 
 RHO, PI, DELTA, SET = [[0.6, 0.3, 0.1]], [[0.2, 0.3, 0.5]], [[0.1, 0.5, 0.9]], [[True, True, False]]
 """One context with three actions, whose moments were worked out by hand."""

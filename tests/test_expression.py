@@ -12,12 +12,12 @@ from scipy.stats import norm
 from torch import nn
 
 from fieldguide.decisions import UntrustworthyWeights, WeakDesign, differential_expression
-from fieldguide.decisions.groups import two_groups
-from fieldguide.decisions.subjects import concentration
-from fieldguide.decisions.thresholds import effect_threshold, pseudocount
+from fieldguide.decisions.expression.groups import two_groups
+from fieldguide.decisions.expression.subjects import concentration
+from fieldguide.decisions.expression.thresholds import effect_threshold, pseudocount
 from fieldguide.inference import Posterior, Program
-from fieldguide.inference.data import read
-from fieldguide.inference.storage import DenseStore
+from fieldguide.inference.data.minibatches import read
+from fieldguide.inference.data.storage import DenseStore
 
 NOISE = 0.5
 SPREAD = (NOISE**2 / (1 + NOISE**2)) ** 0.5  # standard deviation of every latent's posterior

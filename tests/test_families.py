@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fieldguide.catalog import entries, get
-from fieldguide.catalog.families import FAMILIES, EllipticalStudentT, Encoder, guide_head
+from fieldguide.catalog.parts.guides import FAMILIES, EllipticalStudentT, Encoder, guide_head
 from fieldguide.catalog.ppca import PPCA
 from fieldguide.inference import ELBO, Step, fit, load, weigh
 from fieldguide.inference.conformance import check

@@ -20,8 +20,8 @@ from fieldguide.catalog.data.assays import two_assays
 from fieldguide.catalog.gimvi import GIMVI
 from fieldguide.cli import main
 from fieldguide.decisions import impute_genes
-from fieldguide.decisions.assays import Assays, withhold
-from fieldguide.decisions.regression import GAMMA, PENALTY, across, expected_log, kernel, spearman
+from fieldguide.decisions.imputation.assays import Assays, withhold
+from fieldguide.decisions.imputation.regression import GAMMA, PENALTY, across, expected_log, kernel, spearman
 from fieldguide.inference import ELBO, SchemaError, fit, join_modalities, weigh
 from fieldguide.inference.step import Step
 

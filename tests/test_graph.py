@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldguide.decisions import causal_graph, graph_scores
-from fieldguide.decisions.graph import through_factors
-from fieldguide.decisions.graph_distances import (
+from fieldguide.decisions.graphs.dag import is_acyclic
+from fieldguide.decisions.graphs.distances import (
     d_separated,
     is_adjustment_set,
     structural_hamming_distance,
     structural_intervention_distance,
 )
-from fieldguide.inference.dag import is_acyclic
+from fieldguide.decisions.graphs.graph import through_factors
 
 SEEDS = st.integers(0, 10**6)
 

@@ -12,9 +12,9 @@ from scipy.stats import beta
 from fieldguide.catalog.data.factor_graphs import factor_graph_sim
 from fieldguide.catalog.dcdfg import DCDFG, SPEED
 from fieldguide.decisions import GraphEnsemble, causal_graph, graph_ensemble, graph_scores
-from fieldguide.decisions.graph import through_factors
+from fieldguide.decisions.graphs.dag import is_acyclic
+from fieldguide.decisions.graphs.graph import through_factors
 from fieldguide.inference import fit
-from fieldguide.inference.dag import is_acyclic
 
 SEEDS = st.integers(0, 10**6)
 

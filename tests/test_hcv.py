@@ -14,7 +14,7 @@ from fieldguide.catalog.hcv import HCV
 from fieldguide.decisions import denoised_expression, differential_expression
 from fieldguide.inference import IWAE, Penalty, Posterior, Program, SchemaError, fit, hsic, load, weigh
 from fieldguide.inference.conformance import check
-from fieldguide.inference.data import read
+from fieldguide.inference.data.minibatches import read
 
 QUICK = {"max_epochs": 2, "progress": False, "n_hidden": 16}
 
@@ -220,7 +220,7 @@ def test_a_program_without_technical_sites_says_so():
 
 def test_expected_counts_know_the_zeros_of_quality(cells):
     """Calibration compares observed counts with expected ones, which zero inflation lowers."""
-    from fieldguide.decisions.counts import expected_counts
+    from fieldguide.decisions.expression.counts import expected_counts
 
     posterior = fit("hcv", cells, fields={"quality": "logit_0"}, library="latent", **QUICK).posterior(particles=4)
     rows, weights, values = next(posterior.chunks(np.arange(6)))

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldguide.catalog.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from fieldguide.catalog.parts.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "counts.json").read_text())["cases"]
 MODELS = ("poisson", "nb", "zinb")

@@ -16,7 +16,7 @@ from torch import nn
 from fieldguide.catalog.ppca import PPCA
 from fieldguide.decisions import differential_expression
 from fieldguide.inference import ELBO, IWAE, Fit, Posterior, Program, fit, mix
-from fieldguide.inference.data import read
+from fieldguide.inference.data.minibatches import read
 from fieldguide.inference.mixture import optimal_shares
 
 GAUSS = json.loads((Path(__file__).parent / "reference" / "objectives.json").read_text())["gauss1d"]

@@ -54,7 +54,7 @@ def by_hand(made, data, draws, corrected):
 @pytest.mark.parametrize("form", ["A", "C"])
 def test_the_enumerated_elbo_is_the_sum_over_classes_by_hand(form, monkeypatch):
     made, data = program(form).train(), batch()
-    monkeypatch.setattr("fieldguide.inference.weights.kl_divergence", _none)
+    monkeypatch.setattr("fieldguide.inference.weights.weigh.kl_divergence", _none)
     torch.manual_seed(1)
     weights = weigh(made, data, 1, "analytic")
     found = by_hand(made, data, weights.traced, form == "C")
@@ -117,7 +117,7 @@ def test_fixture_of_symmetric_noise():
 def test_without_noise_a_labelled_cell_has_the_bound_of_its_label(monkeypatch):
     made, data = program().train(), batch(CODES[[0, 1, 3]])
     monkeypatch.setattr(made, "log_noise", lambda: 1000.0 * (torch.eye(3).double() - 1)[None])
-    monkeypatch.setattr("fieldguide.inference.weights.kl_divergence", _none)
+    monkeypatch.setattr("fieldguide.inference.weights.weigh.kl_divergence", _none)
     torch.manual_seed(1)
     weights = weigh(made, data, 1, "analytic")
     z, codes = weights.traced["z"][0], data["labels"][:, 0]

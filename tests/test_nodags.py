@@ -11,12 +11,12 @@ from fieldguide.catalog import (
     edge_strengths,
     sample_under,
 )
-from fieldguide.catalog.contractive import ConvergenceError
 from fieldguide.catalog.data.cyclic import cyclic_sim, random_graph
 from fieldguide.catalog.nodags import NODAGS
+from fieldguide.catalog.parts.contractive import ConvergenceError
 from fieldguide.decisions import causal_graph, interventional_scores
 from fieldguide.inference import ELBO, SchemaError, fit
-from fieldguide.inference.interventions import intervention_mask
+from fieldguide.inference.data.interventions import intervention_mask
 from fieldguide.inference.step import Step
 
 SEEDS = st.integers(0, 10_000)

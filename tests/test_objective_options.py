@@ -29,10 +29,10 @@ from fieldguide.inference import (
     load,
     resolve,
 )
-from fieldguide.inference.capture import SCALARS, export_step
 from fieldguide.inference.objectives import SHORT_NAMES
 from fieldguide.inference.objectives.smoothing import smooth
 from fieldguide.inference.testing import assert_mean, gradient_samples
+from fieldguide.inference.training.capture import SCALARS, export_step
 
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 QUICK = {"max_epochs": 3, "batch_size": 16, "learning_rate": 0.01, "n_latent": 2, "progress": False}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fieldguide.catalog.nets import Layers
+from fieldguide.catalog.parts.networks import Layers
 from fieldguide.catalog.ppca import PPCA
 from fieldguide.inference import ELBO, IWAE, Program, Step, fit, resolve, weigh
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fieldguide.catalog import get
 from fieldguide.inference import fit
-from fieldguide.inference.optimizer import Optimizer
+from fieldguide.inference.training.optimizer import Optimizer
 
 X = {"x": torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).numpy()}
 

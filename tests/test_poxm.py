@@ -7,10 +7,10 @@ import torch
 
 from fieldguide.catalog import get, learn_policy, policy_data
 from fieldguide.catalog.data.extreme import action_probabilities, draw_log, logging_policy, xmc_sim
-from fieldguide.catalog.policies import fit_self_normalised, policy_of
 from fieldguide.catalog.poxm import POXM, SPARSE
+from fieldguide.catalog.procedures.policies import fit_self_normalised, policy_of
 from fieldguide.decisions import BanditLog, NoSupport, evaluate_policy
-from fieldguide.decisions.policy import Policy
+from fieldguide.decisions.policies.policy import Policy
 from fieldguide.inference import ELBO, OffPolicyValue, SchemaError, fit, load
 from fieldguide.inference.step import Step
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldguide.catalog import contractive_view, edge_strengths, sample_under
-from fieldguide.catalog.contractive import lipschitz
 from fieldguide.catalog.data.cyclic import random_graph
 from fieldguide.catalog.nodags import NODAGS
+from fieldguide.catalog.parts.contractive import lipschitz
 from fieldguide.decisions import causal_graph, graph_scores, interventional_scores
 from fieldguide.inference import fit
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from fieldguide.catalog.nets import Layers
+from fieldguide.catalog.parts.networks import Layers
 from fieldguide.catalog.ppca import PPCA
 from fieldguide.inference import ELBO, IWAE, Program, Step, fit, load
-from fieldguide.inference.refit import guide_names, guide_training, model_state
+from fieldguide.inference.fresh_guide import guide_names, guide_training, model_state
 
 RNG = np.random.default_rng(0)
 X = {"x": RNG.normal(size=(200, 2)) @ RNG.normal(size=(2, 5)) + 0.5 * RNG.normal(size=(200, 5))}

@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fieldguide.catalog import compare, report
-from fieldguide.catalog.comparison import DEFINITIONS, Study
-from fieldguide.catalog.folder import complete_folder
-from fieldguide.catalog.output import CELLS_KEPT
-from fieldguide.catalog.summary import findings, shown
 from fieldguide.decisions import differential_expression
 from fieldguide.inference import ELBO, IWAE, Comparison
 from fieldguide.inference import compare as compare_fits
 from fieldguide.inference.comparison import choose
 from fieldguide.inference.objectives import SHORT_NAMES
+from fieldguide.reports import compare, report
+from fieldguide.reports.complete_folder import complete_folder
+from fieldguide.reports.report_files import CELLS_KEPT
+from fieldguide.reports.study import DEFINITIONS, Study
+from fieldguide.reports.summary import findings, shown
 
 QUESTION = {"groupby": "bulk_labels", "group": "CD19+ B", "reference": "Dendritic"}
 QUICK = {"max_epochs": 2, "particles": 2, "draws": 30, "posterior_draws": 30, "n_latent": 3, "n_hidden": 16}
@@ -272,7 +272,7 @@ def test_equal_seeds_give_equal_files(folder, cells, tmp_path):
 
 
 def test_nothing_is_left_when_writing_fails(study, tmp_path, monkeypatch):
-    import fieldguide.catalog.output as module
+    import fieldguide.reports.report_files as module
 
     monkeypatch.setattr(module, "page", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -340,8 +340,8 @@ def test_findings_do_not_claim_more_than_the_numbers(study):
 
 
 def test_the_figure_of_khat_states_the_medians_of_the_table(study, monkeypatch):
-    from fieldguide.catalog import figures
     from fieldguide.inference import Posterior
+    from fieldguide.reports import study_figures as figures
 
     monkeypatch.setattr(Posterior, "khat", np.array([0.1, 3.0, 5.0]))  # beyond the histogram
     assert figures.khat(study).axes[0].get_title() == "elbo: median 3.00"

@@ -10,8 +10,8 @@ from closed_forms import seeded
 from fieldguide.catalog.ppca import PPCA
 from fieldguide.catalog.scvi import SCVI
 from fieldguide.inference import Program, SleepPhi, Step, WakeWake
-from fieldguide.inference.simulate import simulate
 from fieldguide.inference.testing import Conjugate, assert_mean, gradient_of, gradient_samples
+from fieldguide.inference.weights.simulate import simulate
 
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 

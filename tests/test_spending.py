@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from fieldguide.decisions import allocate
-from fieldguide.decisions.outcomes import outcomes
-from fieldguide.decisions.spending import BOUNDS, spending_bound
+from fieldguide.decisions.budgets.outcomes import outcomes
+from fieldguide.decisions.budgets.spending import BOUNDS, spending_bound
 
 
 @pytest.mark.parametrize("method", BOUNDS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fieldguide.catalog.contractive import ACTIVATIONS
+from fieldguide.catalog.parts.contractive import ACTIVATIONS
 
 KINDS = ("linear", "tanh", "relu", "selu", "gelu", "mixed")
 MIXED = 0.5

@@ -10,9 +10,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from fieldguide.inference.data import Dataset
+from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.program import Program
-from fieldguide.inference.weights import weigh
+from fieldguide.inference.weights.weigh import weigh
 
 
 @dataclass

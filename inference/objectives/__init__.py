@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fieldguide.inference.objectives.bounds import ELBO, IWAE, Renyi, VRMax
 from fieldguide.inference.objectives.chi import CUBO, RELEASED, Chi
-from fieldguide.inference.objectives.policy import OffPolicyValue
+from fieldguide.inference.objectives.off_policy import OffPolicyValue
 from fieldguide.inference.objectives.wake import ForwardKL, SleepPhi, WakeWake
 from fieldguide.inference.step import Step
 

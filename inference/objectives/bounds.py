@@ -24,7 +24,7 @@ from fieldguide.inference.objectives.surrogate import (
     score_loss,
 )
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights import Kind, Weights
+from fieldguide.inference.weights.weigh import Kind, Weights
 
 KINDS: dict[str, Kind] = {"reparam": "reparam", "stl": "path", "dreg": "path", "score": "score"}
 

@@ -28,9 +28,9 @@ from fieldguide.inference.objectives.surrogate import (
     score_loss,
     with_gradient_of,
 )
-from fieldguide.inference.psis import pareto_k
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights import Weights
+from fieldguide.inference.weights.psis import pareto_k
+from fieldguide.inference.weights.weigh import Weights
 
 RELEASED = "vr_mc_alpha=-1"
 

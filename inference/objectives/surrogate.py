@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights import Weights
+from fieldguide.inference.weights.weigh import Weights
 
 Losses = Tensor | dict[str, Tensor]
 

@@ -22,9 +22,9 @@ from fieldguide.inference.objectives.surrogate import (
     path_loss,
     score_loss,
 )
-from fieldguide.inference.simulate import simulated_log_q
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights import Weights
+from fieldguide.inference.weights.simulate import simulated_log_q
+from fieldguide.inference.weights.weigh import Weights
 
 KINDS = {"dreg": "path", "score": "score"}
 

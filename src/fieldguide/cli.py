@@ -13,8 +13,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fieldguide import __version__
-from fieldguide.policy_commands import POLICY, allocate
-from fieldguide.words import (
+from fieldguide.arguments import (
     check_output,
     chosen_objective,
     constraints_of,
@@ -27,6 +26,7 @@ from fieldguide.words import (
     show_table,
     write_table,
 )
+from fieldguide.policy_commands import POLICY, allocate
 
 DESCRIPTION = (
     "Probabilistic models in Pyro, inference objectives that can be swapped, and decisions from posteriors. "
@@ -184,10 +184,10 @@ def compare(
     """
     from rich.console import Console
 
-    from fieldguide.catalog.comparison import compare
-    from fieldguide.catalog.folder import MARK, complete_folder
-    from fieldguide.catalog.output import write
-    from fieldguide.catalog.summary import COLUMNS, findings, question, shown
+    from fieldguide.reports.complete_folder import MARK, complete_folder
+    from fieldguide.reports.report_files import write
+    from fieldguide.reports.study import compare
+    from fieldguide.reports.summary import COLUMNS, findings, question, shown
 
     if group is None and (groupby is not None or reference is not None) and data is not None:
         raise ValueError("--groupby and --reference ask for a --group to compare")

@@ -5,7 +5,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from fieldguide.words import check_output, show_table, write_table
+from fieldguide.arguments import check_output, show_table, write_table
 
 ESTIMATE = {
     "value": "Estimated mean reward for an item under the policy; of the row 'logging', the log's own mean.",
@@ -242,7 +242,7 @@ def _write(decision: Any, output: Path | None, report: Path | None, title: str, 
     if report is not None:
         from datetime import date
 
-        from fieldguide.catalog.decision_page import decision_page
+        from fieldguide.reports.decision_page import decision_page
 
         report.write_text(decision_page(decision, title, summary, columns, date.today().isoformat()), encoding="utf-8")
         print(f"report: {report}")

@@ -1,0 +1,1 @@
+"""What several systems are built of: networks, families of guides, likelihoods, and the mathematics of graphs."""

@@ -1,0 +1,305 @@
+"""From a log to a policy: the data of `poxm`, how many actions to keep, and a value on rows that did not choose it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+
+from fieldguide.catalog.declare import get
+from fieldguide.decisions import BanditLog, Decision, NoSupport, evaluate_policy
+from fieldguide.decisions.decision import caution
+from fieldguide.decisions.policies.policy import Policy
+from fieldguide.decisions.policies.slates import coefficients
+from fieldguide.decisions.policies.top_actions import rank_quantile
+from fieldguide.inference import Fit, OffPolicyValue, fit
+
+QUANTILES = (0.5, 0.8, 0.9, 0.95)
+"""Shares of the rewarded logged items that the sizes tried by ``top="auto"`` cover."""
+
+
+def policy_data(context: ArrayLike, logging: Policy, log: BanditLog | None = None) -> anndata.AnnData:
+    """Return the data of the entry ``poxm``.
+
+    Parameters
+    ----------
+    context : array or sparse matrix [n, F]
+    logging : Policy
+        The logging policy's candidates (`Policy.top`).
+    log : BanditLog, optional
+        What was logged; without it the data are contexts to be decided on.
+
+    Returns
+    -------
+    AnnData
+        ``X``: contexts; ``obsm``: ``candidates`` and their ``log_propensity`` [n, p]; with a log also ``position``,
+        ``reward`` and ``weight`` [n, l].
+    """
+    if logging.codes is None:
+        raise ValueError("logging lists all actions: choose candidates by logging.top(p)")
+    rows = logging.rows.astype(str)
+    found = anndata.AnnData(context, obs=pd.DataFrame(index=rows))
+    found.obsm["candidates"] = logging.codes
+    found.obsm["log_propensity"] = np.log(np.maximum(logging.probability, 1e-30)).astype(np.float32)
+    if log is not None:
+        shares = coefficients(torch.tensor(np.log(log.propensity)), log.design) * log.action.shape[1]
+        found.obsm["position"] = logging.place(log.action)
+        found.obsm["reward"], found.obsm["weight"] = log.reward, shares.numpy()
+    return found
+
+
+@dataclass
+class LearnedPolicy:
+    """A policy that a log taught, and what is known of it.
+
+    Attributes
+    ----------
+    fit : Fit
+        Of the entry ``poxm``.
+    top : int
+        p, the candidates of each context.
+    table : DataFrame
+        One row a size that was tried: its value on the held-out part of the log, with interval.
+    evaluation : Decision
+        All estimators on the rows that chose neither the policy nor p; see `fieldguide.decisions.evaluate_policy`.
+    actions : Index [K]
+    trained_on : Index
+        Names of the rows that chose it.
+    """
+
+    fit: Fit
+    top: int
+    table: pd.DataFrame
+    evaluation: Decision
+    actions: pd.Index
+    trained_on: pd.Index
+
+    def predict(self, context: ArrayLike, logging: Any, rows: Sequence | pd.Index | None = None) -> Policy:
+        """Return the policy [n, p] in new contexts.
+
+        Parameters
+        ----------
+        context : array [n, F]
+        logging : Policy, DataFrame or array [n, K]
+            The logging policy there: its best actions are the candidates.
+        rows : sequence, optional
+            Names of the contexts.
+        """
+        index = pd.RangeIndex(np.shape(context)[0]) if rows is None else pd.Index(rows)
+        candidates = Policy.read(logging, self.actions, index, "logging", whole=False).top(self.top)
+        return replace(policy_of(self.fit, context, candidates), trained_on=self.trained_on)
+
+
+def policy_of(fitted: Fit, context: ArrayLike, candidates: Policy) -> Policy:
+    """Return what a fit of ``poxm`` does in some contexts, among given candidates."""
+    posterior = fitted.posterior(policy_data(context, candidates), particles=1)
+    parts = [values["log_policy"].reshape(len(rows), -1) for rows, _, values in posterior.chunks()]
+    probability = torch.cat(parts).double().exp().cpu().numpy()
+    return Policy(candidates.codes, probability, candidates.actions, candidates.rows)
+
+
+def fit_self_normalised(
+    data: anndata.AnnData,
+    objective: OffPolicyValue | None = None,
+    *,
+    rounds: int = 8,
+    tolerance: float = 0.01,
+    **settings,
+) -> tuple[Fit, pd.DataFrame]:
+    """Fit ``poxm`` with the translation of BanditNet at its fixed point: the self-normalised value that it leads to.
+
+    The self-normalised estimate is a ratio, which no minibatch has a part of. Its gradient is that of ``mean(w (r -
+    t))`` where t is the estimate itself. So, from zero: fit with t, estimate the policy on the training rows, take that
+    for t, and start again with the same seed (Dinkelbach 1967), until t changes no more. No grid of translations, no
+    held-out rows.
+
+    Parameters
+    ----------
+    data : AnnData
+        Of `policy_data`, with a log.
+    objective : OffPolicyValue, optional
+        Its translation is replaced.
+    rounds : int
+        At most so many fits.
+    tolerance : float
+        Relative change of the translation at which to stop.
+    **settings
+        For `fieldguide.inference.fit`.
+
+    Returns
+    -------
+    Fit
+        The last.
+    DataFrame
+        One row a fit: ``translation``, the self-normalised ``value`` that it led to, and the ``mean_weight``.
+
+    Warns
+    -----
+    NoSupport
+        If the mean weight leaves [0.5, 2], where the policy has moved to what was hardly ever logged: the fit before
+        is returned. If the fixed point was not met.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, not {rounds}")
+    base, rows, kept, translation = objective or OffPolicyValue(), [], None, 0.0
+    for _ in range(rounds):
+        fitted = fit(get("poxm"), data, objective=replace(base, translation=translation), **settings)
+        value, weight = _logged(fitted)
+        rows.append({"translation": translation, "value": value, "mean_weight": weight})
+        if not 0.5 <= weight <= 2:
+            said = f"at translation {translation:.4g} the mean weight is {weight:.3g}: the policy left what was logged"
+            caution(f"{said}; the fit before it is kept" if kept else said, NoSupport)
+            fitted = kept or fitted
+            break
+        if abs(value - translation) <= tolerance * abs(value):
+            break
+        kept, translation = fitted, value
+    else:
+        last = rows[-1]["translation"]
+        caution(f"the translation was not settled in {rounds} fits: {last:.4g} led to {translation:.4g}", NoSupport)
+    return fitted, pd.DataFrame(rows).rename_axis("round")
+
+
+def _logged(fitted: Fit) -> tuple[float, float]:
+    """Self-normalised value and mean weight of a fitted policy on its training rows."""
+    batch = {name: values.cpu().double() for name, values in fitted.dataset.batch(fitted.train_rows).items()}
+    place = batch["position"].long()
+    chunks = fitted.posterior(particles=1).chunks()
+    share = torch.cat([values["log_policy"].reshape(len(rows), -1).cpu() for rows, _, values in chunks]).double().exp()
+    share = share[torch.as_tensor(fitted.train_rows)].gather(1, place.clamp(min=0))
+    weight = torch.where(place >= 0, share * batch["weight"], 0.0)
+    return float((weight * batch["reward"]).sum() / weight.sum()), float(weight.mean())
+
+
+def learn_policy(
+    log: BanditLog,
+    context: ArrayLike,
+    logging: Any,
+    *,
+    top: int | str = "auto",
+    objective: OffPolicyValue | None = None,
+    held_out: float = 0.2,
+    estimator: str = "snips",
+    self_normalise: bool = False,
+    level: float = 0.95,
+    seed: int = 0,
+    **settings,
+) -> LearnedPolicy:
+    """Learn a policy from a log, and say what it is worth on rows of the log that it has not seen.
+
+    Parameters
+    ----------
+    log : BanditLog
+    context : array [n, F]
+    logging : Policy, DataFrame or array [n, K] or [K]
+        The policy that drew the log.
+    top : int, "auto" or "q0.9"
+        How many actions of the logging policy each context may choose from. "q0.9": as many as hold nine tenths of the
+        rewarded logged items. "auto": the size, of those for several such shares, whose value on half of the held-out
+        rows has the largest lower confidence bound; the other half evaluates it.
+    objective : OffPolicyValue, optional
+    held_out : float
+        Share of the rows that no policy is trained on.
+    estimator : {"snips", "sis", "dr_sis", ...}
+        By which sizes are compared.
+    self_normalise : bool
+        Learn with the translation at its fixed point (`fit_self_normalised`: several fits for each size).
+    level : float
+        Of the intervals.
+    seed : int
+        Of the split, of training and of the bootstrap.
+    **settings
+        For `fieldguide.inference.fit`: ``max_epochs``, ``learning_rate``, ``n_hidden``, ``start``, ...
+
+    Raises
+    ------
+    ValueError
+        If nothing was rewarded, or too few rows are held out.
+
+    Warns
+    -----
+    NoSupport
+        If the candidates hold less than a tenth of the logging policy, or fewer than ten rewarded items.
+
+    Notes
+    -----
+    Lopez, Dhillon and Jordan (2021) learn by selective importance sampling among the best p actions of the logging
+    policy. How they adjust p is not public; the rule here is ours.
+    """
+    whole = Policy.read(logging, log.actions, log.rows, "logging", whole=False)
+    train, choosing, judging = _parts(len(log), held_out, top == "auto", seed)
+    sizes = _sizes(log.take(train), Policy.aligned(whole, log.actions, log.rows[train]), top)
+    x = np.asarray(context) if not hasattr(context, "tocsr") else context
+    if np.shape(x)[0] != len(log):
+        raise ValueError(f"context has {np.shape(x)[0]} rows, the log {len(log)}")
+    tried = []
+    for p in sizes:
+        candidates = whole.top(p)
+        here = candidates.aligned(log.actions, log.rows[train], "logging")
+        data = policy_data(x[train], here, log.take(train))
+        _covered(here, data)
+        arguments = {"n_actions": len(log.actions), "validation": 0.0, "early_stopping": None, "progress": False}
+        arguments |= {"seed": seed} | settings
+        if self_normalise:
+            fitted, _ = fit_self_normalised(data, objective, **arguments)
+        else:
+            fitted = fit(get("poxm"), data, objective=objective, **arguments)
+        score = None
+        if len(choosing):
+            score = _value(fitted, x, candidates, log, choosing, [estimator], level, seed).table.loc[estimator]
+        tried.append((p, fitted, score))
+    best = max(tried, key=lambda t: t[2]["low"]) if len(choosing) else tried[0]
+    rows = [
+        {"top": p, "translation": getattr(f.objective, "translation", np.nan)} | ({} if s is None else s.to_dict())
+        for p, f, s in tried
+    ]
+    candidates = whole.top(best[0])
+    evaluation = _value(best[1], x, candidates, log, judging, None, level, seed)
+    trained_on = log.rows[np.sort(np.concatenate([train, choosing]))]
+    return LearnedPolicy(best[1], best[0], pd.DataFrame(rows).set_index("top"), evaluation, log.actions, trained_on)
+
+
+def _covered(candidates: Policy, data: anndata.AnnData) -> None:
+    """Warn where the candidates hold too little of the log to learn from."""
+    mass, p = float(candidates.probability.sum(1).mean()), candidates.probability.shape[1]
+    rewarded = int(((data.obsm["reward"] > 0) & (data.obsm["position"] >= 0)).sum())
+    if mass < 0.1:
+        caution(f"the {p} candidates hold {mass:.0%} of the logging policy: most of the log says nothing", NoSupport)
+    if rewarded < 10:
+        caution(f"{rewarded} rewarded items of the log are among the {p} candidates: too few to learn from", NoSupport)
+
+
+def _value(fitted: Fit, x, candidates: Policy, log: BanditLog, rows: np.ndarray, names, level, seed) -> Decision:
+    part = log.take(rows)
+    policy = policy_of(fitted, x[rows], candidates.aligned(log.actions, part.rows, "logging"))
+    return evaluate_policy(part, policy, estimators=names, level=level, seed=seed)
+
+
+def _parts(n: int, held_out: float, choose: bool, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows for training, for choosing p (none where it is given) and for the value."""
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out must be between 0 and 1, not {held_out}")
+    order = np.random.default_rng(seed).permutation(n)
+    out = order[: int(held_out * n)]
+    if len(out) < 4:
+        raise ValueError(f"{len(out)} rows are held out of {n}: too few to say what a policy is worth")
+    half = len(out) // 2 if choose else 0
+    return np.sort(order[len(out) :]), np.sort(out[:half]), np.sort(out[half:])
+
+
+def _sizes(log: BanditLog, logging: Policy, top: int | str) -> list[int]:
+    """Sizes of the selected set to try."""
+    width, length = logging.probability.shape[1], log.action.shape[1]
+    if isinstance(top, int):
+        return [top]
+    ranks = logging.top(width).place(log.action) + 1
+    ranks = np.where(ranks == 0, width, ranks)
+    if top == "auto":
+        return sorted({min(rank_quantile(ranks, log.reward, q, length), width) for q in QUANTILES})
+    if not (top.startswith("q") and top[1:].replace(".", "", 1).isdigit()):
+        raise ValueError(f"top must be a number, 'auto' or a quantile such as 'q0.9', not {top!r}")
+    return [min(rank_quantile(ranks, log.reward, float(top[1:]), length), width)]

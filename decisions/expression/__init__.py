@@ -1,0 +1,1 @@
+"""Decisions on expression: differential expression, denoised values, checks of the model."""

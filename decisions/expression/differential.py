@@ -1,0 +1,299 @@
+"""Differential expression between two groups of cells, with a stated false discovery rate.
+
+Two questions go by this name, and they have different answers:
+
+* ``unit="group"``: by how much does the expression of the two *populations* differ, as a gene's share of all their
+  molecules? This is the usual question, and the default. The cells are a sample, so every draw weights them at random
+  (Bayesian bootstrap) and takes one posterior draw for each: both the sampling of cells and the uncertainty about each
+  cell are in the interval, which shrinks as cells are added. With ``unit="donor"`` (any obs column) the same over whole
+  subjects, for statements about further subjects.
+* ``unit="cells"``: by how much do two random *cells* differ, one of each group? (Lopez et al. 2018; Boyeau et al.
+  2019.) The spread between cells is part of the answer and stays however many cells there are, so this is not a test
+  for an effect of the group.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from fieldguide.decisions.decision import Decision
+from fieldguide.decisions.diagnostics import diagnose, warn_if_untrustworthy
+from fieldguide.decisions.draws import ESTIMATORS
+from fieldguide.decisions.expression.conditions import batch_codes
+from fieldguide.decisions.expression.counts import observed
+from fieldguide.decisions.expression.figures import volcano
+from fieldguide.decisions.expression.fold_change_prior import shared_prior
+from fieldguide.decisions.expression.group_draws import LEAST, Draws, cell_draws, mean_draws
+from fieldguide.decisions.expression.groups import Group, two_groups
+from fieldguide.decisions.expression.level_error import level_draws
+from fieldguide.decisions.expression.nuisance import redrawn_sites
+from fieldguide.decisions.expression.subjects import subject_weights
+from fieldguide.decisions.expression.thresholds import effect_threshold, pseudocount
+from fieldguide.decisions.fdr import calls, fdr_values
+from fieldguide.inference.posterior import Posterior
+
+MODES, TESTS, SCALES = ("change", "vanilla"), ("three", "two"), ("proportions", "counts")
+BAYES_FACTOR = 3.0
+"""Size of the log Bayes factor above which the vanilla mode calls a gene (Lopez et al. 2018)."""
+NOTES: dict[str, str] = {
+    "cells": "The question is about pairs of random cells: the FDR is that of statements about such pairs.",
+    "group": "Cells are taken as a random sample of their population; subjects are not part of the uncertainty.",
+    "subjects": "Subjects are taken as a random sample of theirs; each counts once, whatever its number of cells.",
+    "three": "Three-way test: the FDR is that of signed calls (changed by delta or more, in the stated direction).",
+    "two": "Two-way test: a wide posterior on both sides of zero counts as changed.",
+    "raw": "The parameters of the model are taken as known: intervals are too narrow for genes with few counts.",
+}
+
+
+def differential_expression(
+    posterior: Posterior,
+    groupby,
+    group,
+    reference=None,
+    mode: str = "change",
+    delta: float | None = 0.25,
+    fdr: float = 0.05,
+    test: str = "three",
+    estimator: str = "snis",
+    unit: str | None = None,
+    scale: str = "proportions",
+    batch_correction: bool | Sequence | None = None,
+    nuisance: bool | str | Sequence[str] | None = None,
+    calibrate: bool = True,
+    draws: int = 2000,
+    pseudo: float | None = None,
+    seed: int = 0,
+) -> Decision:
+    """Compare the expression of two groups of cells and call genes at a posterior expected false discovery rate.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Of a program with a site ``rho``: each gene's proportion of the cell's expression.
+    groupby : str, array of labels [N], or None
+        An obs column, or labels; None when groups are masks.
+    group, reference : label, list of labels, or bool array [N]
+        What is compared with what; the reference is all other labelled cells by default. Positive fold changes are
+        higher in ``group``.
+    mode : {"change", "vanilla"}
+        "change": is the fold change at least ``delta`` (Boyeau et al. 2019)? "vanilla": which random cell has more,
+        as a Bayes factor (Lopez et al. 2018)?
+    delta : float, optional
+        Least log2 fold change of interest; None reads it from the data (see ``thresholds.effect_threshold``).
+    fdr : float
+        Target of the posterior expected FDR over the whole table.
+    test : {"three", "two"}
+        "three": the probability is the larger one of P(lfc >= delta) and P(lfc <= -delta), and the FDR is that of
+        *signed* calls. "two": their sum, by which a wide posterior around zero counts as changed.
+    estimator : {"snis", "plugin"}
+        Importance-weighted draws, or draws of the guide as they are (biased; for comparison).
+    unit : {"group", "cells"} or obs column of subjects
+        The question (see above): "group" by default, "cells" in vanilla mode, which knows no other.
+    scale : {"proportions", "counts"}
+        Compare shares of a group's molecules, or counts per cell. Larger cells have more of most molecules: in
+        "counts" that is a change, in "proportions" it is not.
+    batch_correction : bool or list of batch labels, optional
+        Decode both groups under the same batches: all, or those listed, averaged with equal weights. False takes every
+        cell in its own batch. By default done where the program knows more than one batch; costs one decoding a batch.
+    nuisance : bool, site or list of sites, optional
+        Latent sites to draw anew from their prior and average over, so that the groups are compared at equal technical
+        quality: by default those that the program declares (``u`` of `hcv`), none with False. Costs ten decodings.
+    calibrate : bool
+        For populations: add the error of each group's level (``levels.py``) and share a prior on fold changes between
+        genes (``prior.py``). Needs raw counts. Without it the draws are the fitted model's own, whose intervals are
+        too narrow for genes with few counts.
+    draws : int
+        R, posterior draws of the fold changes.
+    pseudo : float, optional
+        Added to the expression before the logarithm; read from the data by default (``thresholds.pseudocount``).
+    seed : int
+
+    Returns
+    -------
+    Decision
+        ``table``, one row a gene, most probable first, among equals by the interval's end nearest to zero:
+
+        - lfc, lfc_sd, lfc_low/high: log2 fold change: posterior mean, sd, central 95 % interval
+        - p_up, p_down: P(lfc >= delta), P(lfc <= -delta)
+        - probability: what ``test`` asks for; vanilla: P(a cell of the group has more)
+        - bayes_factor: natural log odds of ``probability``, clipped to ±log(draws)
+        - fdr: expected FDR of the list down to this gene
+        - is_de: ``fdr`` at most the target; vanilla: absolute Bayes factor above 3
+        - expression_1, expression_2: posterior mean expression of group and reference, in the ``scale``
+        - counts_1, counts_2: mean raw count per cell (where the data has counts)
+        - nonzero_1, nonzero_2: share of cells with any count
+
+        In vanilla mode ``fdr`` is the expected share of wrong signs. ``diagnostics``: one row a group, see
+        ``trust.diagnose``. ``settings``: everything above with the values that defaults took.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument: unknown column, label, batch or option; overlapping or empty groups; a group too small for
+        its unit.
+
+    Warns
+    -----
+    UntrustworthyWeights
+        When k-hat forbids to trust the importance weights of more than half of a group's cells.
+    WeakDesign
+        With fewer than five subjects in a group.
+    """
+    unit = unit or ("cells" if mode == "vanilla" else "group")
+    _check(mode, delta, fdr, test, estimator, unit, scale, draws, pseudo)
+    groups = two_groups(posterior.obs, posterior.n_cells, groupby, group, reference)
+    batches = batch_codes(posterior, batch_correction, "batch_correction")
+    redrawn = redrawn_sites(posterior, nuisance, "nuisance")
+    calibrate = calibrate and unit != "cells"
+    raw = [observed(posterior, g.rows) for g in groups]
+    if calibrate and raw[0] is None:
+        raise ValueError("calibrate=True needs raw counts (a field 'counts'); calibrate=False does without")
+    sampled = _sample(posterior, groups, unit, scale, draws, seed, estimator, batches, redrawn)
+    if pseudo is None:
+        pseudo = pseudocount([d.rho for d in sampled], None if raw[0] is None else [r.mean for r in raw])
+    levels = [_levelled(d, g, calibrate, seed) for d, g in zip(sampled, groups, strict=True)]
+    lfc = np.log2(levels[0] + np.float32(pseudo)) - np.log2(levels[1] + np.float32(pseudo))
+    weights = shared_prior(lfc)[0] if calibrate else np.full_like(lfc, 1 / draws)
+    if mode == "change" and delta is None:
+        delta = effect_threshold((weights * lfc).sum(0), seed)
+
+    table = _summary(lfc, weights, 0.0 if mode == "vanilla" else delta)
+    sure = _decide(table, lfc, mode, test, fdr, draws)
+    for number, (level, found) in enumerate(zip(levels, raw, strict=True), 1):
+        table[f"expression_{number}"] = level.mean(0, dtype=np.float64)
+        if found is not None:
+            table[f"counts_{number}"], table[f"nonzero_{number}"] = found.mean, found.nonzero
+    if posterior.var_names is not None:
+        table.index = pd.Index(posterior.var_names, name="gene")
+    certain = np.maximum(table["lfc_low"].to_numpy(), -table["lfc_high"].to_numpy())
+    order = np.lexsort((-certain, -sure))
+
+    diagnostics = _diagnose(sampled, groups, pseudo)
+    if estimator == "snis":
+        warn_if_untrustworthy(diagnostics)
+    settings = {
+        "group": groups[0].name,
+        "reference": groups[1].name,
+        "mode": mode,
+        "delta": delta if mode == "change" else None,
+        "fdr": fdr,
+        "test": test,
+        "estimator": estimator,
+        "unit": unit,
+        "scale": scale,
+        "batches": batches,
+        "nuisance": list(redrawn),
+        "calibrate": calibrate,
+        "draws": draws,
+        "pseudo": pseudo,
+        "seed": seed,
+        "posterior_seed": posterior.seed,
+    }
+    return Decision(table.iloc[order], diagnostics, settings, _notes(mode, test, unit, calibrate), volcano)
+
+
+def _check(mode: str, delta, fdr: float, test: str, estimator: str, unit: str, scale: str, draws: int, pseudo) -> None:
+    options = {
+        "mode": (mode, MODES),
+        "test": (test, TESTS),
+        "estimator": (estimator, ESTIMATORS),
+        "scale": (scale, SCALES),
+    }
+    for name, (value, allowed) in options.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    if mode == "vanilla" and unit != "cells":
+        raise ValueError(f"mode='vanilla' compares random cells: unit must be 'cells', not {unit!r}")
+    if delta is not None and not delta >= 0:
+        raise ValueError(f"delta must be at least 0 (log2 units), not {delta}")
+    if not 0 <= fdr < 1:
+        raise ValueError(f"fdr must be in [0, 1), not {fdr}")
+    if draws < 100:
+        raise ValueError(f"draws must be at least 100 to tell probabilities, not {draws}")
+    if pseudo is not None and not pseudo > 0:
+        raise ValueError(f"pseudo must be positive, not {pseudo}")
+
+
+def _sample(
+    posterior: Posterior,
+    groups: tuple[Group, Group],
+    unit: str,
+    scale: str,
+    draws: int,
+    seed: int,
+    estimator: str,
+    batches: list[int] | None,
+    redrawn: tuple[str, ...],
+) -> list[Draws]:
+    if unit == "cells":
+        return [cell_draws(posterior, g.rows, draws, seed, estimator, batches, scale, redrawn) for g in groups]
+    for g in groups:
+        if len(g.rows) < LEAST:
+            raise ValueError(
+                f"{g.name!r} has {len(g.rows)} cell(s): a population's mean needs at least {LEAST}; unit='cells' "
+                "compares the cells themselves"
+            )
+    shared = (None, None) if unit == "group" else subject_weights(posterior, unit, groups, draws, seed, scale)
+    pairs = zip(groups, shared, strict=True)
+    shown = (scale, redrawn)
+    return [mean_draws(posterior, g.rows, draws, seed, estimator, batches, weights, *shown) for g, weights in pairs]
+
+
+def _levelled(sampled: Draws, group: Group, calibrate: bool, seed: int) -> np.ndarray:
+    """Draws of the group's expression [R, G], with the error of its level where asked."""
+    if not calibrate:
+        return sampled.rho
+    rng = np.random.default_rng([seed, int(group.rows[0]), 1])
+    return sampled.rho * level_draws(sampled.totals, len(sampled.rho), rng)
+
+
+def _summary(lfc: np.ndarray, weights: np.ndarray, delta: float) -> pd.DataFrame:
+    """Posterior mean, spread, interval and probabilities of the fold changes [R, G] under weights [R, G]."""
+    mean = (weights * lfc).sum(0, dtype=np.float64)
+    order = np.argsort(lfc, axis=0)
+    ordered = np.take_along_axis(lfc, order, 0)
+    below = np.take_along_axis(weights, order, 0).cumsum(0, dtype=np.float64)
+    low, high = (
+        np.take_along_axis(ordered, np.minimum((below < q).sum(0), len(lfc) - 1)[None], 0)[0] for q in (0.025, 0.975)
+    )
+    return pd.DataFrame(
+        {
+            "lfc": mean,
+            "lfc_sd": np.sqrt((weights * (lfc - mean) ** 2).sum(0)),
+            "lfc_low": low.astype(np.float64),
+            "lfc_high": high.astype(np.float64),
+            "p_up": np.minimum((weights * (lfc >= delta)).sum(0, dtype=np.float64), 1.0),
+            "p_down": np.minimum((weights * (lfc <= -delta)).sum(0, dtype=np.float64), 1.0),
+        }
+    )
+
+
+def _decide(table: pd.DataFrame, lfc: np.ndarray, mode: str, test: str, fdr: float, draws: int) -> np.ndarray:
+    """Add probability, Bayes factor, FDR and call to the table; return the certainty [G] they are ranked by."""
+    if mode == "vanilla":
+        probability = (lfc > 0).mean(0) + 0.5 * (lfc == 0).mean(0)
+        sure = np.maximum(probability, 1 - probability)
+    else:
+        up, down = table["p_up"].to_numpy(), table["p_down"].to_numpy()
+        probability = sure = np.maximum(up, down) if test == "three" else np.minimum(up + down, 1.0)
+    with np.errstate(divide="ignore"):
+        odds = np.log(probability) - np.log1p(-probability)
+    table["probability"], table["bayes_factor"] = probability, np.clip(odds, -np.log(draws), np.log(draws))
+    table["fdr"] = fdr_values(sure)
+    table["is_de"] = table["bayes_factor"].abs() > BAYES_FACTOR if mode == "vanilla" else calls(sure, fdr)
+    return sure
+
+
+def _diagnose(sampled: list[Draws], groups: tuple[Group, Group], pseudo: float) -> pd.DataFrame:
+    rows = []
+    for d, g in zip(sampled, groups, strict=True):
+        shift = np.abs(np.diff(np.log2(d.means + pseudo), axis=0)[0])
+        rows.append(diagnose(d.log_weights, g.name, len(g.rows), shift))
+    return pd.DataFrame(rows)
+
+
+def _notes(mode: str, test: str, unit: str, calibrate: bool) -> tuple[str, ...]:
+    who = unit if unit in ("cells", "group") else "subjects"
+    notes = (NOTES[who],) if mode == "vanilla" else (NOTES[who], NOTES[test])
+    return notes if calibrate else (*notes, NOTES["raw"])

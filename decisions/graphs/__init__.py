@@ -1,0 +1,1 @@
+"""Causal graphs: reading them off a fit, comparing them, and cells under interventions."""

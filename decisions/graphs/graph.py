@@ -1,0 +1,263 @@
+"""A causal graph: the probability of each edge, the edges that are kept, and how good they are by the truth."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fieldguide.decisions.decision import Decision
+from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_acyclic, topological_order
+from fieldguide.decisions.graphs.distances import structural_hamming_distance, structural_intervention_distance
+from fieldguide.decisions.graphs.figures import edge_map
+
+SID_LARGEST = 150
+"""Vertices up to which `graph_scores` computes the structural intervention distance."""
+NOTES = (
+    "probabilities are those of the fitted masks (from one fit): they say what the likelihood decided, and are no "
+    "posterior unless the masks had a prior.",
+)
+
+
+@dataclass
+class Graph(Decision):
+    """Edges between genes.
+
+    ``table`` has one row for each kept edge, most probable first: ``source``, ``target``, ``probability``.
+    ``diagnostics``: one row, the number of edges, whether they close a cycle, and how many edges were left out because
+    they would have.
+
+    Attributes
+    ----------
+    probability : DataFrame [d, d]
+        Of an edge from the gene of the row to the gene of the column.
+    edges : bool DataFrame [d, d]
+        Those that are kept.
+    into, out_of : DataFrame [d, m], optional
+        Of a graph through factors: whether the edges gene -> factor and factor -> gene are kept.
+    """
+
+    probability: pd.DataFrame = field(default_factory=pd.DataFrame)
+    edges: pd.DataFrame = field(default_factory=pd.DataFrame)
+    into: pd.DataFrame | None = None
+    out_of: pd.DataFrame | None = None
+
+    @property
+    def is_dag(self) -> bool:
+        """Whether the kept edges have no directed cycle."""
+        return is_acyclic(self.edges.to_numpy())
+
+    @property
+    def order(self) -> list | None:
+        """The genes in an order in which every edge points forward; None where there is a cycle."""
+        found = topological_order(self.edges.to_numpy())
+        return None if found is None else list(self.edges.index[found])
+
+    def to_networkx(self) -> Any:
+        """Return a ``networkx.DiGraph`` of the kept edges, with their ``probability``."""
+        import networkx as nx
+
+        graph = nx.DiGraph()
+        graph.add_nodes_from(self.edges.index)
+        rows = self.table[["source", "target", "probability"]].itertuples(index=False)
+        graph.add_weighted_edges_from(rows, weight="probability")
+        return graph
+
+    def write(self, adata: anndata.AnnData, key: str = "graph") -> None:
+        """Put the graph into an AnnData: ``varp[key]`` (probabilities), ``varp[key + "_edges"]`` (kept, sparse).
+
+        Of a graph through factors also ``varm[key + "_into"]`` and ``varm[key + "_out_of"]``.
+
+        Raises
+        ------
+        ValueError
+            If its genes are not those of the graph, naming one.
+        """
+        names = pd.Index(adata.var_names)
+        absent = next((g for g in names if g not in self.edges.index), None)
+        if absent is not None or len(names) != len(self.edges):
+            what = (
+                f"gene {absent!r} is not in it" if absent is not None else f"{len(self.edges)} genes, not {len(names)}"
+            )
+            raise ValueError(f"the graph is of other genes than the AnnData: {what}")
+        adata.varp[key] = self.probability.loc[names, names].to_numpy()
+        adata.varp[f"{key}_edges"] = sp.csr_matrix(self.edges.loc[names, names].to_numpy())
+        for name, part in (("into", self.into), ("out_of", self.out_of)):
+            if part is not None:
+                adata.varm[f"{key}_{name}"] = part.loc[names].to_numpy()
+
+
+def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, genes: Any = None) -> Graph:
+    """Return the graph of a fit, or of plain edge probabilities.
+
+    Edges are added by decreasing probability down to ``threshold``; one that would close a cycle is left out. The graph
+    that is returned is the one that a fit whose graph has settled predicts with.
+
+    Parameters
+    ----------
+    source : Fit, array or DataFrame [d, d], or pair of them [d, m]
+        A fit of a program with ``edge_weights()``, probabilities of edges between genes (row to column), or of the
+        edges gene -> factor and factor -> gene.
+    threshold : float
+    acyclic : bool
+        False keeps every edge at or above the threshold.
+    genes : sequence, optional
+        Names of the d genes, if the source has none.
+
+    Examples
+    --------
+    >>> found = causal_graph([[0, 0.9], [0.7, 0]], genes=["a", "b"])
+    >>> found.table.to_dict("records"), found.is_dag
+    ([{'source': 'a', 'target': 'b', 'probability': 0.9}], True)
+    """
+    settled = None
+    if hasattr(source, "program"):
+        program = source.program
+        settled = program.settled_edges() if acyclic and hasattr(program, "settled_edges") else None
+    source, genes = edge_probabilities(source, genes)
+    kept: tuple[np.ndarray, np.ndarray] | None = None
+    if isinstance(source, tuple):
+        a, b = (_table(part) for part in source)
+        if a.shape != b.shape:
+            raise ValueError(f"weights into and out of factors must both be [d, m], not {a.shape} and {b.shape}")
+        values = through_factors(a, b)
+        whole = a >= threshold, b >= threshold
+        first, second = settled or (acyclic_factors(a, b, threshold) if acyclic else whole)
+        kept = first, second
+        edges = (first.astype(np.float32) @ second.T.astype(np.float32) > 0) & ~np.eye(len(values), dtype=bool)
+        left_out = int(sum(w.sum() for w in whole) - first.sum() - second.sum()) if settled is None else 0
+    else:
+        values = _table(source)
+        if values.shape[0] != values.shape[1]:
+            raise ValueError(f"probabilities of edges are a square table (row to column), not {values.shape}")
+        values = values * (1 - np.eye(len(values)))
+        whole = values >= max(threshold, np.finfo(float).tiny)
+        edges = settled if settled is not None else acyclic_part(values, threshold) if acyclic else whole
+        left_out = int(whole.sum() - edges.sum()) if settled is None else 0
+    names = pd.Index(range(len(values)) if genes is None else genes)
+    if len(names) != len(values):
+        raise ValueError(f"{len(names)} names for {len(values)} genes")
+    places = np.argwhere(edges)
+    places = places[np.argsort(-values[edges], kind="stable")]
+    rows = {
+        "source": names[places[:, 0]],
+        "target": names[places[:, 1]],
+        "probability": values[places[:, 0], places[:, 1]],
+    }
+    diagnostics = pd.DataFrame([{"edges": len(places), "is_dag": is_acyclic(edges), "left_out": left_out}])
+    parts = zip(("into", "out_of"), kept or (), strict=False)
+    frames = {name: pd.DataFrame(part, index=names) for name, part in parts}
+    return Graph(
+        table=pd.DataFrame(rows),
+        diagnostics=diagnostics,
+        settings={"threshold": threshold, "acyclic": acyclic},
+        notes=NOTES,
+        draw=edge_map,
+        probability=pd.DataFrame(values, index=names, columns=names),
+        edges=pd.DataFrame(edges, index=names, columns=names),
+        **frames,
+    )
+
+
+def edge_probabilities(source: Any, genes: Any = None) -> tuple[Any, Any]:
+    """Return the probabilities of edges that a source of `causal_graph` says, and the names of the genes or None."""
+    if hasattr(source, "program"):
+        program = source.program
+        if not hasattr(program, "edge_weights"):
+            raise TypeError(f"{type(program).__name__} has no graph: it needs a method edge_weights()")
+        genes = _genes_of(source) if genes is None else genes
+        source = getattr(program, "edge_probabilities", program.edge_weights)()
+    if isinstance(source, pd.DataFrame) and genes is None:
+        genes = source.index
+    return source, genes
+
+
+def through_factors(into: ArrayLike, out_of: ArrayLike) -> np.ndarray:
+    """Return the probability [d, d] that at least one factor joins i to j, its edges being independent; 0 for i = j."""
+    a, b = np.asarray(into, dtype=np.float64), np.asarray(out_of, dtype=np.float64)
+    none = np.ones((len(a), len(a)))
+    for f in range(a.shape[1]):
+        none *= 1 - np.outer(a[:, f], b[:, f])
+    return (1 - none) * (1 - np.eye(len(a)))
+
+
+def graph_scores(estimated: Any, true: ArrayLike, sid: bool | None = None) -> pd.Series:
+    """Return how well a graph agrees with the true one.
+
+    Parameters
+    ----------
+    estimated : Graph, array or DataFrame [d, d]
+        A graph, or edges (of true and false, or 0 and 1). Average precision needs a `Graph`.
+    true : array or DataFrame [d, d]
+        Tables are matched by the names of the genes.
+    sid : bool, optional
+        Whether to compute the structural intervention distance; by default for acyclic graphs of up to 150 genes.
+
+    Returns
+    -------
+    Series
+        ``shd`` (a reversed edge counts once), ``sid``, ``precision``, ``recall`` and ``f1`` of directed edges,
+        ``average_precision`` of the probabilities of all ordered pairs, ``edges`` and ``true_edges``.
+
+    Examples
+    --------
+    >>> graph_scores([[0, 1], [0, 0]], [[0, 0], [1, 0]])[["shd", "sid", "f1"]].to_dict()
+    {'shd': 1.0, 'sid': 2.0, 'f1': 0.0}
+    """
+    table = estimated.edges if isinstance(estimated, Graph) else estimated
+    truth = _match(true, table)
+    edges = np.asarray(table)
+    if not np.isin(edges, (0, 1)).all():
+        raise ValueError("estimated edges must be 0 or 1: make a graph of probabilities by causal_graph")
+    edges = edges.astype(bool)
+    shd = structural_hamming_distance(edges, truth)
+    both = int((edges & truth).sum())
+    precision = both / edges.sum() if edges.any() else np.nan
+    recall = both / truth.sum() if truth.any() else np.nan
+    wanted = len(edges) <= SID_LARGEST and is_acyclic(edges) and is_acyclic(truth) if sid is None else sid
+    found = {
+        "shd": shd,
+        "sid": structural_intervention_distance(edges, truth) if wanted else np.nan,
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * both / (edges.sum() + truth.sum()) if edges.any() or truth.any() else np.nan,
+        "average_precision": np.nan,
+        "edges": edges.sum(),
+        "true_edges": truth.sum(),
+    }
+    if isinstance(estimated, Graph) and truth.any():
+        from sklearn.metrics import average_precision_score
+
+        off = ~np.eye(len(truth), dtype=bool)
+        found["average_precision"] = average_precision_score(truth[off], estimated.probability.to_numpy()[off])
+    return pd.Series(found, dtype=float)
+
+
+def _match(true: Any, table: Any) -> np.ndarray:
+    if isinstance(true, pd.DataFrame) and isinstance(table, pd.DataFrame):
+        absent = next((g for g in table.index if g not in true.index or g not in true.columns), None)
+        if absent is not None:
+            raise ValueError(f"the true graph has no gene {absent!r}")
+        true = true.loc[table.index, table.index]
+    values = np.asarray(true)
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError("true edges must be 0 or 1")
+    return values.astype(bool)
+
+
+def _table(part: Any) -> np.ndarray:
+    values = part.detach().double().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part, dtype=np.float64)
+    bad = np.argwhere(~((values >= 0) & (values <= 1 + 1e-6)))
+    if bad.size:
+        row, column = bad[0]
+        raise ValueError(f"probability of the edge from {row} to {column} is {values[row, column]}")
+    return values.clip(0, 1)
+
+
+def _genes_of(fitted: Any) -> Any:
+    states = fitted.schema.states.values() if fitted.schema is not None else ()
+    return next((s["genes"] for s in states if s.get("genes")), None)

@@ -1,0 +1,1 @@
+"""Genes that an assay did not measure."""

@@ -1,0 +1,264 @@
+"""Is a nuisance left in the latents? What predicts it from them, and a permutation test of independence."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from fieldguide.decisions.decision import Decision
+from fieldguide.decisions.expression.groups import column
+from fieldguide.inference import Fit, permutation_test
+from fieldguide.inference.constraints import measures
+from fieldguide.inference.constraints.source import is_categorical
+from fieldguide.inference.posterior import Posterior
+
+ALPHAS = np.geomspace(1e-3, 1e4, 8)
+"""Ridge penalties, chosen by the training folds."""
+NOTES = (
+    "Predictions are out of fold. Negative R2 is no error: the latents predict worse than the mean.",
+    "The p-value is of one test for each nuisance, on the cells that were drawn for it; it is not adjusted.",
+)
+
+
+def independence(
+    latents: "Posterior | Fit | npt.ArrayLike",
+    nuisance: str | Sequence[str] | Mapping[str, Any],
+    given: Any = None,
+    *,
+    obs: pd.DataFrame | None = None,
+    site: str | None = None,
+    folds: int = 5,
+    trees: int = 100,
+    cells: int = 1000,
+    permutations: int = 200,
+    least: int = 20,
+    seed: int = 0,
+) -> Decision:
+    """Say how much of each nuisance the latents hold: by prediction from them, and by HSIC.
+
+    Parameters
+    ----------
+    latents : Posterior, Fit or array [N, D]
+        Of a posterior or fit, the guide's mean of the site.
+    nuisance : str, list of str, or mapping of str to array [N]
+        Columns of the cells' annotation, or values by name. Numbers are continuous, all others categories.
+    given : str or array [N], optional
+        Categories, such as cell types: everything is asked within each of them, so that what a nuisance shares with
+        the type does not count.
+    obs : DataFrame, optional
+        Where columns are looked up; by default in what ``latents`` came with.
+    site : str, optional
+        Latent site; the program's main one by default.
+    folds : int
+        Of the cross-validation.
+    trees : int
+        Of the random forests.
+    cells : int
+        At most so many cells, drawn at random, enter the permutation test, whose cost is quadratic in them.
+    permutations : int
+        At least 19; the p-value is 1 / (permutations + 1) at least.
+    least : int
+        Categories of ``given`` with fewer cells are left out.
+    seed : int
+        Of folds, forests, drawn cells and permutations.
+
+    Returns
+    -------
+    Decision
+        ``table``, one row a nuisance:
+
+        - kind: "continuous" or "categorical"
+        - linear, forest: of ridge regression and a random forest, R2 (one minus squared error over that of the mean; of
+          each category's own mean where ``given``), or balanced accuracy (of logistic regression and a random forest;
+          the mean over categories of ``given``, by their cells)
+        - chance: 0, or one over the number of classes, which is what latents without the nuisance reach
+        - hsic: its unbiased estimate, between standardised latents and the nuisance
+        - p_value: of independence, by permutation (within the categories of ``given``)
+        - cells, cells_tested: cells that were predicted for, and those in the test
+
+        ``settings`` holds the arguments.
+
+    Raises
+    ------
+    ValueError
+        For an unknown column, values missing or not finite, a nuisance that is constant (in every category of
+        ``given``), a class with fewer cells than folds, or too few cells; naming it.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> z = rng.normal(size=(200, 2))
+    >>> found = independence(z, {"kept": z[:, 0] ** 2, "gone": rng.normal(size=200)}, trees=20)
+    >>> (found.table["p_value"] < 0.05).to_dict()
+    {'kept': True, 'gone': False}
+    """
+    if folds < 2 or least < 2 * folds or cells < least:
+        raise ValueError("folds must be at least 2, least at least twice as many, and cells at least as many as least")
+    z, table = _latents(latents, site, obs)
+    wanted = {name: np.asarray(v) for name, v in nuisance.items()} if isinstance(nuisance, Mapping) else None
+    names = list(wanted) if wanted else [nuisance] if isinstance(nuisance, str) else list(nuisance)
+    if not names:
+        raise ValueError("nuisance names nothing to look for")
+    kinds, groups, name_given = _groups(given, table, len(z))
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        series = pd.Series(wanted[name]) if wanted else column(table, name, "nuisance")
+        _check(series, name, len(z))
+        parts = _parts(series, groups, kinds, name, folds, least)
+        categorical = is_categorical(series)
+        values = pd.factorize(series.astype(str), sort=True)[0] if categorical else series.to_numpy(dtype=np.float64)
+        score = _accuracies if categorical else _shares_explained
+        linear, forest, chance = score(z, values, parts, folds, trees, seed)
+        hsic, p_value, tested = _test(z, values, parts, categorical, cells, permutations, seed)
+        rows[name] = {
+            "kind": "categorical" if categorical else "continuous",
+            "linear": linear,
+            "forest": forest,
+            "chance": chance,
+            "hsic": hsic,
+            "p_value": p_value,
+            "cells": sum(map(len, parts)),
+            "cells_tested": tested,
+        }
+    found = pd.DataFrame.from_dict(rows, orient="index").rename_axis("nuisance")
+    settings = {"given": name_given, "site": site, "folds": folds, "trees": trees, "cells": cells}
+    settings |= {"permutations": permutations, "least": least, "seed": seed}
+    sizes = pd.DataFrame({"cells": np.bincount(groups)}, index=pd.Index(kinds, name="category"))
+    few = [f"Left out: {n} cells of {k!r}, fewer than {least}." for k, n in sizes["cells"].items() if n < least]
+    return Decision(found, sizes, settings, (*NOTES, *few))
+
+
+# ---- what is asked ----------------------------------------------------------------------------------------
+def _latents(source: Any, site: str | None, obs: pd.DataFrame | None) -> tuple[np.ndarray, pd.DataFrame | None]:
+    if isinstance(source, Fit):
+        obs = obs if obs is not None else source.read().obs
+        source = source.latent(site=site)
+    elif isinstance(source, Posterior):
+        obs = obs if obs is not None else source.obs
+        chosen = site or source.program.latent
+        if chosen not in source.latents:
+            raise KeyError(f"no latent site '{chosen}'; there are {', '.join(source.latents)}")
+        source = source.expect(lambda values: values[chosen], estimator="plugin")
+    z = np.asarray(source, dtype=np.float64)
+    if z.ndim != 2 or not np.isfinite(z).all():
+        raise ValueError(f"latents must be finite numbers [cells, dimensions], not of shape {z.shape}")
+    return z, obs
+
+
+def _groups(given: Any, table: pd.DataFrame | None, n: int) -> tuple[list[str], np.ndarray, str | None]:
+    """Names of the categories, the code of each cell, and the name of the column."""
+    if given is None:
+        return ["all"], np.zeros(n, dtype=np.int64), None
+    series = column(table, given, "given") if isinstance(given, str) else pd.Series(np.asarray(given))
+    _check(series, "given", n)
+    if pd.api.types.is_float_dtype(series.dtype):
+        raise ValueError("given must be a column of categories, not of numbers")
+    codes, names = pd.factorize(series.astype(str), sort=True)
+    return list(map(str, names)), codes, given if isinstance(given, str) else "given"
+
+
+def _check(series: pd.Series, name: str, n: int) -> None:
+    if len(series) != n:
+        raise ValueError(f"{name!r} has {len(series)} values for {n} cells")
+    missing = series.isna().to_numpy()
+    if pd.api.types.is_float_dtype(series.dtype):
+        missing = missing | ~np.isfinite(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    if missing.any():
+        row = int(np.flatnonzero(missing)[0])
+        raise ValueError(f"{name!r} of cell {str(series.index[row])!r} is missing or not finite")
+
+
+def _parts(series: pd.Series, groups: np.ndarray, kinds: list[str], name: str, folds: int, least: int):
+    """Rows of each category in which the nuisance varies and there are cells enough."""
+    if series.nunique() < 2:
+        raise ValueError(f"nuisance {name!r} is constant ({series.iloc[0]!r}): there is nothing to find")
+    large = [np.flatnonzero(groups == i) for i in range(len(kinds)) if np.sum(groups == i) >= least]
+    if not large:
+        raise ValueError(f"no category of given has {least} cells")
+    varied = [rows for rows in large if series.iloc[rows].nunique() > 1]
+    if not varied:
+        raise ValueError(f"nuisance {name!r} is constant within every category of given: nothing of it is left")
+    if not is_categorical(series):
+        return varied
+    enough = [rows for rows in varied if series.iloc[rows].value_counts().loc[lambda c: c > 0].min() >= folds]
+    if not enough:
+        few = series.iloc[varied[0]].value_counts().loc[lambda c: c > 0]
+        raise ValueError(
+            f"class {few.index[-1]!r} of nuisance {name!r} has {few.iloc[-1]} cells, fewer than {folds} folds"
+        )
+    return enough
+
+
+# ---- answers ----------------------------------------------------------------------------------------------
+def _shares_explained(z, values, parts, folds: int, trees: int, seed: int) -> tuple[float, float, float]:
+    """Out-of-fold R2 of ridge regression and of a random forest, pooled over parts."""
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    errors, total = np.zeros(2), 0.0
+    for rows in parts:
+        x, y = _standardised(z[rows]), values[rows]
+        split = KFold(folds, shuffle=True, random_state=seed)
+        for number, model in enumerate((RidgeCV(ALPHAS), RandomForestRegressor(trees, min_samples_leaf=5,
+                                                                               random_state=seed))):  # fmt: skip
+            errors[number] += np.sum((y - cross_val_predict(model, x, y, cv=split)) ** 2)
+        total += np.sum((y - y.mean()) ** 2)
+    linear, forest = 1 - errors / total
+    return float(linear), float(forest), 0.0
+
+
+def _accuracies(z, codes, parts, folds: int, trees: int, seed: int) -> tuple[float, float, float]:
+    """Out-of-fold balanced accuracy of logistic regression and of a random forest, and chance; means over parts."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    found, weights = [], [len(rows) for rows in parts]
+    for rows in parts:
+        x, y = _standardised(z[rows]), codes[rows]
+        split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        linear = LogisticRegression(class_weight="balanced", max_iter=1000)
+        forest = RandomForestClassifier(trees, min_samples_leaf=5, class_weight="balanced", random_state=seed)
+        scores = [balanced_accuracy_score(y, cross_val_predict(m, x, y, cv=split)) for m in (linear, forest)]
+        found.append([*scores, 1 / len(np.unique(y))])
+    linear, forest, chance = np.average(found, axis=0, weights=weights)
+    return float(linear), float(forest), float(chance)
+
+
+def _test(z, values, parts, categorical: bool, cells: int, permutations: int, seed: int) -> tuple[float, float, int]:
+    """Unbiased HSIC within parts (mean over their cells), its p-value by permutation within them, and the cells."""
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate(parts)
+    group = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    if len(rows) > cells:
+        chosen = np.sort(rng.permutation(len(rows))[:cells])
+        rows, group = rows[chosen], group[chosen]
+    sizes = np.bincount(group, minlength=len(parts))
+    inside = [np.flatnonzero(group == g) for g in np.flatnonzero(sizes >= measures.LEAST)]
+    if not inside:
+        raise ValueError(f"no category of given has {measures.LEAST} of the {len(rows)} drawn cells: raise cells")
+    points = torch.from_numpy(_standardised(z[rows]))
+    targets = torch.from_numpy(values[rows]) if categorical else torch.from_numpy(_standardised(values[rows, None]))
+    gamma = measures.median_gamma(points)
+    other = 0.0 if categorical else measures.median_gamma(targets)
+    grams = [measures.gaussian_gram(points[p], gamma) for p in inside]
+    share = [len(p) / sum(map(len, inside)) for p in inside]
+
+    def measure(order: torch.Tensor) -> torch.Tensor:
+        seen = [targets[order[p]] for p in inside]
+        theirs = [measures.delta_gram(t) if categorical else measures.gaussian_gram(t, other) for t in seen]
+        return sum((w * measures.hsic_unbiased(k, g) for w, k, g in zip(share, grams, theirs, strict=True)),
+                   start=torch.zeros((), dtype=torch.float64))  # fmt: skip
+
+    found = permutation_test(measure, len(rows), permutations, seed=seed, groups=group)
+    return found.value, found.p_value, len(rows)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    spread = values.std(0)
+    return (values - values.mean(0)) / np.where(spread > 0, spread, 1.0)

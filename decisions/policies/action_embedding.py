@@ -1,0 +1,116 @@
+"""Embeddings of actions: what actions have in common (a category, tags), and how likely a policy is to show it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from fieldguide.decisions.messages import named
+from fieldguide.decisions.policies.bandit_log import BanditLog
+from fieldguide.decisions.policies.policy import Policy
+
+ROUNDING = 1e-4
+
+
+@dataclass
+class Embedding:
+    """E possible embeddings of actions, and which was seen with each logged item.
+
+    Attributes
+    ----------
+    observed : int64 [n, l]
+        Code of the embedding of each logged item.
+    chance : float64 [K, E]
+        Probability of each embedding, given the action; 0 and 1 where the action fixes it.
+    """
+
+    observed: np.ndarray
+    chance: np.ndarray
+
+    @classmethod
+    def of_categories(cls, categories: Any, log: BanditLog) -> "Embedding":
+        """Return the embedding that each action fixes: its category, or its combination of several.
+
+        Parameters
+        ----------
+        categories : Series or array [K], or DataFrame or array [K, D]
+            Of each action; Series and DataFrames are found by the names of the actions.
+        log : BanditLog
+
+        Raises
+        ------
+        ValueError
+            Naming the action that has none.
+        """
+        if isinstance(categories, pd.Series | pd.DataFrame):
+            if not categories.index.is_unique:
+                raise ValueError(f"embedding has action {categories.index[categories.index.duplicated()][0]!r} twice")
+            absent = log.actions.difference(categories.index)
+            if len(absent):
+                raise ValueError(f"embedding has no action {absent[0]!r}")
+            categories = categories.loc[log.actions]
+        table = pd.DataFrame(categories if isinstance(categories, pd.DataFrame) else np.asarray(categories))
+        if len(table) != len(log.actions):
+            raise ValueError(f"embedding is for {len(table)} actions, the log has {len(log.actions)}")
+        missing = np.flatnonzero(table.isna().any(axis=1))
+        if missing.size:
+            raise ValueError(f"embedding of action {named(log.actions, missing[0])} is missing")
+        codes = table.groupby(list(table.columns), sort=False, observed=True).ngroup().to_numpy()
+        return cls(codes[log.action], np.eye(codes.max() + 1)[codes])
+
+    @classmethod
+    def of_draws(cls, observed: ArrayLike, chance: ArrayLike, log: BanditLog) -> "Embedding":
+        """Return embeddings that were drawn anew with each logged item.
+
+        Parameters
+        ----------
+        observed : int array [n] or [n, l]
+            Codes of the embeddings that were seen.
+        chance : array [K, E]
+            Probability of each embedding, given the action.
+        log : BanditLog
+
+        Raises
+        ------
+        ValueError
+            Naming row and action: a code that is none, probabilities that do not sum to one, an embedding that the
+            logged action cannot have.
+        """
+        seen, table = np.asarray(observed, dtype=np.int64), np.asarray(chance, dtype=np.float64)
+        seen = seen[:, None] if seen.ndim == 1 else seen
+        if seen.shape != log.action.shape:
+            raise ValueError(f"observed embeddings are of shape {seen.shape}, the log of {log.action.shape}")
+        if table.ndim != 2 or len(table) != len(log.actions):
+            raise ValueError(f"chance must have a row for each of {len(log.actions)} actions, not shape {table.shape}")
+        off = np.flatnonzero(~((np.abs(table.sum(1) - 1) <= ROUNDING) & (table >= 0).all(1)))
+        if off.size:
+            raise ValueError(f"embedding: probabilities of action {named(log.actions, off[0])} do not sum to 1")
+        bad = np.argwhere((seen < 0) | (seen >= table.shape[1]))
+        if bad.size:
+            raise ValueError(f"embedding of row {named(log.rows, bad[0, 0])} is not one of {table.shape[1]}")
+        never = np.argwhere(table[log.action, seen] == 0)
+        if never.size:
+            row, item = never[0]
+            raise ValueError(
+                f"embedding {seen[row, item]} of row {named(log.rows, row)} has probability 0 for its action "
+                f"{named(log.actions, log.action[row, item])}"
+            )
+        return cls(seen, table)
+
+    def probability(self, policy: Policy) -> np.ndarray:
+        """Return how likely each observed embedding is under a policy, ``sum_a pi(a | x) p(e | a)``, [n, l]."""
+        found = []
+        for seen in self.observed.T:
+            if policy.codes is None:
+                found.append((policy.probability * self.chance[:, seen].T).sum(1))
+            else:
+                found.append((policy.probability * self.chance[policy.codes, seen[:, None]]).sum(1))
+        return np.stack(found, 1)
+
+    def unseen(self, policy: Policy) -> float:
+        """Return the share of a policy on embeddings that no logged item had."""
+        seen = np.zeros(self.chance.shape[1])
+        seen[np.unique(self.observed)] = 1
+        return float((policy.probability.sum(1) - policy.total(self.chance @ seen)).mean())

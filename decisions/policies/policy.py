@@ -1,0 +1,191 @@
+"""A policy: the probabilities of actions in each context, of all of them or of a few candidates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from fieldguide.decisions.messages import named
+from fieldguide.decisions.policies.top_actions import ranked
+
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedOn:
+    """Names of the rows that chose a policy, for ``attrs["trained_on"]`` of a table: one object that is never copied.
+
+    (pandas copies and compares ``attrs`` with every table that is made of another.)
+    """
+
+    rows: pd.Index
+
+    def __deepcopy__(self, memo: dict) -> "TrainedOn":
+        return self
+
+
+@dataclass
+class Policy:
+    """Probabilities of p candidates among K actions in each of n contexts.
+
+    Attributes
+    ----------
+    codes : int64 [n, p] or None
+        The candidates, by their place in ``actions``; None where all K actions are listed in order.
+    probability : float64 [n, p]
+        Of the candidates; what is missing to one is on actions that are not listed.
+    actions : Index [K]
+    rows : Index [n]
+        Names of the contexts.
+    trained_on : Index, optional
+        Names of the rows of a log that chose the policy.
+    """
+
+    codes: np.ndarray | None
+    probability: np.ndarray
+    actions: pd.Index
+    rows: pd.Index
+    trained_on: pd.Index | None = None
+
+    @classmethod
+    def read(
+        cls,
+        values: Any,
+        actions: pd.Index | Sequence | int,
+        rows: pd.Index | Sequence | int,
+        name: str = "policy",
+        whole: bool = True,
+    ) -> "Policy":
+        """Return a checked policy.
+
+        Parameters
+        ----------
+        values : Policy, DataFrame or array [n, K], Series or array [K]
+            A table is found by the names of its rows and columns; one row stands for all contexts.
+        actions : Index [K], or K
+        rows : Index [n], or n
+        name : str
+            What errors call it.
+        whole : bool
+            Whether the probabilities of a row must sum to one.
+
+        Raises
+        ------
+        ValueError
+            Naming row and action.
+        """
+        names, index = (pd.RangeIndex(v) if isinstance(v, int) else pd.Index(v) for v in (actions, rows))
+        if isinstance(values, Policy):
+            return values.aligned(names, index, name)
+        trained = getattr(values, "attrs", {}).get("trained_on")
+        trained = trained.rows if isinstance(trained, TrainedOn) else trained
+        table = read_table(values, names, index, name)
+        bad = np.argwhere(~((table >= -ROUNDING) & (table <= 1 + ROUNDING)))
+        if bad.size:
+            row, a = bad[0]
+            raise ValueError(
+                f"{name}: probability of action {named(names, a)} in row {named(index, row)} is {table[row, a]}"
+            )
+        total = table.sum(1)
+        off = np.flatnonzero((np.abs(total - 1) > ROUNDING) if whole else (total > 1 + ROUNDING))
+        if off.size:
+            raise ValueError(
+                f"{name}: probabilities of row {named(index, off[0])} sum to {total[off[0]]:.6g}, not to 1"
+            )
+        table = table.clip(0, 1) / total[:, None] if whole else table.clip(0, 1)
+        return cls(None, table, names, index, None if trained is None else pd.Index(trained))
+
+    def aligned(self, actions: pd.Index, rows: pd.Index, name: str = "policy") -> "Policy":
+        """Return the policy for these rows, in this order; the actions must be the same."""
+        if not self.actions.equals(actions):
+            raise ValueError(f"{name} is over {len(self.actions)} actions, which are not the {len(actions)} of the log")
+        if self.rows.equals(rows):
+            return self
+        at = self.rows.get_indexer(rows)
+        if (at < 0).any():
+            raise ValueError(f"{name} has no row {named(rows, int(np.argmax(at < 0)))}")
+        codes = None if self.codes is None else self.codes[at]
+        return Policy(codes, self.probability[at], self.actions, rows, self.trained_on)
+
+    def __len__(self) -> int:
+        return len(self.probability)
+
+    def at(self, action: ArrayLike) -> np.ndarray:
+        """Return the probabilities of given actions [n, l]; zero where an action is not listed."""
+        wanted = np.asarray(action)
+        if self.codes is None:
+            return np.take_along_axis(self.probability, wanted, 1)
+        return np.stack([(self.probability * (self.codes == a[:, None])).sum(1) for a in wanted.T], 1)
+
+    def place(self, action: ArrayLike) -> np.ndarray:
+        """Return where given actions [n, l] stand among the candidates; -1 where they are none."""
+        wanted = np.asarray(action)
+        if self.codes is None:
+            return wanted
+        found = []
+        for a in wanted.T:
+            same = self.codes == a[:, None]
+            found.append(np.where(same.any(1), same.argmax(1), -1))
+        return np.stack(found, 1)
+
+    def total(self, values: ArrayLike) -> np.ndarray:
+        """Return the sum over actions of probability times value [n]; values are [n, K] or [K]."""
+        table = np.asarray(values, dtype=np.float64)
+        if self.codes is None:
+            return (self.probability * table).sum(1)
+        picked = table[self.codes] if table.ndim == 1 else np.take_along_axis(table, self.codes, 1)
+        return (self.probability * picked).sum(1)
+
+    def on(self, other: "Policy") -> np.ndarray:
+        """Return how much of this policy is on actions that another one takes, [n]."""
+        if other.codes is not None:
+            return (self.at(other.codes) * (other.probability > 0)).sum(1)
+        taken = other.probability if self.codes is None else other.at(self.codes)
+        return (self.probability * (taken > 0)).sum(1)
+
+    def top(self, p: int) -> "Policy":
+        """Return the p most probable actions of each context as candidates, most probable first, not renormalised.
+
+        Of equally probable ones the one listed first comes first.
+        """
+        if not 1 <= p <= self.probability.shape[1]:
+            raise ValueError(f"top must be between 1 and {self.probability.shape[1]} actions, not {p}")
+        places = ranked(self.probability, p)
+        codes = places if self.codes is None else np.take_along_axis(self.codes, places, 1)
+        return Policy(codes, np.take_along_axis(self.probability, places, 1), self.actions, self.rows, self.trained_on)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the table [n, K]."""
+        table = self.probability
+        if self.codes is not None:
+            table = np.zeros((len(self), len(self.actions)))
+            np.put_along_axis(table, self.codes, self.probability, 1)
+        return pd.DataFrame(table, index=self.rows, columns=self.actions)
+
+
+def read_table(values: Any, actions: pd.Index, rows: pd.Index, name: str) -> np.ndarray:
+    """Return a table of numbers [n, K], found by names where it has them; one row stands for all."""
+    if isinstance(values, pd.Series):
+        values = values.to_frame().T.set_axis([0])
+    if isinstance(values, pd.DataFrame):
+        missing = actions.difference(values.columns)
+        if len(missing):
+            raise ValueError(f"{name} has no column for action {missing[0]!r}")
+        values = values[list(actions)]
+        if len(values) > 1 or len(rows) == 1:
+            absent = rows.difference(values.index)
+            if len(absent):
+                raise ValueError(f"{name} has no row {absent[0]!r}")
+            values = values.loc[rows]
+        values = values.to_numpy()
+    found, shape = np.asarray(values, dtype=np.float64), (len(rows), len(actions))
+    if found.shape not in {shape, shape[1:], (1, shape[1])}:
+        raise ValueError(f"{name} must be of shape {shape} or {shape[1:]} (rows x actions), not {found.shape}")
+    found = np.broadcast_to(found, shape)
+    bad = np.argwhere(~np.isfinite(found))
+    if bad.size:
+        raise ValueError(f"{name} of row {named(rows, bad[0, 0])}, action {named(actions, bad[0, 1])} is not a number")
+    return found

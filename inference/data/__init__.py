@@ -1,0 +1,1 @@
+"""What programs read: fields and their checks, storage, minibatches."""

@@ -1,0 +1,165 @@
+"""From a data set to minibatches: deterministic, without leftovers of one cell, from memory or from disk."""
+
+from collections.abc import Iterator
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+
+from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.data.storage import BLOCK, WINDOW, DenseStore, Store
+from fieldguide.inference.program import Batch
+
+
+class Dataset:
+    """The checked fields of N cells.
+
+    Attributes
+    ----------
+    stores : dict of str to Store
+    obs : DataFrame or None
+        Annotation of the cells, when the data came with one.
+    var_names : Index or None
+        Names of the genes.
+    """
+
+    def __init__(self, stores: dict[str, Store], obs: pd.DataFrame | None, var_names: pd.Index | None) -> None:
+        self.stores = stores
+        self.obs = obs
+        self.var_names = var_names
+        lengths = {name: store.shape[0] for name, store in stores.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"fields differ in their number of rows: {lengths}")
+        self.n_cells = next(iter(lengths.values()))
+        if self.n_cells == 0:
+            raise ValueError("the data has no cells")
+
+    @property
+    def backed(self) -> bool:
+        """Whether any field is read from disk."""
+        return any(store.backed for store in self.stores.values())
+
+    @property
+    def width(self) -> int:
+        """The largest number of features of a field: what a draw of the observations costs."""
+        return max(int(np.prod(store.shape[1:], dtype=int)) for store in self.stores.values())
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Return the given cells as tensors, with their row numbers under ``index``."""
+        found = {name: store.gather(rows) for name, store in self.stores.items()}
+        device = next(iter(found.values())).device
+        return found | {"index": torch.from_numpy(rows).to(device)}
+
+    def to(self, device: torch.device) -> "Dataset":
+        """Return the data set with its values on the device."""
+        return Dataset({n: s.to(device) for n, s in self.stores.items()}, self.obs, self.var_names)
+
+    def load(self, rows: np.ndarray) -> "Dataset":
+        """Return these cells only, in memory."""
+        return Dataset({n: s.load(rows) for n, s in self.stores.items()}, None, self.var_names)
+
+
+def read(data, schema: FittedSchema | None) -> Dataset:
+    """Return the `Dataset` that a program reads from AnnData, DataFrame or dict of arrays.
+
+    Without a schema, a dict of arrays passes through, ``{"x": X}`` arriving as ``batch["x"]``, and a DataFrame gives
+    one field for each column.
+
+    Raises
+    ------
+    SchemaError
+        Naming what does not fit the schema.
+    TypeError
+        If the data is of none of these kinds.
+    """
+    if schema is None:
+        if isinstance(data, anndata.AnnData) or not hasattr(data, "items"):
+            raise TypeError(f"a program without a schema reads a dict of arrays, not {type(data).__name__}")
+        return Dataset({str(name): _array(name, values) for name, values in data.items()}, None, None)
+    if not isinstance(data, anndata.AnnData | pd.DataFrame | dict):
+        raise TypeError(f"data must be an AnnData, a DataFrame or a dict of arrays, not {type(data).__name__}")
+    labelled = isinstance(data, anndata.AnnData)
+    obs = data.obs if labelled else data if isinstance(data, pd.DataFrame) else None
+    genes = next((s["genes"] for s in schema.states.values() if s.get("genes")), None)
+    names = pd.Index(genes) if genes else None
+    return Dataset(schema.read(data), obs, names)
+
+
+def _array(name, values) -> Store:
+    array = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
+    if array.dim() == 0:
+        raise TypeError(f"field '{name}' is a single number, not an array with one row a cell")
+    if array.is_floating_point():
+        bad = torch.nonzero(~torch.isfinite(array))
+        if len(bad):
+            raise ValueError(f"field '{name}': row {int(bad[0, 0])} is not finite")
+    return DenseStore(array.to(torch.get_default_dtype()) if array.is_floating_point() else array)
+
+
+class Loader:
+    """Minibatches of some rows of a data set.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    rows : array of int
+        The cells to visit.
+    batch_size : int
+        A last minibatch of one cell is joined to the one before it (batch normalisation needs two).
+    shuffle : bool
+        Visit the rows in an order that depends on ``seed`` and on `epoch` alone. Data in memory is shuffled
+        as a whole; a backed file by blocks of 512 rows, and within windows of 32 blocks.
+    rank, world : int
+        This process and the number of processes that share the rows.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
+        self.dataset, self.rows, self.batch_size = dataset, np.sort(np.asarray(rows, dtype=np.int64)), batch_size
+        self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        for window in self._windows(generator):
+            source, names = self.dataset, window
+            if self.dataset.backed:
+                window = np.sort(window)
+                source, names = self.dataset.load(window), np.arange(len(window))
+            order = generator.permutation(len(window)) if self.shuffle else np.arange(len(window))
+            for chunk in self._chunks(order):
+                mine = chunk[self.rank :: self.world]
+                batch = source.batch(names[mine])
+                if source is not self.dataset:
+                    batch["index"] = torch.from_numpy(window[mine])
+                yield batch
+
+    def __len__(self) -> int:
+        windows = self._windows(np.random.default_rng(0))
+        return sum(len(self._chunks(window)) for window in windows)
+
+    def _chunks(self, order: np.ndarray) -> list[np.ndarray]:
+        size = self.batch_size * self.world
+        chunks = [order[k : k + size] for k in range(0, len(order), size)]
+        if len(chunks) > 1 and len(chunks[-1]) < 2 * self.world:
+            chunks[-2:] = [np.concatenate(chunks[-2:])]
+        return chunks
+
+    def _windows(self, generator: np.random.Generator) -> list[np.ndarray]:
+        if not self.dataset.backed:
+            return [self.rows]
+        blocks = np.split(self.rows, np.flatnonzero(np.diff(self.rows // BLOCK)) + 1)
+        order = generator.permutation(len(blocks)) if self.shuffle else np.arange(len(blocks))
+        size = WINDOW // BLOCK
+        return [np.concatenate([blocks[i] for i in order[k : k + size]]) for k in range(0, len(order), size)]

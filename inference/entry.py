@@ -1,0 +1,139 @@
+"""What a catalog entry is, and how one is found by name without knowing the catalog: it announces itself as a plug-in.
+
+A package adds entries to the catalog with an entry point of the group ``fieldguide.catalog`` that names a module;
+importing the module registers its entries. fieldguide's own catalog is one such module.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import entry_points
+from typing import Any
+
+from fieldguide.inference.data.schema import Schema
+from fieldguide.inference.objectives import ELBO, SHORT_NAMES, Objective
+from fieldguide.inference.program import Program
+
+SUPPORTED = tuple(SHORT_NAMES)
+"""What an entry supports by default: every objective, by short name."""
+
+_entries: dict[str, "Entry"] = {}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings of the loop that an entry has of its own; None leaves a setting to `fieldguide.inference.fit`."""
+
+    max_epochs: int | None = None
+    learning_rate: float | None = None
+    epsilon: float | None = None
+    cooldown: float | None = None
+    kl_warmup: int | None = None
+    validation: float | None = None
+
+    @classmethod
+    def of(cls, settings: "Mapping[str, Any] | Defaults") -> "Defaults":
+        """Return the settings; one that `Defaults` does not have is a TypeError that names it."""
+        if isinstance(settings, Defaults):
+            return settings
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise TypeError(f"defaults has no setting '{unknown[0]}'; an entry may have {', '.join(known)}")
+        return cls(**settings)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One catalog entry: a program class with everything that is declared about it.
+
+    An experiment is a changed copy: ``dataclasses.replace(get("scvi"), objective=IWAE(25))``.
+
+    Attributes
+    ----------
+    name, title : str
+    program : type of Program
+        Its constructor signature holds the configuration.
+    schema : Schema or None
+        What it reads from an AnnData; None for a dict of arrays.
+    objective : callable
+        Default objective.
+    constraints : tuple
+        Default constraints.
+    cite : str
+        BibTeX of the publication.
+    supports : tuple of str
+        Short names of the objectives that it can be fitted by.
+    defaults : Defaults, or mapping
+        Default settings of the loop: ``max_epochs``, ``learning_rate``, ``epsilon`` (of Adam), ``cooldown``,
+        ``kl_warmup``, ``validation``.
+    built : Program, optional
+        A program that its user built and that is fitted as it is. Such an entry, and that of a bare class, is made by
+        `as_entry` and is in no catalog.
+    listed : bool
+        Whether the catalog knows the entry, so that a saved fit needs only its name.
+    """
+
+    name: str
+    title: str
+    program: type[Program]
+    schema: Schema | None
+    objective: Objective
+    constraints: tuple = ()
+    cite: str = ""
+    supports: tuple[str, ...] = SUPPORTED
+    defaults: Defaults | Mapping[str, Any] = field(default_factory=Defaults)
+    built: Program | None = None
+    listed: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "defaults", Defaults.of(self.defaults))
+
+
+def as_entry(what: "str | Entry | type[Program] | Program") -> Entry:
+    """Return the entry of a name, of a program class or of a program that is built; an entry stays as it is.
+
+    Raises
+    ------
+    KeyError
+        For a name that the catalog does not have.
+    TypeError
+        For anything else.
+    """
+    if isinstance(what, Entry):
+        return what
+    if isinstance(what, str):
+        return find(what)
+    if isinstance(what, Program):
+        return Entry(type(what).__name__, "", type(what), None, ELBO(), built=what, listed=False)
+    if isinstance(what, type) and issubclass(what, Program):
+        return Entry(what.__name__, "", what, None, ELBO(), listed=False)
+    raise TypeError(f"an entry is a name, an Entry, a Program class or a Program, not {what!r}")
+
+
+def register(entry: Entry) -> None:
+    """Put ``entry`` into the catalog; a name belongs to one program class for good."""
+    known = _entries.get(entry.name)
+    if known is not None and known.program.__qualname__ != entry.program.__qualname__:
+        raise ValueError(f"the catalog already has an entry '{entry.name}' ({known.program.__qualname__})")
+    _entries[entry.name] = entry
+
+
+def find(name: str) -> Entry:
+    """Return the entry with this name.
+
+    Raises
+    ------
+    KeyError
+        Listing the names that exist.
+    """
+    known = all_entries()
+    if name not in known:
+        raise KeyError(f"no catalog entry '{name}'; there are {', '.join(sorted(known))}")
+    return known[name]
+
+
+def all_entries() -> dict[str, Entry]:
+    """Return all entries by name, loading every catalog that is installed."""
+    for plugin in entry_points(group="fieldguide.catalog"):
+        plugin.load()
+    return _entries

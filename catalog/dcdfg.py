@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.edge_masks import GumbelOneHot, softmax
-from fieldguide.catalog.parts.networks import one_of
 from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part
 from fieldguide.inference import (
@@ -27,6 +26,7 @@ from fieldguide.inference import (
     Targets,
     intervention_mask,
 )
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.program import Batch
 
 SPEED = 2.0

@@ -13,8 +13,9 @@ from torch.distributions import Distribution
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.count_math import LIMIT
 from fieldguide.catalog.parts.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.parts.networks import one_hot, one_of
+from fieldguide.catalog.parts.networks import one_hot
 from fieldguide.inference import ELBO, Category, Counts, Modality, Program, Schema
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.constraints.measures import mmd, multiquadric_gram
 from fieldguide.inference.program import Batch
 

@@ -12,8 +12,9 @@ from torch.distributions import Distribution
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import Encoder
 from fieldguide.catalog.parts.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.parts.networks import GaussianEncoder, Layers, join, one_of
+from fieldguide.catalog.parts.networks import GaussianEncoder, Layers, join
 from fieldguide.inference import ELBO, Continuous, Counts, Program, Schema, hsic
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.program import Batch
 
 LIKELIHOODS = ("zinb", "nb")

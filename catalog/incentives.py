@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fieldguide.catalog.declare import entry
-from fieldguide.catalog.parts.networks import one_of
 from fieldguide.inference import ELBO, Matrix, Program, Schema
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.labels import Levels, Outcome, RowWeight
 from fieldguide.inference.program import Batch
 

@@ -13,8 +13,9 @@ from torch.distributions import Distribution
 
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import guide_head
-from fieldguide.catalog.parts.networks import join, one_of
+from fieldguide.catalog.parts.networks import join
 from fieldguide.inference import ELBO, Program, Schema
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.labels import Labels, UnitInterval
 from fieldguide.inference.program import Batch, batch_size
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import Encoder
 from fieldguide.catalog.parts.likelihoods import NegativeBinomial
-from fieldguide.catalog.parts.networks import Layers, join, one_hot, one_of
+from fieldguide.catalog.parts.networks import Layers, join, one_hot
 from fieldguide.inference import ELBO, Category, Counts, Program, Schema, SchemaError
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.labels import Annotations, UnitInterval, Values
 from fieldguide.inference.program import Batch
 

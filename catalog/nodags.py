@@ -17,9 +17,9 @@ from fieldguide.catalog.parts.log_determinant import (
     safe_stop,
     series_log_det,
 )
-from fieldguide.catalog.parts.networks import one_of
 from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.inference import ELBO, Matrix, Program, Schema
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 

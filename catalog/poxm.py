@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.catalog.declare import entry
-from fieldguide.catalog.parts.networks import one_of
 from fieldguide.inference import Matrix, OffPolicyValue, Program, Schema
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.labels import Codes, Items, Values
 from fieldguide.inference.program import Batch
 

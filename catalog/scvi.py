@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import Encoder
 from fieldguide.catalog.parts.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.parts.networks import GaussianEncoder, Layers, one_hot, one_of
+from fieldguide.catalog.parts.networks import GaussianEncoder, Layers, one_hot
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.program import Batch
 
 LIKELIHOODS = ("nb", "zinb", "poisson")

@@ -9,6 +9,32 @@ from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.weights.tracing import guide_draws
 from fieldguide.inference.weights.weigh import Kind, Weights, weigh
 
+Losses = Tensor | dict[str, Tensor]
+"""What an objective returns: one loss, or one for each parameter group that it trains."""
+
+
+def add_term(losses: Losses, term: Tensor, group: str | None = None) -> Losses:
+    """Return the losses with a term added.
+
+    Parameters
+    ----------
+    losses : Tensor or dict of str to Tensor
+        One loss serves all groups: there the term reaches every parameter that it depends on.
+    term : Tensor
+        A scalar.
+    group : str, optional
+        The one group whose loss takes the term, by default each of them. A group that the objective does not train
+        stays untrained: then the losses are as they were.
+    """
+    if isinstance(losses, Tensor):
+        return losses + term
+    return {name: loss + term if group in (None, name) else loss for name, loss in losses.items()}
+
+
+def by_group(losses: Losses) -> dict[str, Tensor]:
+    """Return one loss for each group: where there is one for all, it is that of model and guide."""
+    return losses if isinstance(losses, dict) else {"theta": losses, "phi": losses}
+
 
 class Step:
     """The context that objectives and constraints are called with.

@@ -79,9 +79,3 @@ def join(x: Tensor, covariates: Tensor | None) -> Tensor:
 def one_hot(codes: Tensor, classes: int) -> Tensor:
     """Return the indicators [B, classes] of codes [B], in the default floating type."""
     return F.one_hot(codes, classes).to(torch.get_default_dtype())
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError, naming the argument, unless its value is one of the allowed ones."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-Losses = Tensor | dict[str, Tensor]
+from fieldguide.inference.step import Losses
+
 Term = tuple[str, str | None, Tensor]
 """Name of the constraint, the group that it acts on (None: all), and what is added to the loss."""
 Pull = tuple[nn.Parameter, Tensor]

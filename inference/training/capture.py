@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.inference.program import Batch, Program, batch_size
-from fieldguide.inference.step import Step
+from fieldguide.inference.step import Losses, Step
 
-Losses = Tensor | dict[str, Tensor]
 Scalars = Mapping[str, float | Tensor]
 Logs = dict[str, Tensor]
 SCALARS = ("kl_weight", "progress")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fieldguide.catalog.parts.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "counts.json").read_text())["cases"]
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "counts.json").read_text())["cases"]
 MODELS = ("poisson", "nb", "zinb")
 CLASSES = {"poisson": Poisson, "nb": NegativeBinomial, "zinb": ZeroInflatedNegativeBinomial}
 

@@ -14,7 +14,7 @@ from fieldguide.inference import Posterior, fit
 from fieldguide.inference.data.minibatches import read
 from fieldguide.inference.weights.psis import pareto_k
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "objectives.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "objectives.json").read_text())
 GAUSS = REFERENCE["gauss1d"]
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from fieldguide.decisions import calls, expected_fdr, fdr_values
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "fdr.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "fdr.json").read_text())
 probabilities = arrays(float, st.integers(1, 60), elements=st.floats(0, 1))
 
 

@@ -11,7 +11,7 @@ import torch
 from fieldguide.inference import permutation_test
 from fieldguide.inference.constraints import measures as m
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "hsic.json").read_text())["hsic"]
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "hsic.json").read_text())["hsic"]
 I = torch.arange(1, 9, dtype=torch.float64)  # noqa: E741
 U = torch.stack((I.sin(), (2 * I).cos()), 1)
 V = torch.stack((0.1 * I**1.5, (0.5 * I).sin(), I.cos()), 1)

@@ -19,7 +19,7 @@ from fieldguide.inference import ELBO, IWAE, Fit, Posterior, Program, fit, mix
 from fieldguide.inference.data.minibatches import read
 from fieldguide.inference.mixture import optimal_shares
 
-GAUSS = json.loads((Path(__file__).parent / "reference" / "objectives.json").read_text())["gauss1d"]
+GAUSS = json.loads((Path(__file__).parents[1] / "reference" / "objectives.json").read_text())["gauss1d"]
 PROPOSALS = {p["name"]: p for p in GAUSS["proposals"]}
 ROWS = np.arange(4)
 

@@ -16,7 +16,7 @@ from fieldguide.catalog.parts.networks import Layers
 from fieldguide.catalog.ppca import PPCA
 from fieldguide.inference import ELBO, IWAE, Program, Step, fit, resolve, weigh
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "objectives.json").read_text())["gauss1d"]
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "objectives.json").read_text())["gauss1d"]
 PROPOSALS = {p["name"]: p for p in REFERENCE["proposals"] if p["name"] != "prior"}
 CELLS = 2000
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fieldguide.catalog.declare import entry
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.checked import one_of
-from fieldguide.inference.data.labels import Levels, Outcome, RowWeight
+from fieldguide.inference.data.logged import Levels, Outcome, RowWeight
 from fieldguide.inference.program import Batch
 
 SHAPES = ("concave", "monotone", "plain")

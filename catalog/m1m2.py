@@ -16,7 +16,8 @@ from fieldguide.catalog.parts.guides import guide_head
 from fieldguide.catalog.parts.networks import join
 from fieldguide.inference import ELBO, Program, Schema
 from fieldguide.inference.checked import one_of
-from fieldguide.inference.data.labels import Labels, UnitInterval
+from fieldguide.inference.data.fields import UnitInterval
+from fieldguide.inference.data.labels import Labels
 from fieldguide.inference.program import Batch, batch_size
 
 CERTAIN = 1000.0

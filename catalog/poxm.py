@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from fieldguide.catalog.declare import entry
 from fieldguide.inference import Matrix, OffPolicyValue, Program, Schema
 from fieldguide.inference.checked import one_of
-from fieldguide.inference.data.labels import Codes, Items, Values
+from fieldguide.inference.data.fields import Values
+from fieldguide.inference.data.logged import Codes, Items
 from fieldguide.inference.program import Batch
 
 SPARSE = 50_000

@@ -17,6 +17,17 @@ from fieldguide.inference.constraints import (
     hsic,
     permutation_test,
 )
+from fieldguide.inference.data.fields import (
+    Categories,
+    Category,
+    Continuous,
+    Counts,
+    Field,
+    Matrix,
+    Positive,
+    UnitInterval,
+    Values,
+)
 from fieldguide.inference.data.interventions import (
     InterventionSplit,
     Targets,
@@ -24,21 +35,11 @@ from fieldguide.inference.data.interventions import (
     intervention_regimes,
     split_interventions,
 )
-from fieldguide.inference.data.labels import Annotations, Labels, UnitInterval, Values
+from fieldguide.inference.data.labels import Annotations, Labels
 from fieldguide.inference.data.minibatches import Dataset, Loader
 from fieldguide.inference.data.modalities import Modality, join_modalities
-from fieldguide.inference.data.schema import (
-    Categories,
-    Category,
-    Continuous,
-    Counts,
-    Field,
-    FittedSchema,
-    Matrix,
-    Positive,
-    Schema,
-    SchemaError,
-)
+from fieldguide.inference.data.reading import SchemaError
+from fieldguide.inference.data.schema import FittedSchema, Schema
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fitting import fit
 from fieldguide.inference.mixture import Mixture, mix

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldguide.inference.data.schema import Field, SchemaError, _cell, _column, _matrix
+from fieldguide.inference.data.fields import Field
+from fieldguide.inference.data.reading import SchemaError, cell_name, column_of, matrix_of
 from fieldguide.inference.data.storage import DenseStore
 
 NONE = -1
@@ -62,7 +63,7 @@ class Targets(Field):
         """Return the codes [N, M]; raises SchemaError naming the cell and what is not a gene."""
         if isinstance(data, Mapping):
             return _tidy(self._numbers(name, data, place, n_genes))
-        column = _column(name, data, place)
+        column = column_of(name, data, place)
         if genes is None or not isinstance(data, anndata.AnnData):
             raise SchemaError(f"field '{name}': targets are read from an AnnData or a dict of arrays")
         known, found = {g: i for i, g in enumerate(genes)}, {}
@@ -74,8 +75,9 @@ class Targets(Field):
             if wrong is not None:
                 row = int(np.flatnonzero(text == value)[0])
                 raise SchemaError(
-                    f"field '{name}': target {wrong!r} of cell {_cell(data, row)!r} is none of the {len(genes)} genes "
-                    f"({int((text == value).sum())} such cells); keep its gene in the data, or leave the cells out"
+                    f"field '{name}': target {wrong!r} of cell {cell_name(data, row)!r} is none of the {len(genes)} "
+                    f"genes ({int((text == value).sum())} such cells); keep its gene in the data, or leave the "
+                    "cells out"
                 )
             found[value] = sorted({known[p] for p in parts})
         width = max([1, *map(len, found.values())])
@@ -83,19 +85,19 @@ class Targets(Field):
         return np.array([padded[value] for value in text], dtype=np.int64).reshape(-1, width)
 
     def _numbers(self, name: str, data, place: str, n_genes: int | None) -> np.ndarray:
-        values = np.asarray(_matrix(name, data, place))
+        values = np.asarray(matrix_of(name, data, place))
         if values.ndim == 1:
             values = values[:, None]
         if not np.issubdtype(values.dtype, np.number):
             raise SchemaError(f"field '{name}': in a dict of arrays targets are whole numbers, not {values.dtype}")
         limit = np.inf if n_genes is None else n_genes
-        bad = np.argwhere(~((values >= NONE) & (values < limit) & (values == np.floor(values))))
-        if bad.size:
-            row, column = bad[0]
+        wrong = np.argwhere(~((values >= NONE) & (values < limit) & (values == np.floor(values))))
+        if wrong.size:
+            row, column = wrong[0]
             genes = "" if n_genes is None else f" of {n_genes}"
             raise SchemaError(
-                f"field '{name}': target {values[row, column]} of cell {_cell(data, row)!r} is not the code of a gene"
-                f"{genes}, nor {NONE} for none"
+                f"field '{name}': target {values[row, column]} of cell {cell_name(data, row)!r} is not the code of a "
+                f"gene{genes}, nor {NONE} for none"
             )
         return values.astype(np.int64)
 
@@ -208,7 +210,7 @@ def split_interventions(
     if len(small):
         row = int(np.flatnonzero(regimes == small[0])[0])
         raise ValueError(
-            f"regime {small[0]!r} has {sizes[small[0]]} cells (the first: {_cell(data, row)!r}; {len(small)} such "
+            f"regime {small[0]!r} has {sizes[small[0]]} cells (the first: {cell_name(data, row)!r}; {len(small)} such "
             f"regimes), fewer than least={least}: leave these cells out, or lower least"
         )
     rng = np.random.default_rng(seed)
@@ -253,7 +255,7 @@ def _genes(name: str, data, beside: str) -> tuple[list[str] | None, int | None]:
             raise SchemaError(f"field '{name}': gene {twice!r} is there twice; make var_names unique")
         return genes, len(genes)
     if isinstance(data, Mapping) and (beside in data or "X" in data):
-        return None, int(_matrix(beside, data, "X").shape[1])
+        return None, int(matrix_of(beside, data, "X").shape[1])
     return None, None
 
 

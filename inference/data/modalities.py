@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from fieldguide.inference.data.schema import Category, SchemaError, _categories, _cell, _codes, _column, _gene
+from fieldguide.inference.data.fields import Category
+from fieldguide.inference.data.reading import SchemaError, categories_of, cell_name, codes_of, column_of, gene_name
 from fieldguide.inference.data.storage import DenseStore
 
 COLUMN = "modality"
@@ -62,18 +63,18 @@ def join_modalities(
     if not modalities:
         raise ValueError("there is no modality to join")
     hidden = _hidden(modalities, hide or {})
-    kept = {name: [g for g in _names(name, data) if g not in hidden[name]] for name, data in modalities.items()}
+    measures = {name: [g for g in _names(name, data) if g not in hidden[name]] for name, data in modalities.items()}
     if genes is not None:
         union = pd.Index([str(g) for g in genes])
         if union.has_duplicates:
             raise ValueError(f"gene {union[union.duplicated()][0]!r} appears twice in genes")
-        kept = {name: [g for g in found if g in union] for name, found in kept.items()}
-        for name, found in kept.items():
-            if not found:
+        measures = {name: [g for g in names if g in union] for name, names in measures.items()}
+        for name, names in measures.items():
+            if not names:
                 raise ValueError(f"modality '{name}' measures none of the given genes")
     else:
         union = pd.Index(list(dict.fromkeys(g for data in modalities.values() for g in data.var_names.astype(str))))
-    measured = pd.DataFrame({name: union.isin(found) for name, found in kept.items()}, index=union)
+    measured = pd.DataFrame({name: union.isin(names) for name, names in measures.items()}, index=union)
     if len(modalities) > 1:
         _require_connected(measured)
     shared = measured.sum(axis=1) > (1 if len(modalities) > 1 else 0)
@@ -82,8 +83,8 @@ def join_modalities(
         if len(data) == 0:
             raise ValueError(f"modality '{name}' has no cells")
         matrix = _counts(name, data)
-        columns = union.get_indexer(kept[name])
-        source = pd.Index(data.var_names.astype(str)).get_indexer(kept[name])
+        columns = union.get_indexer(measures[name])
+        source = pd.Index(data.var_names.astype(str)).get_indexer(measures[name])
         spread = sp.csr_matrix(
             (np.ones(len(columns), dtype=np.float32), (source, columns)), shape=(data.n_vars, len(union))
         )
@@ -120,26 +121,26 @@ class Modality(Category):
                 f"field '{name}': no column {place!r} in obs: join the assays first, by join_modalities or `fieldguide "
                 "join`"
             )
-        column = _column(name, data, place)
-        found = _categories(name, place, column)
+        column = column_of(name, data, place)
+        names = categories_of(name, place, column)
         if isinstance(column.dtype, pd.CategoricalDtype):
-            found = [str(c) for c in column.cat.categories if str(c) in found]
-        mask = _mask(name, data, found)
+            names = [str(c) for c in column.cat.categories if str(c) in names]
+        mask = _mask(name, data, names)
         if mask is not None:
-            for modality, row in zip(found, mask, strict=True):
+            for modality, row in zip(names, mask, strict=True):
                 if not row.any():
                     raise SchemaError(f"field '{name}': modality '{modality}' measures no gene")
         if mask is None:
-            return {"categories": found, "measured": None}
-        names = data.var_names.astype(str)
+            return {"categories": names, "measured": None}
+        genes = data.var_names.astype(str)
         return {
-            "categories": found,
+            "categories": names,
             "measured": mask.astype(int).tolist(),
-            "measures": [[str(g) for g in names[row]] for row in mask],
+            "measures": [[str(g) for g in genes[row]] for row in mask],
         }
 
     def read(self, name, data, place, state):
-        codes = _codes(name, place, _column(name, data, place), state["categories"])
+        codes = codes_of(name, place, column_of(name, data, place), state["categories"])
         if state["measured"] is not None and isinstance(data, anndata.AnnData) and MASK in data.varm:
             here = [c for k, c in enumerate(state["categories"]) if (codes == k).any()]
             mask = _mask(name, data, here)
@@ -182,10 +183,10 @@ def _hidden(modalities: Mapping[str, anndata.AnnData], hide: Mapping[str, Sequen
     unknown = sorted(set(hide) - set(modalities))
     if unknown:
         raise ValueError(f"hide names modality '{unknown[0]}'; there are {', '.join(modalities)}")
-    for name, found in hide.items():
-        if isinstance(found, str):
-            raise ValueError(f"hide['{name}'] must be a list of genes, not the text {found!r}")
-        absent = [g for g in found if str(g) not in set(modalities[name].var_names.astype(str))]
+    for name, genes in hide.items():
+        if isinstance(genes, str):
+            raise ValueError(f"hide['{name}'] must be a list of genes, not the text {genes!r}")
+        absent = [g for g in genes if str(g) not in set(modalities[name].var_names.astype(str))]
         if absent:
             raise ValueError(f"hide names gene {str(absent[0])!r}, which modality '{name}' does not have")
     return {name: {str(g) for g in hide.get(name, ())} for name in modalities}
@@ -209,12 +210,12 @@ def _counts(name: str, data: anndata.AnnData) -> sp.csr_matrix:
     if data.X is None:
         raise ValueError(f"modality '{name}' has no X")
     matrix = sp.csr_matrix(data.X if not data.isbacked else data.to_memory().X)
-    bad = ~np.isfinite(matrix.data) | (matrix.data < 0) | (matrix.data != np.floor(matrix.data))
-    if bad.any():
-        at = int(np.flatnonzero(bad)[0])
+    wrong = ~np.isfinite(matrix.data) | (matrix.data < 0) | (matrix.data != np.floor(matrix.data))
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
         row = int(np.searchsorted(matrix.indptr, at, side="right") - 1)
         raise ValueError(
-            f"modality '{name}': cell {_cell(data, row)!r}, gene {_gene(data, matrix.indices[at])!r} is "
+            f"modality '{name}': cell {cell_name(data, row)!r}, gene {gene_name(data, matrix.indices[at])!r} is "
             f"{matrix.data[at]:g}; counts must be non-negative integers (raw counts, not normalised or log values)"
         )
     return sp.csr_matrix(matrix, dtype=np.float32)
@@ -227,7 +228,7 @@ def _require_counts(name: str, data: anndata.AnnData, matrix: sp.csr_matrix, sha
     empty = np.flatnonzero(totals == 0)
     if empty.size:
         raise ValueError(
-            f"modality '{name}': cell {_cell(data, empty[0])!r} has no count on the genes that it shares "
+            f"modality '{name}': cell {cell_name(data, empty[0])!r} has no count on the genes that it shares "
             f"({empty.size} such cells); remove them first"
         )
 

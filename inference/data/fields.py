@@ -1,0 +1,205 @@
+"""The kinds of field: what each reads, the checks that the values must pass, and what is remembered of them."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import anndata
+import numpy as np
+import scipy.sparse as sp
+
+from fieldguide.inference.data.reading import (
+    SchemaError,
+    categories_of,
+    cell_name,
+    check_counts,
+    codes_of,
+    column_of,
+    dense,
+    gene_name,
+    gene_order,
+    listed,
+    matrix_of,
+    numbers,
+)
+from fieldguide.inference.data.storage import BackedStore, DenseStore, SparseStore, Store
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a schema.
+
+    Attributes
+    ----------
+    place : str
+        Where the field lives unless ``fit(..., fields=...)`` says otherwise: a column of ``obs``, or ``"X"``,
+        ``"layers/NAME"``, ``"obsm/NAME"``.
+    optional : bool
+        Whether the field may be absent from its default place.
+    """
+
+    place: str = ""
+    optional: bool = False
+
+    def learn(self, name: str, data, place) -> dict[str, Any]:
+        """Return what has to be remembered of the training data (plain JSON values)."""
+        return {}
+
+    def read(self, name: str, data, place, state: dict[str, Any]) -> Store:
+        """Check and return the values of the field for every cell."""
+        raise NotImplementedError
+
+    def sizes(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the constructor arguments that the field implies, such as ``n_genes``."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Counts(Field):
+    """A cells x genes matrix of non-negative integer counts (dense, sparse, or backed on disk)."""
+
+    place: str = "X"
+
+    def learn(self, name, data, place):
+        genes = [str(g) for g in data.var_names] if isinstance(data, anndata.AnnData) else None
+        matrix = matrix_of(name, data, place)
+        totals = check_counts(name, data, matrix)
+        empty = np.flatnonzero(totals == 0)
+        if empty.size:
+            gene = gene_name(data, empty[0])
+            warnings.warn(
+                f"field '{name}': gene {gene!r} has no count in any cell ({empty.size} such genes): "
+                "nothing can be learnt about it; consider adata[:, adata.X.sum(0) > 0]",
+                stacklevel=2,
+            )
+        return {"genes": genes, "n_genes": int(matrix.shape[1])}
+
+    def read(self, name, data, place, state):
+        matrix = matrix_of(name, data, place)
+        order = gene_order(name, data, state["genes"], state["n_genes"], matrix.shape[1])
+        if order is not None:
+            if isinstance(matrix, BackedStore):
+                raise SchemaError(f"field '{name}': a backed file must have the training genes in the training order")
+            matrix = matrix[:, order]
+        check_counts(name, data, matrix)
+        if isinstance(matrix, BackedStore):
+            return matrix
+        return SparseStore(matrix) if sp.issparse(matrix) else DenseStore(np.asarray(matrix, dtype=np.float32))
+
+    def sizes(self, name, state):
+        return {"n_genes": state["n_genes"]}
+
+
+@dataclass(frozen=True)
+class Category(Field):
+    """A categorical column of ``obs``; each cell's code, int64 [N]."""
+
+    def learn(self, name, data, place):
+        return {"categories": categories_of(name, place, column_of(name, data, place))}
+
+    def read(self, name, data, place, state):
+        return DenseStore(codes_of(name, place, column_of(name, data, place), state["categories"]))
+
+    def sizes(self, name, state):
+        return {f"n_{name}": len(state["categories"])}
+
+
+@dataclass(frozen=True)
+class Categories(Field):
+    """Several categorical columns of ``obs``; codes, int64 [N, C]."""
+
+    def learn(self, name, data, place):
+        return {"categories": [categories_of(name, c, column_of(name, data, c)) for c in listed(place)]}
+
+    def read(self, name, data, place, state):
+        columns = zip(listed(place), state["categories"], strict=True)
+        return DenseStore(np.stack([codes_of(name, c, column_of(name, data, c), k) for c, k in columns], 1))
+
+    def sizes(self, name, state):
+        return {f"n_{name}": tuple(len(c) for c in state["categories"])}
+
+
+@dataclass(frozen=True)
+class Continuous(Field):
+    """One or several numeric columns of ``obs``, standardised on the training data; float32 [N, C]."""
+
+    def learn(self, name, data, place):
+        values = np.stack([numbers(name, data, c) for c in listed(place)], 1)
+        deviation = values.std(0)
+        for column, spread in zip(listed(place), deviation, strict=True):
+            if not spread > 0:
+                raise SchemaError(f"field '{name}': column {column!r} is constant")
+        return {"mean": values.mean(0).tolist(), "deviation": deviation.tolist()}
+
+    def read(self, name, data, place, state):
+        values = np.stack([numbers(name, data, c) for c in listed(place)], 1)
+        return DenseStore(((values - state["mean"]) / state["deviation"]).astype(np.float32))
+
+    def sizes(self, name, state):
+        return {f"n_{name}": len(state["mean"])}
+
+
+@dataclass(frozen=True)
+class Positive(Field):
+    """One numeric column of ``obs`` that must be positive (a size factor); float32 [N]."""
+
+    def read(self, name, data, place, state):
+        values = numbers(name, data, place)
+        negative = np.flatnonzero(values <= 0)
+        if negative.size:
+            cell = cell_name(data, negative[0])
+            raise SchemaError(f"field '{name}': column {place!r} of cell {cell!r} is not positive")
+        return DenseStore(values.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Matrix(Field):
+    """A cells x features matrix of finite real numbers; float32 [N, F]."""
+
+    place: str = "X"
+
+    def learn(self, name, data, place):
+        return {"n_features": int(matrix_of(name, data, place).shape[1])}
+
+    def read(self, name, data, place, state):
+        matrix = matrix_of(name, data, place)
+        if isinstance(matrix, BackedStore):
+            return matrix
+        values = np.asarray(dense(matrix), dtype=np.float32)
+        if values.shape[1] != state["n_features"]:
+            raise SchemaError(f"field '{name}': {values.shape[1]} features, but {state['n_features']} were trained on")
+        infinite = np.argwhere(~np.isfinite(values))
+        if infinite.size:
+            row, column = infinite[0]
+            raise SchemaError(f"field '{name}': cell {cell_name(data, row)!r}, column {column} is not finite")
+        return DenseStore(values)
+
+    def sizes(self, name, state):
+        return {"n_features": state["n_features"]}
+
+
+@dataclass(frozen=True)
+class Values(Matrix):
+    """A cells x features matrix of real numbers beside another of features, float32 [N, F]."""
+
+    def sizes(self, name, state):
+        return {f"n_{name}": state["n_features"]}
+
+
+@dataclass(frozen=True)
+class UnitInterval(Matrix):
+    """A cells x features matrix of numbers in [0, 1], such as grey values; float32 [N, F]."""
+
+    def read(self, name, data, place, state):
+        store = super().read(name, data, place, state)
+        if isinstance(store, BackedStore):
+            raise SchemaError(f"field '{name}': values in [0, 1] are read from memory only")
+        outside = np.argwhere(((store.values < 0) | (store.values > 1)).numpy())
+        if outside.size:
+            row, column = outside[0]
+            value = float(store.values[row, column])
+            raise SchemaError(
+                f"field '{name}': cell {cell_name(data, row)!r}, column {column} is {value:g}, outside "
+                "[0, 1]; divide by the largest possible value"
+            )
+        return store

@@ -6,7 +6,6 @@ if not __name__.startswith("fieldguide."):
         "(python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.inference.checkpoint import load
 from fieldguide.inference.comparison import Comparison, compare
 from fieldguide.inference.constraints import (
     Acyclicity,
@@ -40,7 +39,7 @@ from fieldguide.inference.data.minibatches import Dataset, Loader
 from fieldguide.inference.data.modalities import Modality, join_modalities
 from fieldguide.inference.data.reading import SchemaError
 from fieldguide.inference.data.schema import FittedSchema, Schema
-from fieldguide.inference.fitted import Fit
+from fieldguide.inference.fitted import Fit, load
 from fieldguide.inference.fitting import fit
 from fieldguide.inference.mixture import Mixture, mix
 from fieldguide.inference.objectives import (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference.entry import find
+from fieldguide.inference.entry import as_entry
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fitting import fit
 from fieldguide.inference.objectives import SHORT_NAMES, Objective, resolve
@@ -122,7 +122,7 @@ def compare(
     for number, (label, objective) in enumerate(chosen.items(), 1):
         if progress:
             print(f"[{number}/{len(chosen)}] fitting under {label}: {objective}", file=sys.stderr, flush=True)
-        fits[label] = found = fit(
+        fits[label] = fitted = fit(
             entry,
             data,
             objective=objective,
@@ -132,14 +132,14 @@ def compare(
             progress=progress,
             **settings,
         )
-        if found.interrupted:
+        if fitted.interrupted:
             raise KeyboardInterrupt
-        rows = _evaluated(found.validation_rows, cells, seed)
-        held_out[label] = Posterior(found.program, found.dataset.load(rows), draws, seed, found.schema)
+        rows = _evaluated(fitted.validation_rows, cells, seed)
+        held_out[label] = Posterior(fitted.program, fitted.dataset.load(rows), draws, seed, fitted.schema)
     if progress:
         print(f"evaluating on held-out cells, {draws} draws each", file=sys.stderr, flush=True)
     first = next(iter(fits.values()))
-    kept = {
+    used = {
         "entry": first.name,
         "objectives": {label: repr(objective) for label, objective in chosen.items()},
         "seed": seed,
@@ -152,7 +152,7 @@ def compare(
         "constraints": [repr(c) for c in first.constraints],
         "fit": {k: v for k, v in settings.items() if k not in first.arguments and k != "constraints"},
     }
-    return Comparison(_table(fits, held_out), fits, held_out, kept)
+    return Comparison(comparison_table(fits, held_out), fits, held_out, used)
 
 
 def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Objective]:
@@ -164,10 +164,8 @@ def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Ob
     IWAE(particles=5, gradient='dreg')
     """
     if objectives is None:
-        spec = find(entry) if isinstance(entry, str) else entry
-        supported = getattr(spec, "supports", None)
-        known = [name for name in SHORT_NAMES if name not in ON_REQUEST]
-        objectives = [name for name in known if supported is None or name in supported]
+        supported = as_entry(entry).supports
+        objectives = [name for name in SHORT_NAMES if name in supported and name not in ON_REQUEST]
     if isinstance(objectives, str):
         objectives = [objectives]
     if not objectives:
@@ -177,12 +175,12 @@ def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Ob
         if odd:
             raise ValueError(f"label {odd[0]!r} of an objective: letters, digits and . + - _ only (it names files)")
         return {str(label): _with_particles(resolve(wanted), particles) for label, wanted in objectives.items()}
-    found: dict[str, Objective] = {}
+    labelled: dict[str, Objective] = {}
     for wanted in objectives:
         name = wanted if isinstance(wanted, str) else getattr(wanted, "__name__", type(wanted).__name__).lower()
-        count = sum(label.rpartition("-")[0] == name or label == name for label in found)
-        found[f"{name}-{count + 1}" if count else name] = _with_particles(resolve(wanted), particles)
-    return found
+        count = sum(label.rpartition("-")[0] == name or label == name for label in labelled)
+        labelled[f"{name}-{count + 1}" if count else name] = _with_particles(resolve(wanted), particles)
+    return labelled
 
 
 def _with_particles(objective: Any, particles: int | None) -> Any:
@@ -200,7 +198,8 @@ def _evaluated(rows: np.ndarray, cells: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(rows, cells, replace=False))
 
 
-def _table(fits: Mapping[str, Any], held_out: dict[str, Posterior]) -> pd.DataFrame:
+def comparison_table(fits: Mapping[str, Any], held_out: dict[str, Posterior]) -> pd.DataFrame:
+    """Return the table of a `Comparison`; the columns are those of `DEFINITIONS`."""
     evidence = pd.DataFrame({label: posterior.log_evidence for label, posterior in held_out.items()})
     best = evidence.columns[evidence.to_numpy().mean(0).argmax()]
     rows = {}

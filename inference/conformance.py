@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,14 @@ import pandas as pd
 import pyro
 import torch
 
-from fieldguide.inference.checkpoint import load
 from fieldguide.inference.data.minibatches import Dataset, read
-from fieldguide.inference.entry import find
-from fieldguide.inference.fitting import build, fit
+from fieldguide.inference.entry import Entry, as_entry
+from fieldguide.inference.fitted import load
+from fieldguide.inference.fitting import fit
 from fieldguide.inference.objectives import (
     CUBO,
     ELBO,
     IWAE,
-    SHORT_NAMES,
     Chi,
     ForwardKL,
     Objective,
@@ -31,7 +30,8 @@ from fieldguide.inference.objectives import (
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.step import Step
 from fieldguide.inference.training.capture import SCALARS, export_step
-from fieldguide.inference.weights.weigh import Substitute, weigh
+from fieldguide.inference.weights.tracing import Substitute
+from fieldguide.inference.weights.weigh import weigh
 
 CELLS = 32
 OBJECTIVES: dict[str, list[Objective]] = {
@@ -53,7 +53,7 @@ class ConformanceError(AssertionError):
 
 @dataclass
 class _Case:
-    entry: Any
+    entry: Entry
     program: Program
     data: Any
     dataset: Dataset
@@ -97,11 +97,10 @@ def check(entry, data, **model_arguments) -> pd.DataFrame:
     >>> check("ppca", {"x": x}, n_latent=2).loc["sites", "passed"]
     True
     """
-    spec = find(entry) if isinstance(entry, str) else entry
     rows = {}
     with pyro.validation_enabled(True), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        case = _case(spec, data, model_arguments)
+        case = _case(as_entry(entry), data, model_arguments)
         for name, function in CHECKS.items():
             try:
                 outcome = function(case)
@@ -116,13 +115,12 @@ def check(entry, data, **model_arguments) -> pd.DataFrame:
     return report
 
 
-def _case(spec, data, arguments: dict[str, Any]) -> _Case:
-    schema = getattr(spec, "schema", None)
-    fitted = schema.learn(data) if schema is not None else None
-    dataset = read(data, fitted)
+def _case(entry: Entry, data, arguments: dict[str, Any]) -> _Case:
+    schema = entry.schema.learn(data) if entry.schema is not None else None
+    dataset = read(data, schema)
     if dataset.n_cells < 8:
         raise ValueError(f"{dataset.n_cells} cells are too few to check a program on; give at least 8")
-    program, _ = build(copy.deepcopy(spec) if isinstance(spec, Program) else spec, fitted, arguments)
+    program, _ = replace(entry, built=copy.deepcopy(entry.built)).build(schema, arguments)
     batch = dataset.batch(np.arange(min(CELLS, dataset.n_cells)))
     program.prepare([batch])
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -132,8 +130,8 @@ def _case(spec, data, arguments: dict[str, Any]) -> _Case:
     reparameterised = all(guide.nodes[n]["fn"].has_rsample for n in drawn)
     local = program.independent and not weights.global_latents
     summed = any(f"{name}_guide" in weights.draws for name in weights.enumerated)
-    supports = getattr(spec, "supports", tuple(SHORT_NAMES) if local else ("elbo",))
-    return _Case(spec, program, data, dataset, batch, arguments, reparameterised, local, supports, summed)
+    supports = entry.supports if entry.listed or local else ("elbo",)
+    return _Case(entry, program, data, dataset, batch, arguments, reparameterised, local, supports, summed)
 
 
 def _objectives(case: _Case) -> Iterator[Any]:
@@ -174,8 +172,8 @@ def _untouched(case: _Case, value: torch.Tensor, parameters, message: str) -> No
     if not value.requires_grad or not parameters:
         return
     names = {id(p): n for n, p in case.program.named_parameters()}
-    found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
-    for parameter, gradient in zip(parameters, found, strict=True):
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         assert gradient is None or not gradient.any(), message.format(names[id(parameter)])
 
 
@@ -191,8 +189,8 @@ def _gradients(case: _Case) -> None:
                 members = {n: p for n, p in members.items() if id(p) in addressed}
             assert torch.isfinite(loss), f"{objective} is {loss.item()}"
             members = {n: p for n, p in members.items() if p.requires_grad}
-            found = torch.autograd.grad(loss, list(members.values()), retain_graph=True, allow_unused=True)
-            for name, gradient in zip(members, found, strict=True):
+            gradients = torch.autograd.grad(loss, list(members.values()), retain_graph=True, allow_unused=True)
+            for name, gradient in zip(members, gradients, strict=True):
                 if gradient is not None:
                     assert torch.isfinite(gradient).all(), f"gradient of '{name}' under {objective} is not finite"
                     used.add(name)
@@ -232,10 +230,10 @@ def _independence(case: _Case) -> str | None:
 
 
 def _fitted(case: _Case, **settings):
-    spec = copy.deepcopy(case.program) if isinstance(case.entry, Program) else case.entry
+    entry = replace(case.entry, built=copy.deepcopy(case.program) if case.entry.built else None)
     objective = next(iter(_objectives(case)))
     shared = {"objective": objective, "max_epochs": 2, "batch_size": 16, "progress": False} | settings
-    return fit(spec, case.data, **shared, **case.arguments)
+    return fit(entry, case.data, **shared, **case.arguments)
 
 
 def _seeds(case: _Case) -> None:
@@ -249,8 +247,8 @@ def _saving(case: _Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fit.safetensors"
         fitted.save(path)
-        unnamed = copy.deepcopy(case.program) if isinstance(case.entry, Program) else type(case.program)
-        loaded = load(path, None if getattr(case.entry, "name", None) else unnamed)
+        unnamed = copy.deepcopy(case.program) if case.entry.built else type(case.program)
+        loaded = load(path, None if case.entry.listed else unnamed)
     for name, value in fitted.program.state_dict().items():
         assert torch.equal(value.cpu(), loaded.program.state_dict()[name]), f"'{name}' changed by saving and loading"
 
@@ -263,7 +261,7 @@ def _device(case: _Case) -> str | None:
 
 
 def _export(case: _Case) -> str | None:
-    if isinstance(case.entry, Program) and not case.reparameterised:
+    if case.entry.built and not case.reparameterised:
         return "discrete guides are trained without capture"
     objective = ELBO() if case.reparameterised else ELBO(2, "score")
     with pyro.validation_enabled(False):

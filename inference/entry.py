@@ -4,12 +4,13 @@ A package adds entries to the catalog with an entry point of the group ``fieldgu
 importing the module registers its entries. fieldguide's own catalog is one such module.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Any
 
-from fieldguide.inference.data.schema import Schema
+from fieldguide.inference.data.schema import FittedSchema, Schema
 from fieldguide.inference.objectives import ELBO, SHORT_NAMES, Objective
 from fieldguide.inference.program import Program
 
@@ -87,6 +88,27 @@ class Entry:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defaults", Defaults.of(self.defaults))
+
+    def build(self, schema: FittedSchema | None, arguments: Mapping[str, Any]) -> tuple[Program, dict[str, Any]]:
+        """Return the program, with the sizes that the data implies, and its constructor arguments.
+
+        Raises
+        ------
+        TypeError
+            For an argument that the program does not have, or any where it is already built.
+        """
+        if self.built is not None:
+            if arguments:
+                raise TypeError(f"{self.name} is already built: it takes no {', '.join(arguments)}")
+            return self.built, {}
+        known = inspect.signature(self.program).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        unknown = [] if open_ended else sorted(set(arguments) - set(known))
+        if unknown:
+            raise TypeError(f"{self.program.__name__} has no argument '{unknown[0]}'; it has {', '.join(known)}")
+        implied = schema.sizes() if schema else {}
+        complete = {name: value for name, value in implied.items() if name in known} | dict(arguments)
+        return self.program(**complete), complete
 
 
 def as_entry(what: "str | Entry | type[Program] | Program") -> Entry:

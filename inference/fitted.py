@@ -1,7 +1,7 @@
 """A fitted program: what it learnt, and what can be asked of it."""
 
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,28 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
-from fieldguide.inference.checkpoint import save
+from fieldguide.inference.checkpoint import (
+    describe_constraint,
+    describe_objective,
+    plain,
+    read_constraints,
+    read_file,
+    read_objective,
+    write_file,
+)
 from fieldguide.inference.constraints import Constraint
 from fieldguide.inference.data.minibatches import Dataset, Loader, read
 from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.entry import Defaults, Entry, as_entry
+from fieldguide.inference.fresh_guide import frozen_model, guide_training, with_fresh_guide
+from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.posterior import ELEMENTS, Posterior
 from fieldguide.inference.program import Program
+from fieldguide.inference.randomness import isolated, stream
 from fieldguide.inference.training.held_out import mean_loss
+from fieldguide.inference.training.settings import Settings
+from fieldguide.inference.training.trainer import launch, train
 from fieldguide.inference.weights.weigh import weigh
 
 
@@ -32,8 +46,8 @@ class Fit:
     ----------
     program : Program
         In evaluation mode.
-    entry : Entry, Program class or Program
-        What was fitted.
+    entry : Entry
+        What was fitted; of a program class or a program of one's own, the entry that `as_entry` makes.
     schema : FittedSchema or None
         What new data has to match.
     objective : callable
@@ -59,7 +73,7 @@ class Fit:
     """
 
     program: Program
-    entry: Any
+    entry: Entry
     schema: FittedSchema | None
     objective: Objective
     arguments: dict[str, Any]
@@ -76,7 +90,7 @@ class Fit:
     @property
     def name(self) -> str:
         """Name of the catalog entry, or of the program class."""
-        return getattr(self.entry, "name", type(self.program).__name__)
+        return self.entry.name
 
     @property
     def device(self) -> torch.device:
@@ -123,8 +137,7 @@ class Fit:
         """
         dataset, site = self.read(data), site or self.program.latent
         parts = []
-        with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(self._forked()):
-            torch.manual_seed(0)
+        with torch.no_grad(), pyro.validation_enabled(False), isolated(self.device, 0):
             for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
                 trace = poutine.trace(self.program.guide).get_trace(batch)
@@ -164,8 +177,7 @@ class Fit:
         rows = max(1, min(batch_size, int(ELEMENTS / (target.particles * max(dataset.width, 1)))))
         kind = "analytic" if getattr(target, "kl", "") == "analytic" else "reparam"
         parts, log_weights = [], []
-        with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(self._forked()):
-            torch.manual_seed(seed)
+        with torch.no_grad(), pyro.validation_enabled(False), isolated(self.device, seed):
             for batch in Loader(dataset, np.arange(dataset.n_cells), rows):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
                 weights = weigh(self.program, batch, target.particles, kind)
@@ -173,7 +185,7 @@ class Fit:
                 if hasattr(target, "caveat"):
                     log_weights.append(weights.log_w.double().cpu().numpy())
         if log_weights and (said := target.caveat(np.concatenate(log_weights, 1))):
-            warnings.warn(said, stacklevel=2)
+            caution(said)
         return torch.cat(parts).numpy()
 
     def posterior(self, data=None, particles: int = 200, seed: int = 0) -> Posterior:
@@ -222,28 +234,105 @@ class Fit:
         >>> torch.equal(first.program.loadings, second.program.loadings), second.arguments["guide"]
         (True, 'full_covariance')
         """
-        from fieldguide.inference.fresh_guide import refit
-
-        return refit(self, objective, guide=guide, **settings)
+        data, constraints = settings.pop("data", None), settings.pop("constraints", None)
+        fabric = launch(settings.pop("device", "auto"))
+        wanted = {"max_epochs": max(1, len(self.history)), "kl_warmup": 0}
+        wanted |= {name: value for name, value in settings.items() if value is not None or name not in wanted}
+        chosen = Settings.of(Defaults.of(self.entry.defaults), wanted)
+        dataset = self.read(data)
+        cells = len(self.train_rows) + len(self.validation_rows)
+        if dataset.n_cells != cells:
+            raise ValueError(
+                f"the guide is fitted to the {cells} cells of the first fit, but the data has {dataset.n_cells}"
+            )
+        target, purpose = resolve(objective), "fresh guide"
+        with isolated(fabric.device, stream(chosen.seed, purpose)), pyro.validation_enabled(False):
+            made_of = (self.entry, self.schema, self.arguments, self.initial)
+            program, arguments = with_fresh_guide(self.program, *made_of, guide)
+            entry = self.entry if self.entry.built is None else replace(self.entry, built=program)
+            rows = (self.train_rows, self.validation_rows)
+            fresh = Fit(program, entry, self.schema, target, arguments, dataset, *rows, initial=self.initial)
+            fresh.constraints = self.constraints if constraints is None else tuple(constraints)
+            with frozen_model(program):
+                columns = self.annotation if data is None else data
+                train(fresh, chosen, fabric, columns, purpose, guide_training)
+        return fresh
 
     def save(self, path: str | Path) -> None:
         """Write parameters, settings and history to one file (safetensors with JSON metadata, no pickle).
 
         An existing file is replaced only once the new one is complete.
         """
-        save(self, Path(path))
+        content = {
+            "program": type(self.program).__qualname__,
+            "entry": self.entry.name if self.entry.listed else None,
+            "arguments": plain(self.arguments),
+            "objective": describe_objective(self.objective),
+            "constraints": [describe_constraint(c) for c in self.constraints],
+            "schema": self.schema.describe() if self.schema else None,
+            "history": self.history.reset_index().to_json(orient="table", index=False, double_precision=15),
+            "train_rows": self.train_rows.tolist(),
+            "validation_rows": self.validation_rows.tolist(),
+        }
+        write_file(Path(path), self.program.state_dict(), content)
 
     def write(self, adata: anndata.AnnData, key: str = "fieldguide") -> None:
         """Write the latent means into ``adata.obsm[key + "_latent"]`` and the settings into ``adata.uns[key]``."""
         adata.obsm[f"{key}_latent"] = self.latent(adata)
         adata.uns[key] = {"entry": self.name, "objective": str(self.objective)}
 
-    def _forked(self) -> list[torch.device]:
-        return [self.device] if self.device.type == "cuda" else []
-
     def __repr__(self) -> str:
         cells = f"{len(self.train_rows)} cells and {len(self.validation_rows)} held out"
         return f"<Fit of {self.name} by {self.objective}: {len(self.history)} epochs on {cells}>"
+
+
+def load(path: str | Path, program: type[Program] | Program | None = None) -> Fit:
+    """Return the fit that `Fit.save` wrote; it holds no data, so pass data to its methods.
+
+    Parameters
+    ----------
+    path : path
+    program : Program class or Program, optional
+        When it is not a catalog entry: the class that was fitted, or (for a program that was built before it was
+        fitted) one built in the same way, into which the parameters are read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, or is not a fit, or belongs to another program.
+    """
+    tensors, content = read_file(Path(path))
+    if content["entry"] is None and program is None:
+        raise ValueError(f"{path} holds a fit of {content['program']}: pass that class as program=")
+    entry = as_entry(content["entry"] or program)
+    if entry.program.__qualname__ != content["program"]:
+        raise ValueError(f"{path} holds a fit of {content['program']}, not of {entry.program.__qualname__}")
+    with isolated(torch.device("cpu")):
+        built = entry.program(**content["arguments"]) if entry.built is None else entry.built
+    initial = {} if entry.built is None else {k: v.detach().clone() for k, v in built.state_dict().items()}
+    try:
+        built.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this version of {content['program']}: {error}") from None
+    schema = None
+    if content["schema"] is not None:
+        schema = FittedSchema(entry.schema, content["schema"]["places"], content["schema"]["states"])
+    history = pd.read_json(StringIO(content["history"]), orient="table", precise_float=True)
+    return Fit(
+        program=built.eval(),
+        entry=entry,
+        schema=schema,
+        objective=read_objective(content["objective"]),
+        arguments=content["arguments"],
+        dataset=None,
+        train_rows=np.asarray(content["train_rows"], dtype=np.int64),
+        validation_rows=np.asarray(content["validation_rows"], dtype=np.int64),
+        history=history.set_index("epoch") if "epoch" in history else history,
+        initial=initial,
+        constraints=read_constraints(content.get("constraints", [])),
+    )
 
 
 def _latents(trace) -> list[str]:

@@ -1,38 +1,21 @@
-"""The one training loop: any program, any objective, one loss or one loss for each parameter group."""
+"""How programs are fitted, whatever they are."""
 
-import inspect
-import os
-import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyro
-import torch
-from torch import Tensor
 
-from fieldguide.inference.constraints import Active, Constraint, Source
-from fieldguide.inference.data.minibatches import Dataset, Loader, read
-from fieldguide.inference.entry import find
+from fieldguide.inference.constraints import Constraint
+from fieldguide.inference.data.minibatches import Loader, read
+from fieldguide.inference.entry import Defaults, as_entry
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import Objective, resolve
-from fieldguide.inference.program import Batch, Program
-from fieldguide.inference.step import Step
-from fieldguide.inference.training.backward import attach
-from fieldguide.inference.training.capture import Losses, capture
-from fieldguide.inference.training.held_out import first_loss, mean_loss, to_device
-from fieldguide.inference.training.non_finite import describe_non_finite
-from fieldguide.inference.training.optimizer import Optimizer
-from fieldguide.inference.training.processes import average_buffers, average_gradients
-from fieldguide.inference.training.progress import progress_bar
-
-CHECKPOINT_SECONDS = 60
-ADAM = {"learning_rate": 1e-3, "epsilon": 0.01, "cooldown": 0.0}
-"""Settings of the optimiser where neither the call nor the entry says otherwise: as published for scVI."""
-Callback = Callable[[Program, dict[str, Any]], bool | None]
+from fieldguide.inference.randomness import isolated, stream
+from fieldguide.inference.training.settings import Callback, Settings
+from fieldguide.inference.training.trainer import launch, train
 
 
 def fit(
@@ -120,232 +103,50 @@ def fit(
     UserWarning
         Of what the program remarks on what it learnt (`Program.remarks`).
     """
-    spec = find(entry) if isinstance(entry, str) else entry
-    schema = getattr(spec, "schema", None)
-    fitted_schema = schema.learn(data, fields) if schema is not None else None
-    if fields and schema is None:
+    declared = as_entry(entry)
+    if fields and declared.schema is None:
         raise ValueError("fields=... needs an entry with a schema")
-    dataset = read(data, fitted_schema)
-    defaults = _given(spec)
-    target = resolve(objective or getattr(spec, "objective", None) or "elbo")
-    fabric = _fabric(device)
-    validation = defaults.get("validation", 0.1) if validation is None else validation
-    train_rows, held_out = _split(dataset.n_cells, validation, seed)
-    max_epochs = defaults.get("max_epochs") if max_epochs is None else max_epochs
-    adam = adam_settings(spec, learning_rate, epsilon, cooldown)
-    max_epochs = min(400, max(1, round(8e6 / dataset.n_cells))) if max_epochs is None else max_epochs
-    kl_warmup = defaults.get("kl_warmup", max_epochs // 4) if kl_warmup is None else kl_warmup
-    seeds = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
-        program, arguments = build(spec, fitted_schema, model_arguments)
-        loader = Loader(dataset, train_rows, batch_size, True, seed, fabric.global_rank, fabric.world_size)
+    schema = None if declared.schema is None else declared.schema.learn(data, fields)
+    dataset, defaults = read(data, schema), Defaults.of(declared.defaults)
+    epochs = next(n for n in (max_epochs, defaults.max_epochs, _epochs(dataset.n_cells)) if n is not None)
+    settings = Settings.of(
+        defaults,
+        {
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "epsilon": epsilon,
+            "cooldown": cooldown,
+            "seed": seed,
+            "early_stopping": early_stopping,
+            "kl_warmup": kl_warmup,
+            "compile": compile,
+            "callbacks": callbacks,
+            "checkpoint": checkpoint,
+            "progress": progress,
+        },
+        {"max_epochs": epochs, "kl_warmup": epochs // 4},
+    )
+    share = next(v for v in (validation, defaults.validation, 0.1) if v is not None)
+    train_rows, held_out = _split(dataset.n_cells, share, seed)
+    fabric = launch(device)
+    with isolated(fabric.device, stream(seed, "training")), pyro.validation_enabled(False):
+        program, arguments = declared.build(schema, model_arguments)
         program.prepare(Loader(dataset, train_rows, batch_size))
-        program.to(fabric.device)
-        torch.manual_seed(seed + 7919 * fabric.global_rank)
-        result = Fit(program, spec, fitted_schema, target, arguments, dataset, train_rows, held_out)
-        if program is spec:
+        target = resolve(objective or declared.objective)
+        result = Fit(program, declared, schema, target, arguments, dataset, train_rows, held_out)
+        if declared.built is not None:
             result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}
-        loader.dataset = dataset = dataset.to(fabric.device) if _fits(dataset, fabric.device) else dataset
-        result.constraints = tuple(getattr(spec, "constraints", ()) if constraints is None else constraints)
-        source = Source(data, dataset, train_rows, batch_size, program)
-        result.annotation = source.table()
-        active = Active(result.constraints, source)
-        held = Loader(dataset, held_out, batch_size)
-        trainer = _Trainer(result, fabric, loader, held, adam, compile, active)
-        trainer.run(max_epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
-    for said in program.remarks():
-        warnings.warn(said, stacklevel=2)
+        result.constraints = tuple(declared.constraints if constraints is None else constraints)
+        train(result, settings, fabric, data)
+    for remark in program.remarks():
+        caution(remark)
     return result
 
 
-class _Trainer:
-    """State of one run of the loop."""
-
-    def __init__(
-        self,
-        result: Fit,
-        fabric,
-        loader: Loader,
-        held_out: Loader,
-        adam: Mapping[str, float],
-        compile: bool,
-        constraints: Active,
-        mode=Program.train,
-    ):
-        self.result, self.program, self.fabric = result, result.program, fabric
-        self.loader, self.held_out, self.mode, self.constraints = loader, held_out, mode, constraints
-        self.groups = {k: [p for p in v if p.requires_grad] for k, v in self.program.groups().items()}
-        self.parameters = [p for group in self.groups.values() for p in group]
-        fused = fabric.device.type in ("cpu", "cuda")
-        self.optimizer = Optimizer(
-            self.program, self.parameters, adam["learning_rate"], adam["epsilon"], fused, adam["cooldown"]
-        )
-        self.total = len(loader.rows)
-        self.kl_weight = torch.ones((), device=fabric.device)
-        self.progress = torch.ones((), device=fabric.device)
-        if compile and len(constraints):
-            warnings.warn("constraints are measured without compilation: compile=True is left out", stacklevel=4)
-            compile = False
-        self.losses = capture(self.program, result.objective, self.total) if compile else self.eager
-
-    def eager(self, batch: Batch, scalars: Mapping[str, float | Tensor]) -> tuple[Losses, dict[str, Tensor]]:
-        step = Step(self.program, batch, self.total, scalars)
-        losses = self.program.training_loss(step, self.result.objective)
-        if torch.is_grad_enabled():
-            step.logs |= self.constraints.measured(step)
-        return losses, step.logs
-
-    def run(self, max_epochs, kl_warmup, patience, callbacks, checkpoint, progress) -> None:
-        best, best_state, since, saved = np.inf, None, 0, time.monotonic()
-        priced = self.constraints.shown()
-        rows: list[dict[str, Any]] = []
-        try:
-            with progress_bar(progress and self.fabric.is_global_zero, max_epochs) as advance:
-                for epoch in range(max_epochs):
-                    row = self.epoch(epoch, max_epochs, kl_warmup)
-                    rows.append(row)
-                    self.result.history = pd.DataFrame(rows).set_index("epoch")
-                    advance(row)
-                    ready = row["kl_weight"] >= 1 and not self.program.unfinished()
-                    if patience is not None and "validation" in row and ready:
-                        prices = self.constraints.shown()
-                        if prices != priced:  # what is minimised has changed
-                            best, since, priced = np.inf, 0, prices
-                        value = row["validation"] + self.constraints.price(row)
-                        if value < best:
-                            best, since = value, 0
-                            best_state = {k: v.detach().clone() for k, v in self.program.state_dict().items()}
-                        else:
-                            since += 1
-                    stop = [callback(self.program, row) for callback in callbacks]
-                    if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS and self.fabric.is_global_zero:
-                        self.result.save(checkpoint)
-                        saved = time.monotonic()
-                    if any(stop) or (patience is not None and since >= patience):
-                        break
-        except KeyboardInterrupt:
-            self.result.interrupted = True
-            warnings.warn(f"interrupted after {len(rows)} epochs; the fit holds what was learnt so far", stacklevel=3)
-        self.program.eval()
-        if best_state is not None:
-            self.program.load_state_dict(best_state)
-        if checkpoint and self.fabric.is_global_zero:
-            self.result.save(checkpoint)
-
-    def epoch(self, epoch: int, max_epochs: int, kl_warmup: int) -> dict[str, Any]:
-        start = time.perf_counter()
-        self.loader.epoch = epoch
-        self.mode(self.program)
-        steps = len(self.loader)
-        total, cells, weight = 0.0, 0, 1.0
-        logged: dict[str, Tensor] = {}
-        for number, batch in enumerate(self.loader):
-            batch = to_device(batch, self.fabric.device)
-            done = epoch * steps + number + 1
-            weight = min(1.0, done / (kl_warmup * steps)) if kl_warmup else 1.0
-            scalars = {"kl_weight": self.kl_weight.fill_(weight) if weight < 1 else 1.0}
-            scalars["progress"] = self.progress.fill_(done / (max_epochs * steps))
-            losses, logs = self.losses(batch, scalars)
-            self.backward(losses, self.constraints.terms(logs))
-            if done == 1:
-                self.warn_of_idle_groups(losses)
-            value = first_loss(losses)
-            if self.fabric.device.type == "cpu" and not torch.isfinite(value):
-                self.complain(epoch, number, batch)
-            self.optimizer.step((done - 1) / (max_epochs * steps))
-            size = len(batch["index"])
-            total, cells = total + value * size, cells + size
-            logged = {name: logged.get(name, 0.0) + noted.detach() * size for name, noted in logs.items()}
-        row = {"epoch": epoch, "train": self.mean(total / cells)}
-        if not np.isfinite(row["train"]):
-            raise FloatingPointError(f"the loss is not finite in epoch {epoch}: lower the learning rate")
-        if self.fabric.world_size > 1:
-            average_buffers(self.fabric, self.program)
-        if len(self.held_out.rows):
-            row["validation"] = mean_loss(
-                self.program, self.result.objective, self.held_out, self.total, self.fabric.device
-            )
-        row |= {name: self.mean(noted / cells) for name, noted in logged.items()}
-        if len(self.constraints):
-            row |= self.constraints.update(row, self.last(batch), steps, epoch)
-        return row | {"kl_weight": weight, "seconds": time.perf_counter() - start}
-
-    def last(self, batch: Batch) -> Step | None:
-        """The minibatch for permutation tests, where a bound needs one."""
-        return Step(self.program, batch, self.total) if self.constraints.tested else None
-
-    def mean(self, value: Any) -> float:
-        """Mean over the processes."""
-        return float(self.fabric.all_reduce(torch.as_tensor(value), reduce_op="mean"))
-
-    def backward(self, losses: Losses, terms=()) -> None:
-        self.optimizer.zero_grad()
-        losses, pulls = attach(losses, terms, self.groups)
-        if isinstance(losses, Tensor):
-            losses.backward()
-        else:
-            unknown = sorted(set(losses) - set(self.groups))
-            if unknown:
-                raise KeyError(f"the objective has a loss for '{unknown[0]}'; groups are {', '.join(self.groups)}")
-            for group, loss in losses.items():
-                if not self.groups[group]:  # frozen, or without parameters
-                    continue
-                gradients = torch.autograd.grad(loss, self.groups[group], retain_graph=True, allow_unused=True)
-                for parameter, gradient in zip(self.groups[group], gradients, strict=True):
-                    parameter.grad = gradient
-        for parameter, gradient in pulls:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        if self.fabric.world_size > 1:
-            average_gradients(self.fabric, self.parameters)
-
-    def warn_of_idle_groups(self, losses: Losses) -> None:
-        idle = [] if isinstance(losses, Tensor) else [k for k, v in self.groups.items() if v and k not in losses]
-        if idle:
-            warnings.warn(
-                f"{self.result.objective} does not train group '{idle[0]}': its parameters keep their initial values",
-                stacklevel=6,
-            )
-
-    def complain(self, epoch: int, number: int, batch: Batch) -> None:
-        where = describe_non_finite(self.program, batch, self.result.dataset.obs)
-        raise FloatingPointError(f"the loss is not finite in epoch {epoch}, minibatch {number}: {where}")
-
-
-def adam_settings(
-    spec, learning_rate: float | None, epsilon: float | None, cooldown: float | None = None
-) -> dict[str, float]:
-    """Settings of the optimiser: as given, else the entry's, else `ADAM`."""
-    given = {"learning_rate": learning_rate, "epsilon": epsilon, "cooldown": cooldown}
-    known = ADAM | {k: v for k, v in _given(spec).items() if k in ADAM}
-    found = known | {k: v for k, v in given.items() if v is not None}
-    if not 0 <= found["cooldown"] <= 1:
-        raise ValueError(f"cooldown must be a share in [0, 1], not {found['cooldown']}")
-    for name, value in found.items():
-        if name != "cooldown" and not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value}")
-    return found
-
-
-def _given(spec) -> dict[str, Any]:
-    """The settings that an entry has of its own."""
-    return {k: v for k, v in vars(getattr(spec, "defaults", object)).items() if v is not None and not k.startswith("_")}
-
-
-def build(spec, schema, arguments: dict[str, Any]) -> tuple[Program, dict[str, Any]]:
-    """Return the program of an entry or class, with the sizes that the data implies, and its arguments."""
-    if isinstance(spec, Program):
-        if arguments:
-            raise TypeError(f"{type(spec).__name__} is already built: it takes no {', '.join(arguments)}")
-        return spec, {}
-    cls = spec if isinstance(spec, type) else spec.program
-    known = inspect.signature(cls).parameters
-    unknown = [] if any(p.kind is p.VAR_KEYWORD for p in known.values()) else sorted(set(arguments) - set(known))
-    if unknown:
-        raise TypeError(f"{cls.__name__} has no argument '{unknown[0]}'; it has {', '.join(known)}")
-    implied = schema.sizes() if schema else {}
-    arguments = {name: value for name, value in implied.items() if name in known} | arguments
-    return cls(**arguments), arguments
+def _epochs(n_cells: int) -> int:
+    """About eight million visits to a cell, at most 400 epochs."""
+    return min(400, max(1, round(8e6 / n_cells)))
 
 
 def _split(n_cells: int, validation: float | np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -362,28 +163,3 @@ def _split(n_cells: int, validation: float | np.ndarray, seed: int) -> tuple[np.
     if len(rows) < 2:
         raise ValueError(f"{len(rows)} cells are left for training; at least 2 are needed")
     return rows, held_out
-
-
-def _fabric(device: str):
-    from lightning_fabric import Fabric
-
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else str(device)
-    try:
-        chosen = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is not known: 'auto', 'cpu', 'cuda' or 'cuda:0'") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} is not available: torch sees no CUDA device")
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    devices: Any = processes if processes > 1 or chosen.index is None else [chosen.index]
-    nodes = int(os.environ.get("WORLD_SIZE", 1)) // processes
-    fabric = Fabric(accelerator=chosen.type, devices=devices, num_nodes=nodes)
-    fabric.launch()
-    return fabric
-
-
-def _fits(dataset: Dataset, device: torch.device) -> bool:
-    """Whether the data takes less than half of the accelerator's free memory."""
-    if device.type != "cuda" or dataset.backed:
-        return False
-    return 2 * sum(store.nbytes for store in dataset.stores.values()) < torch.cuda.mem_get_info(device)[0]

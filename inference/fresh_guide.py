@@ -5,25 +5,15 @@ evaluation mode, without dropout. The guide is new: new initial values, training
 """
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import numpy as np
-import pyro
-import torch
 from torch import Tensor, nn
 
-from fieldguide.inference import fitting as loop
-from fieldguide.inference.constraints import Active, Source
-from fieldguide.inference.data.minibatches import Dataset, Loader
-from fieldguide.inference.fitted import Fit
-from fieldguide.inference.objectives import resolve
+from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.entry import Entry
 from fieldguide.inference.program import Program
-
-if TYPE_CHECKING:
-    from fieldguide.inference.objectives import Objective
-
-FRESH = 104_729
-"""Added to the seed, so that a guide that is fitted again with the same seed starts somewhere else."""
 
 
 def guide_names(program: Program) -> set[str]:
@@ -57,91 +47,65 @@ def guide_training(program: Program) -> None:
             module.train()
 
 
-def refit(
-    fit: Fit,
-    objective: "str | Objective",
-    *,
-    guide: str | Program | None = None,
-    data=None,
-    constraints=None,
-    seed: int = 0,
-    max_epochs: int | None = None,
-    batch_size: int = 128,
-    learning_rate: float | None = None,
-    epsilon: float | None = None,
-    cooldown: float | None = None,
-    early_stopping: int | None = 30,
-    kl_warmup: int = 0,
-    device: str = "auto",
-    compile: bool = False,
-    callbacks=(),
-    checkpoint=None,
-    progress: bool = True,
-) -> Fit:
-    """See `fieldguide.inference.Fit.refit`."""
-    dataset = fit.read(data)
-    cells = len(fit.train_rows) + len(fit.validation_rows)
-    if dataset.n_cells != cells:
-        raise ValueError(
-            f"the guide is fitted to the {cells} cells of the first fit, but the data has {dataset.n_cells}"
-        )
-    target = resolve(objective)
-    fabric = loop._fabric(device)
-    seeds = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=seeds), pyro.validation_enabled(False):
-        torch.manual_seed(seed + FRESH)
-        program, arguments = _with_fresh_guide(fit, guide)
-        program.to(fabric.device)
-        phi = {id(p) for p in program.groups().get("phi", [])}
-        if not phi:
-            raise ValueError(f"{type(program).__name__} has no parameters in the group 'phi': there is no guide to fit")
-        frozen = [p for p in program.parameters() if p.requires_grad and id(p) not in phi]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        entry = fit.entry if not isinstance(fit.entry, Program) else program
-        result = Fit(program, entry, fit.schema, target, arguments, dataset, fit.train_rows, fit.validation_rows)
-        result.initial = fit.initial
-        torch.manual_seed(seed + FRESH + 7919 * fabric.global_rank)
-        resident: Dataset = dataset.to(fabric.device) if loop._fits(dataset, fabric.device) else dataset
-        loader = Loader(resident, fit.train_rows, batch_size, True, seed, fabric.global_rank, fabric.world_size)
-        held_out = Loader(dataset, fit.validation_rows, batch_size)
-        result.constraints = fit.constraints if constraints is None else tuple(constraints)
-        source = Source(fit.annotation if data is None else data, dataset, fit.train_rows, batch_size, program)
-        result.annotation = source.table()
-        active = Active(result.constraints, source)
-        adam = loop.adam_settings(entry, learning_rate, epsilon, cooldown)
-        trainer = loop._Trainer(result, fabric, loader, held_out, adam, compile, active, mode=guide_training)
-        epochs = max(1, len(fit.history)) if max_epochs is None else max_epochs
-        trainer.run(epochs, kl_warmup, early_stopping, tuple(callbacks), checkpoint, progress)
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-    return result
+@contextmanager
+def frozen_model(program: Program) -> Iterator[None]:
+    """Keep every parameter outside the group ``phi`` as it is.
+
+    Raises
+    ------
+    ValueError
+        If there is no parameter in that group.
+    """
+    phi = {id(p) for p in program.groups().get("phi", [])}
+    if not phi:
+        raise ValueError(f"{type(program).__name__} has no parameters in the group 'phi': there is no guide to fit")
+    frozen = [p for p in program.parameters() if p.requires_grad and id(p) not in phi]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    yield
+    for parameter in frozen:
+        parameter.requires_grad_(True)
 
 
-def _with_fresh_guide(fit: Fit, guide: str | Program | None) -> tuple[Program, dict[str, Any]]:
-    """A program with the model of the fit and a new guide, and its constructor arguments."""
-    arguments = dict(fit.arguments)
+def with_fresh_guide(
+    program: Program,
+    entry: Entry,
+    schema: FittedSchema | None,
+    arguments: dict[str, Any],
+    initial: dict[str, Tensor],
+    guide: str | Program | None,
+) -> tuple[Program, dict[str, Any]]:
+    """Return a program with the model of this one and a new guide, and its constructor arguments.
+
+    Parameters
+    ----------
+    program : Program
+        It stays as it is.
+    entry, schema, arguments
+        What it was built from.
+    initial : dict of str to Tensor
+        Where the parameters of a program that its user built started.
+    guide : str or Program, optional
+        See `fieldguide.inference.Fit.refit`.
+    """
+    arguments = dict(arguments)
     if isinstance(guide, Program):
-        if type(guide).model is not type(fit.program).model:
-            raise TypeError(
-                f"guide is a {type(guide).__name__}, whose model is not that of {type(fit.program).__name__}"
-            )
-        program = copy.deepcopy(guide)
-    elif isinstance(fit.entry, Program):
+        if type(guide).model is not type(program).model:
+            raise TypeError(f"guide is a {type(guide).__name__}, whose model is not that of {type(program).__name__}")
+        fresh = copy.deepcopy(guide)
+    elif entry.built is not None:
         if guide is not None:
-            raise TypeError(
-                f"{type(fit.entry).__name__} was built by you: pass guide= a program with another guide, not a name"
-            )
-        program = copy.deepcopy(fit.program)
-        _reset(program, fit.initial)
+            raise TypeError(f"{entry.name} was built by you: pass guide= a program with another guide, not a name")
+        fresh = copy.deepcopy(program)
+        _reset(fresh, initial)
     else:
         arguments |= {} if guide is None else {"guide": guide}
-        program, arguments = loop.build(fit.entry, fit.schema, arguments)
-    wanted, found = model_state(fit.program), model_state(program)
-    for name in sorted(set(wanted) ^ set(found)) or [n for n in wanted if wanted[n].shape != found[n].shape]:
+        fresh, arguments = entry.build(schema, arguments)
+    wanted, given = model_state(program), model_state(fresh)
+    for name in sorted(set(wanted) ^ set(given)) or [n for n in wanted if wanted[n].shape != given[n].shape]:
         raise ValueError(f"'{name}' of the model differs between the fit and the program with the new guide")
-    program.load_state_dict(wanted, strict=False)
-    return program, arguments
+    fresh.load_state_dict(wanted, strict=False)
+    return fresh, arguments
 
 
 def _reset(program: Program, initial: dict[str, Tensor]) -> None:
@@ -164,24 +128,3 @@ def _reset(program: Program, initial: dict[str, Tensor]) -> None:
             f"the initial value of '{missing[0]}' is not known (the fit was loaded): pass guide= a program built anew"
         )
     program.load_state_dict({name: initial[name] for name in names - done}, strict=False)
-
-
-def same_model(fits: list[Fit]) -> None:
-    """Check that fits share one model, parameter by parameter and buffer by buffer.
-
-    Raises
-    ------
-    ValueError
-        Naming the first difference.
-    """
-    first = model_state(fits[0].program)
-    for number, other in enumerate(fits[1:], 1):
-        if type(other.program).model is not type(fits[0].program).model:
-            raise ValueError(f"fit {number} is of {other.name}, fit 0 of {fits[0].name}: a mixture needs one model")
-        state = model_state(other.program)
-        for name in sorted(set(first) | set(state)):
-            both = name in first and name in state and first[name].shape == state[name].shape
-            if not both or not np.array_equal(first[name].cpu().numpy(), state[name].cpu().numpy()):
-                raise ValueError(
-                    f"the models of fit 0 and fit {number} differ in '{name}': fit the guides to one model (Fit.refit)"
-                )

@@ -11,22 +11,24 @@ every moment of w is finite where the likelihood is bounded. Which guide is best
 cell to cell.
 """
 
-import warnings
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
-from pyro.poutine import Trace
 from scipy.optimize import minimize
 from torch import Tensor
 
 from fieldguide.inference.fitted import Fit
-from fieldguide.inference.fresh_guide import same_model
+from fieldguide.inference.fresh_guide import model_state
+from fieldguide.inference.messages import caution
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.program import Batch, Program, batch_size
-from fieldguide.inference.weights.enumeration import Enumerate, Enumerated, Sums, is_marked, sum_out, without_mask
-from fieldguide.inference.weights.weigh import Weights, _in_plate, _is_random, _reduce, _trace, like_draws
+from fieldguide.inference.weights.densities import density_at, drawn_latents, log_density, observed_sites
+from fieldguide.inference.weights.enumeration import is_marked
+from fieldguide.inference.weights.tracing import trace_program
+from fieldguide.inference.weights.weigh import Weights, like_draws
 
 PRIOR = "prior"
 PILOT_CELLS, PILOT_DRAWS = 256, 400
@@ -56,6 +58,12 @@ class Mixture:
         self.shares = _with_prior(shares, prior)
         self.programs: list[Program] = [fit.program for fit in self.fits]
 
+    def named(self, names: Sequence[str]) -> "Mixture":
+        """Return the same mixture with other names of its fits."""
+        other = copy(self)
+        other.names = [*names, *self.names[len(self.fits) :]]
+        return other
+
     def posterior(self, data=None, particles: int = 200, seed: int = 0) -> Posterior:
         """Return the `Posterior` over the latents of each cell, by importance sampling from the mixture.
 
@@ -83,12 +91,12 @@ class Mixture:
         if particles < wanted.sum():
             raise ValueError(f"{particles} particles are too few for {wanted.sum()} components")
         exact = self.shares * particles
-        found = np.maximum(np.floor(exact), wanted).astype(int)
-        while found.sum() != particles:
-            step = 1 if found.sum() < particles else -1
-            room = np.where(wanted & ((found > 1) | (step > 0)), step * (exact - found), -np.inf)
-            found[room.argmax()] += step
-        return found
+        counts = np.maximum(np.floor(exact), wanted).astype(int)
+        while counts.sum() != particles:
+            step = 1 if counts.sum() < particles else -1
+            room = np.where(wanted & ((counts > 1) | (step > 0)), step * (exact - counts), -np.inf)
+            counts[room.argmax()] += step
+        return counts
 
     def weigh(self, batch: Batch, particles: int) -> Weights:
         """Draw from every component and return the weights of the mixture, in double precision.
@@ -97,19 +105,17 @@ class Mixture:
         """
         return self.log_densities(batch, self.counts(particles))[0]
 
-    @torch.no_grad()
-    def log_densities(self, batch: Batch, counts: np.ndarray) -> tuple[Weights, Tensor]:
-        """Return the weights of so many draws of each component, and every component's log density there [J, S, B]."""
-        particles, cells = int(counts.sum()), batch_size(batch)
-        first = self.programs[0]
+    def _draw(self, batch: Batch, counts: np.ndarray) -> dict[str, Tensor]:
+        """Draws of every component, by latent site [S, B, ...], in random order."""
+        particles, cells, first = int(counts.sum()), batch_size(batch), self.programs[0]
         components = [(program, "guide") for program in self.programs] + ([(first, "model")] if self.prior else [])
         traces = [
-            (_trace(program, role, batch, int(n)), program)
+            (trace_program(program, role, batch, int(n)), program)
             for (program, role), n in zip(components, counts, strict=True)
             if n
         ]
-        summed = {name for made, _ in traces for name, site in made.nodes.items() if is_marked(site)}
-        drawn = [{n: v for n, v in _latents(*made).items() if n not in summed} for made in traces]
+        summed = {name for trace, _ in traces for name, site in trace.nodes.items() if is_marked(site)}
+        drawn = [{n: v for n, v in drawn_latents(*traced).items() if n not in summed} for traced in traces]
         sites = list(drawn[0])
         for part in drawn[1:]:
             if set(part) != set(sites):
@@ -119,27 +125,33 @@ class Mixture:
         for name in sites:
             value = torch.cat([part[name] for part in drawn])
             values[name] = value.gather(0, like_draws(order, value, first.depth).expand(value.shape))
-        model, joint, prior, found = _density_at(first, "model", batch, values)
-        guides = [_density_at(program, "guide", batch, values) for program in self.programs]
+        return values
+
+    @torch.no_grad()
+    def log_densities(self, batch: Batch, counts: np.ndarray) -> tuple[Weights, Tensor]:
+        """Return the weights of so many draws of each component, and every component's log density there [J, S, B]."""
+        particles, cells = int(counts.sum()), batch_size(batch)
+        first, values = self.programs[0], self._draw(batch, counts)
+        model, joint, prior, chosen = density_at(first, "model", batch, values)
+        guides = [density_at(program, "guide", batch, values) for program in self.programs]
         each = [density for _, density, _, _ in guides]
         densities = torch.stack([*each, prior] if self.prior else each)
         share = torch.as_tensor(counts / particles, dtype=torch.float64, device=densities.device)
         deterministic: dict[str, Any] = {
-            n: s["value"] if found is None else found.choose_site(s, first.depth)
+            n: s["value"] if chosen is None else chosen.choose_site(s, first.depth)
             for n, s in model.nodes.items()
             if s["type"] == "sample" and s["infer"].get("_deterministic")
         }
-        observed = [n for n, s in model.nodes.items() if _is_random(s) and s["is_observed"]]
-        if found is None:
-            likelihood = _log_density(first, model, observed, particles, cells)
+        if chosen is None:
+            likelihood = log_density(first, model, observed_sites(model), particles, cells)
         else:
-            likelihood = found.log_likelihood
-            values |= {n: found.choose_site(model.nodes[n], first.depth) for n in found.posterior}
-            deterministic |= {f"{n}_posterior": value for n, value in found.posterior.items()}
-            made = torch.softmax(torch.stack(each) + share[: len(each), None, None].log(), 0)[..., None]
-            for name in set(found.posterior).intersection(*(g.posterior if g else () for *_, g in guides)):
+            likelihood = chosen.log_likelihood
+            values |= {n: chosen.choose_site(model.nodes[n], first.depth) for n in chosen.posterior}
+            deterministic |= {f"{n}_posterior": value for n, value in chosen.posterior.items()}
+            source = torch.softmax(torch.stack(each) + share[: len(each), None, None].log(), 0)[..., None]
+            for name in set(chosen.posterior).intersection(*(g.posterior if g else () for *_, g in guides)):
                 own = torch.stack([g.posterior[name] for *_, g in guides])
-                deterministic[f"{name}_guide"] = (made * own).sum(0)  # each guide's, by how likely it made the draw
+                deterministic[f"{name}_guide"] = (source * own).sum(0)  # each guide's, by how likely it made the draw
         weights = Weights(
             log_p=joint,
             log_q=torch.logsumexp(densities + share.log()[:, None, None], 0),
@@ -148,8 +160,8 @@ class Mixture:
             scale=1.0,
             draws=values | deterministic,
             latents=tuple(values),
-            enumerated=() if found is None else tuple(found.posterior),
-            _depth=first.depth,
+            enumerated=() if chosen is None else tuple(chosen.posterior),
+            depth=first.depth,
         )
         return weights, densities
 
@@ -199,7 +211,7 @@ def mix(
     fits = list(fits)
     if not fits:
         raise ValueError("there is no fit to mix")
-    same_model(fits)
+    _require_one_model(fits)
     defensive = (0.05 if prior else 0.0) if isinstance(prior, bool) else float(prior)
     if not 0 <= defensive < 1:
         raise ValueError(f"prior must be a share in [0, 1), not {prior}")
@@ -278,7 +290,7 @@ def optimal_shares(log_w: Tensor, ratio: Tensor, prior: float) -> np.ndarray:
     slope = objective(shares)[1]
     gap = slope @ shares - slope.min()
     if not gap < GAP:
-        warnings.warn(f"the shares of the mixture may be {gap:.2g} nats of log sample size from the best", stacklevel=4)
+        caution(f"the shares of the mixture may be {gap:.2g} nats of log sample size from the best")
     shares = np.where(shares < LEAST, 0, shares)
     return shares / shares.sum()
 
@@ -288,76 +300,26 @@ def _with_prior(shares: np.ndarray, prior: float) -> np.ndarray:
 
 
 def _names(fits: list[Fit]) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
     for fit in fits:
         name = getattr(fit.objective, "__name__", type(fit.objective).__name__).lower()
         guide = fit.arguments.get("guide")
         name = name if guide in (None, "mean_field") else f"{name}-{guide}"
-        count = sum(n == name or n.rpartition("-")[0] == name for n in found)
-        found.append(f"{name}-{count + 1}" if count else name)
-    return found
+        count = sum(n == name or n.rpartition("-")[0] == name for n in names)
+        names.append(f"{name}-{count + 1}" if count else name)
+    return names
 
 
-def _latents(trace: Trace, program: Program) -> dict[str, Tensor]:
-    """The drawn latent values of a trace, in the order of the sites; all have to be inside the data plate."""
-    sites: dict[str, Any] = {n: s for n, s in trace.nodes.items() if _is_random(s) and not s["is_observed"]}
-    for name, site in sites.items():
-        if not _in_plate(program, site):
-            raise ValueError(
-                f"site '{name}' is outside the plate '{program.plate}', so it has no posterior for each cell"
-            )
-    return {n: s["value"] for n, s in sites.items()}
-
-
-def _density_at(
-    program: Program, role: str, batch: Batch, values: dict[str, Tensor]
-) -> tuple[Trace, Tensor, Tensor, Enumerated | None]:
-    """Trace model or guide at these values, with marked discrete sites summed out.
-
-    Returns the trace, its log density [S, B] in float64, that of its latent sites alone, and what the sum was over.
-    """
-    discrete = Enumerate(program)
-    found = _trace_at(program, role, batch, values, [discrete])
-    draws, cells = len(next(iter(values.values()))), batch_size(batch)
-    zero = torch.zeros(draws, cells, dtype=torch.float64, device=next(iter(batch.values())).device)
-    everything, latent = (Sums({"prior": zero, "likelihood": zero}) for _ in range(2))
-    random = {name: site for name, site in found.nodes.items() if _is_random(site)}
-    here = {name for name, site in random.items() if not site["is_observed"]}
-    missing = sorted((here - set(discrete.sites)) ^ set(values))
-    if missing:
-        raise ValueError(f"latent site '{missing[0]}' is missing from a component of the mixture")
-    for name, site in random.items():
-        if name in discrete.sites:
-            site, density = without_mask(site, site["value"])
-        else:
-            density = site["fn"].log_prob(site["value"])
-        value = _reduce(program, site, density, draws, cells, len(discrete.sites))[1].double()
-        everything.add("likelihood" if site["is_observed"] else "prior", 1, value)
-        if not site["is_observed"]:
-            latent.add("prior", 1, value)
-    total, prior = everything.plain["prior"] + everything.plain["likelihood"], latent.plain["prior"]
-    if not discrete.sites:
-        return found, total, prior, None
-    summed = sum_out(everything, discrete.sites, set(), "reparam", program.depth)
-    summed.log_likelihood = summed.log_likelihood + everything.plain["likelihood"]
-    prior = prior + sum_out(latent, discrete.sites, set(), "reparam", program.depth).log_sum
-    return found, total + summed.log_sum, prior, summed
-
-
-def _trace_at(program: Program, role: str, batch: Batch, values: dict[str, Tensor], handlers=()) -> Trace:
-    """Trace model or guide with its latent sites at the given values [S, ...]."""
-    given = Trace()
-    for name, value in values.items():
-        given.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
-    return _trace(program, role, batch, len(next(iter(values.values()))), handlers, given)
-
-
-def _log_density(program: Program, trace: Trace, sites: Sequence[str], particles: int, cells: int) -> Tensor:
-    """Log density [S, B] of these sites of a trace, float64."""
-    total = torch.zeros((), dtype=torch.float64)
-    for name in sites:
-        if name not in trace.nodes:
-            raise ValueError(f"latent site '{name}' is missing from a component of the mixture")
-        site = trace.nodes[name]
-        total = total + _reduce(program, site, site["fn"].log_prob(site["value"]), particles, cells)[1].double()
-    return total.expand(particles, cells)
+def _require_one_model(fits: list[Fit]) -> None:
+    """Raise ValueError, naming the first difference, unless model parameters and buffers are equal in all fits."""
+    first = model_state(fits[0].program)
+    for number, other in enumerate(fits[1:], 1):
+        if type(other.program).model is not type(fits[0].program).model:
+            raise ValueError(f"fit {number} is of {other.name}, fit 0 of {fits[0].name}: a mixture needs one model")
+        state = model_state(other.program)
+        for name in sorted(set(first) | set(state)):
+            both = name in first and name in state and first[name].shape == state[name].shape
+            if not both or not np.array_equal(first[name].cpu().numpy(), state[name].cpu().numpy()):
+                raise ValueError(
+                    f"the models of fit 0 and fit {number} differ in '{name}': fit the guides to one model (Fit.refit)"
+                )

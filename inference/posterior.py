@@ -13,13 +13,17 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.messages import caution
 from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.randomness import isolated, stream
+from fieldguide.inference.weights.annealing import anneal, temperature_schedule
 from fieldguide.inference.weights.psis import inference_data, pareto_k
-from fieldguide.inference.weights.weigh import Particles, Weights, like_draws, weigh
+from fieldguide.inference.weights.tracing import Particles
+from fieldguide.inference.weights.weigh import Proposal, Values, Weights, like_draws, weigh
 
-Values = dict[str, Tensor]
 ELEMENTS = 1_500_000
 """Size of the largest tensor of one chunk of cells (draws x cells x features): 6 MB in single precision, so that the
 memory is reused rather than returned to the system and asked for again, which took half the time."""
@@ -51,7 +55,7 @@ class Posterior:
         particles: int,
         seed: int = 0,
         schema: FittedSchema | None = None,
-        proposal: Callable[[Batch, int], Weights] | None = None,
+        proposal: Proposal | None = None,
     ) -> None:
         if particles < 1:
             raise ValueError(f"particles must be positive, not {particles}")
@@ -74,6 +78,16 @@ class Posterior:
     def nuisance(self) -> tuple[str, ...]:
         """Latent sites that decisions draw anew from their prior, see `Program`."""
         return self.program.nuisance
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.program.parameters()).device
+
+    @property
+    def chunk_size(self) -> int:
+        """Number of cells that are visited at once."""
+        return max(1, ELEMENTS // (self.particles * max(self.dataset.width, 1)))
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -121,15 +135,13 @@ class Posterior:
             those of the data as it is.
         """
         cells = np.arange(self.n_cells) if cells is None else np.asarray(cells, dtype=np.int64)
-        size = max(1, ELEMENTS // (self.particles * max(self.dataset.width, 1)))
-        device = next(self.program.parameters()).device
+        size, device = self.chunk_size, self.device
         self.program.eval()
         for number, start in enumerate(range(0, len(cells), size)):
             rows = cells[start : start + size]
             batch = {k: v.to(device) for k, v in self.dataset.batch(rows).items()}
-            forked = [device] if device.type == "cuda" else []
-            with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked):
-                torch.manual_seed(self.seed * 1_000_003 + number)
+            seed = stream(self.seed, "draws", number)
+            with torch.no_grad(), pyro.validation_enabled(False), isolated(device, seed):
                 weights = self.proposal(batch, self.particles)
                 if weights.global_latents:
                     raise ValueError(
@@ -158,15 +170,14 @@ class Posterior:
             Self-normalised importance sampling, or the plain mean under the guide (biased unless the guide is the
             posterior; kept for comparison).
         """
-        if estimator not in ("snis", "plugin"):
-            raise ValueError(f"estimator must be 'snis' or 'plugin', not {estimator!r}")
+        one_of("estimator", estimator, ("snis", "plugin"))
         parts = []
         for _, weights, values in self.chunks(cells, overrides):
-            found = function(values)
-            share = torch.softmax(weights.log_w.double(), 0).to(found.dtype)
+            result = function(values)
+            share = torch.softmax(weights.log_w.double(), 0).to(result.dtype)
             if estimator == "plugin":
                 share = torch.full_like(share, 1 / self.particles)
-            parts.append(torch.einsum("sb,sb...->b...", share, found).cpu().numpy())
+            parts.append(torch.einsum("sb,sb...->b...", share, result).cpu().numpy())
         return np.concatenate(parts)
 
     def draw(
@@ -199,10 +210,10 @@ class Posterior:
 
     def resample(self, weights: Weights, draws: int, number: int = 0) -> Tensor:
         """Return indices of particles [draws, b], drawn by importance resampling with the posterior's seed."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_009 + number)
+        generator = torch.Generator().manual_seed(stream(self.seed, "resampling", number))
         normalised = torch.softmax(weights.log_w.double(), 0).T.cpu()
-        found = torch.multinomial(normalised, draws, replacement=True, generator=generator).T
-        return found.to(weights.log_w.device)
+        index = torch.multinomial(normalised, draws, replacement=True, generator=generator).T
+        return index.to(weights.log_w.device)
 
     def pick(self, values: Tensor, index: Tensor) -> Tensor:
         """Return the draws [draws, b, ...] of a site's values [S, b, ...] that ``index`` [draws, b] names."""
@@ -249,9 +260,23 @@ class Posterior:
         UserWarning
             If k-hat stays above the limit in some cells.
         """
-        from fieldguide.inference.weights.annealing import refine
-
-        return refine(self, limit, temperatures, leapfrog, step_size, progress)
+        program, schedule = self.program, temperature_schedule(temperatures)
+        if not program.independent:
+            raise ValueError(f"the cells of {type(program).__name__} are coupled: single cells cannot be refined")
+        rows = np.flatnonzero(self.khat > limit)
+        if not len(rows):
+            return self
+        chains = (schedule, leapfrog, step_size, progress)
+        size = self.chunk_size
+        proposal = anneal(program, self.dataset, rows, self.proposal, self.particles, self.seed, size, *chains)
+        refined = Posterior(program, self.dataset, self.particles, self.seed, self.schema, proposal)
+        still = int((refined.khat[rows] > limit).sum())
+        if still:
+            caution(
+                f"k-hat is still above {limit:g} in {still} of {len(rows)} refined cells (moves accepted: "
+                f"{proposal.acceptance.mean():.0%}): use more temperatures"
+            )
+        return refined
 
     def to_arviz(self, cells: np.ndarray | None = None) -> Any:
         """Return an arviz InferenceData: resampled draws of the latents, log likelihood, and weight diagnostics.
@@ -305,21 +330,20 @@ class Posterior:
         dict of str to Tensor [S, b, ...]
             Latent and deterministic sites, and the replicated data where asked.
         """
-        device = next(self.program.parameters()).device
+        device = self.device
         batch = {k: v.to(device) for k, v in self.dataset.batch(np.asarray(rows, dtype=np.int64)).items()}
         batch = _override(batch, overrides or {})
         draws = next(iter(latents.values())).shape[0]
         model = poutine.uncondition(self.program.model) if replicate else self.program.model
         model = poutine.condition(model, data=dict(latents))
-        forked = [device] if device.type == "cuda" else []
+        seed = stream(self.seed, "decoding", int(rows[0]), repeat)
         self.program.eval()
         with (
             torch.no_grad(),
             pyro.validation_enabled(False),
-            torch.random.fork_rng(forked),
+            isolated(device, seed),
             Particles(self.program, draws),
         ):
-            torch.manual_seed(self.seed * 1_000_003 + 700_001 + int(rows[0]) + repeat * 15_485_863)
             trace = poutine.trace(model).get_trace(batch)
         sites: dict[str, Any] = {
             n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)

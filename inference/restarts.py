@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference import fitting
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.fitting import fit
 from fieldguide.inference.program import Program
 
 
@@ -56,11 +56,11 @@ def fit_best(
     best: Fit | None = None
     rows: list[dict[str, Any]] = []
     for number in range(restarts):
-        found = fitting.fit(entry, data, seed=seed + number, validation=validation, **settings)
-        validation = found.validation_rows
-        rows.append({"seed": seed + number, "loss": found.held_out_loss()})
+        attempt = fit(entry, data, seed=seed + number, validation=validation, **settings)
+        validation = attempt.validation_rows
+        rows.append({"seed": seed + number, "loss": attempt.held_out_loss()})
         if best is None or rows[-1]["loss"] < min(row["loss"] for row in rows[:-1]):
-            best = found
+            best = attempt
     assert best is not None
     best.restarts = pd.DataFrame(rows)
     return best

@@ -1,6 +1,7 @@
 """What an objective sees: one minibatch of one program, with its weights computed on demand and only once."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -82,11 +83,11 @@ class Step:
         """
         key = (particles, kind)
         if key not in self._cache or kind == "path":
-            found = weigh(self.program, self.batch, particles, kind, self.total, self.scalars.get("kl_weight", 1.0))
+            weights = weigh(self.program, self.batch, particles, kind, self.total, self.scalars.get("kl_weight", 1.0))
             if self.cell_weights is not None:
-                found.log_p = _counted(found.log_p, self.cell_weights)
-                found.log_q = _counted(found.log_q, self.cell_weights)
-            self._cache[key] = found
+                log_p, log_q = (_counted(value, self.cell_weights) for value in (weights.log_p, weights.log_q))
+                weights = replace(weights, log_p=log_p, log_q=log_q)
+            self._cache[key] = weights
         return self._cache[key]
 
     def log(self, name: str, value: Tensor) -> None:

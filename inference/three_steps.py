@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldguide.inference.comparison import Comparison, _table
+from fieldguide.inference.comparison import Comparison, comparison_table
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.mixture import Mixture, mix
 from fieldguide.inference.posterior import Posterior
@@ -88,19 +88,18 @@ def three_step(
     fits: dict[str, Fit] = {}
     for number, (label, fitted) in enumerate(study.fits.items(), 1):
         if progress:
-            print(f"[{number}/{len(study.fits)}] fitting a guide to the model of {chosen} by {label}",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            said = f"[{number}/{len(study.fits)}] fitting a guide to the model of {chosen} by {label}"
+            print(said, file=sys.stderr, flush=True)
         fits[label] = first.refit(fitted.objective, guide=families.get(label), progress=progress, **settings)
         if fits[label].interrupted:
             raise KeyboardInterrupt
-    mixture = mix(list(fits.values()), weights, prior, seed=seed)
-    mixture.names[: len(fits)] = fits  # called as in the table
+    mixture = mix(list(fits.values()), weights, prior, seed=seed).named(list(fits))  # as in the table
     held_out: dict[str, Posterior] = {}
     before = study.held_out[chosen]
     for label, fitted in fits.items():
         held_out[label] = Posterior(fitted.program, before.dataset, before.particles, seed, before.schema)
     held_out[MIX] = Posterior(first.program, before.dataset, before.particles, seed, before.schema, mixture.weigh)
     mixture.counts(before.particles)
-    kept: dict[str, Any] = study.settings | {"model": chosen, "guides": families, "shares": mixture.shares.tolist()}
-    table = _table(fits | {MIX: mixture}, held_out)
-    return ThreeStep(table, fits, held_out, kept, model=chosen, mixture=mixture)
+    used: dict[str, Any] = study.settings | {"model": chosen, "guides": families, "shares": mixture.shares.tolist()}
+    table = comparison_table(fits | {MIX: mixture}, held_out)
+    return ThreeStep(table, fits, held_out, used, model=chosen, mixture=mixture)

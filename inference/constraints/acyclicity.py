@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.step import Step
 
 Weights = Tensor | tuple[Tensor, Tensor]
@@ -37,21 +38,22 @@ def cycle_matrix(weights: Weights, exclusive: bool = False) -> Tensor:
         If a weight is negative, or shapes do not fit.
     """
     if isinstance(weights, Tensor):
-        found = weights.double()
-        if found.dim() != 2 or found.shape[0] != found.shape[1]:
-            raise ValueError(f"weights of edges are a square matrix, not {tuple(found.shape)}")
+        effect = weights.double()
+        if effect.dim() != 2 or effect.shape[0] != effect.shape[1]:
+            raise ValueError(f"weights of edges are a square matrix, not {tuple(effect.shape)}")
     else:
         a, b = (w.double() for w in weights)
         if a.shape != b.shape or a.dim() != 2:
-            raise ValueError(f"weights into and out of factors must both be [d, m], not {tuple(a.shape)} and "
-                             f"{tuple(b.shape)}")  # fmt: skip
-        found = b.T @ a
+            raise ValueError(
+                f"weights into and out of factors must both be [d, m], not {tuple(a.shape)} and {tuple(b.shape)}"
+            )
+        effect = b.T @ a
         if exclusive:
-            found = found - torch.diag((a * b).sum(0))
-            found = found.clamp(min=0)  # differences of equal sums may round to less than zero
-    if (found < 0).any():
+            effect = effect - torch.diag((a * b).sum(0))
+            effect = effect.clamp(min=0)  # differences of equal sums may round to less than zero
+    if (effect < 0).any():
         raise ValueError("weights of edges must not be negative: take their squares or absolute values")
-    return found
+    return effect
 
 
 def trace_exponential(weights: Weights, scale: float | None = None, exclusive: bool = False) -> Tensor:
@@ -136,8 +138,7 @@ class Acyclicity:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in MEASURES:
-            raise ValueError(f"kind must be one of {', '.join(MEASURES)}, not {self.kind!r}")
+        one_of("kind", self.kind, MEASURES)
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be a share in [0, 1), not {self.warmup}")
 

@@ -84,8 +84,8 @@ class Constraint:
         if not callable(self.measure) and not isinstance(self.measure, Bindable):
             raise TypeError(f"measure must be a callable of a Step, not {type(self.measure).__name__}")
         if not self.name:
-            found = getattr(self.measure, "name", None) or getattr(self.measure, "__name__", "constraint")
-            object.__setattr__(self, "name", str(found).strip("<>"))
+            name = getattr(self.measure, "name", None) or getattr(self.measure, "__name__", "constraint")
+            object.__setattr__(self, "name", str(name).strip("<>"))
 
 
 class Active:
@@ -120,22 +120,22 @@ class Active:
 
     def measured(self, step: Step) -> dict[str, Tensor]:
         """Return the value of each measure in this minibatch, with its gradient."""
-        found = {}
+        measured = {}
         for name, measure in self.measures.items():
             value = measure(step)
             if not isinstance(value, Tensor) or value.dim():
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"constraint '{name}': the measure must return a scalar Tensor, not {shape}")
-            found[name] = value
-        return found
+            measured[name] = value
+        return measured
 
     def terms(self, values: Mapping[str, Tensor]) -> list[tuple[str, str | None, Tensor]]:
         """Return name, group and addition to the loss of each constraint."""
-        found = []
+        terms = []
         for c in self.constraints:
             bound = self.bounds[c.name] if self.bounded(c) else None
-            found.append((c.name, c.group, c.rule.term(values[c.name], bound, self.states[c.name])))
-        return found
+            terms.append((c.name, c.group, c.rule.term(values[c.name], bound, self.states[c.name])))
+        return terms
 
     def bounded(self, constraint: Constraint) -> bool:
         """Whether the constraint has a bound other than zero."""

@@ -1,6 +1,5 @@
 """HSIC as the measure of a constraint: between sites of the program and columns of the data, estimated by minibatch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.constraints import measures
 from fieldguide.inference.constraints.constraint import Bound, Constraint, Rule
 from fieldguide.inference.constraints.penalty import Penalty
@@ -100,8 +100,7 @@ class HSIC:
         object.__setattr__(self, "names", tuple(self.names))  # a list, in a saved fit
         if len(self.names) < 2 or len(set(self.names)) < len(self.names):
             raise ValueError(f"hsic needs two different variables or more, not {', '.join(self.names) or 'none'}")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {self.estimator!r}")
+        one_of("estimator", self.estimator, ESTIMATORS)
         if len(self.names) > 2 and self.estimator != "v":
             raise ValueError("three variables or more: only estimator='v' exists")
         if self.sqrt and self.estimator != "v":
@@ -129,8 +128,9 @@ class HSIC:
         """
         cells = min(source.batch_size, len(source.rows))
         if cells < self.least:
-            raise ValueError(f"{self.name}: estimator '{self.estimator}' needs {self.least} cells in a minibatch, not "
-                             f"{cells}")  # fmt: skip
+            raise ValueError(
+                f"{self.name}: estimator '{self.estimator}' needs {self.least} cells in a minibatch, not {cells}"
+            )
         sites, columns = source.sites(), source.columns()
         device = next(source.program.parameters()).device
         groups = None
@@ -156,19 +156,21 @@ class HSIC:
             series = source.column(name)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
-        seen = series.iloc[source.rows]
-        if seen.nunique() < 2:
-            raise ValueError(f"{self.name}: column {name!r} is constant ({seen.iloc[0]!r}) in the cells trained on")
+        trained_on = series.iloc[source.rows]
+        if trained_on.nunique() < 2:
+            raise ValueError(
+                f"{self.name}: column {name!r} is constant ({trained_on.iloc[0]!r}) in the cells trained on"
+            )
         if groups is not None:
             types = groups.cpu().numpy()[source.rows]
-            if pd.Series(seen.to_numpy()).groupby(types).nunique().max() < 2:
+            if pd.Series(trained_on.to_numpy()).groupby(types).nunique().max() < 2:
                 raise ValueError(
                     f"{self.name}: column {name!r} is constant within every category of {self.given!r}, so nothing is "
                     "left of it given that column"
                 )
         if is_categorical(series):
-            codes, found = pd.factorize(series.astype(str), sort=True)
-            return Variable(name, torch.from_numpy(codes.astype(np.int64)), None, len(found))
+            codes, categories = pd.factorize(series.astype(str), sort=True)
+            return Variable(name, torch.from_numpy(codes.astype(np.int64)), None, len(categories))
         numbers = series.to_numpy(dtype=np.float64)
         values = (numbers - numbers[source.rows].mean()) / numbers[source.rows].std()
         if not np.isfinite(values).all():
@@ -263,9 +265,11 @@ class BoundHSIC:
         with torch.no_grad():
             values, groups = self.inputs(step)
             codes = None if groups is None else groups.cpu().numpy()
-            draw: Callable[[Tensor], Tensor] = lambda v: v[shuffled(len(v), rng, codes).to(v.device)]  # noqa: E731
-            found = [self.estimate([values[0], *map(draw, values[1:])], groups) for _ in range(permutations)]
-        return torch.stack(found).double().cpu().numpy()
+            null = []
+            for _ in range(permutations):
+                others = [v[shuffled(len(v), rng, codes).to(v.device)] for v in values[1:]]
+                null.append(self.estimate([values[0], *others], groups))
+        return torch.stack(null).double().cpu().numpy()
 
     def _one(self, values: list[Tensor]) -> Tensor:
         s, pairs = self.settings, list(zip(self.variables, values, strict=True))
@@ -273,8 +277,8 @@ class BoundHSIC:
             first, second = (v.feature(x, s.features, s.seed + i) for i, (v, x) in enumerate(pairs))
             return measures.hsic_features(first, second, unbiased=True)
         if s.estimator == "v":
-            found = measures.dhsic(*(v.gram(x) for v, x in pairs))
-            return ((found.clamp(min=0) + 1e-12).sqrt() if s.sqrt else found).float()
+            dependence = measures.dhsic(*(v.gram(x) for v, x in pairs))
+            return ((dependence.clamp(min=0) + 1e-12).sqrt() if s.sqrt else dependence).float()
         if s.estimator == "block":
             pairs = [(v, measures.blocks(x, s.block)) for v, x in pairs]
         return measures.hsic_unbiased(*(v.gram(x) for v, x in pairs)).mean().float()

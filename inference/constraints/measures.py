@@ -157,8 +157,8 @@ def mmd(gram: Tensor, codes: Tensor, groups: int = 2) -> Tensor:
     inside = member.sum(0)
     outside = len(codes) - inside
     signed = member / inside.clamp(min=1) - (1 - member) / outside.clamp(min=1)
-    found = torch.einsum("bm,bc,cm->m", signed, gram, signed)
-    return torch.where((inside > 0) & (outside > 0), found, 0.0).mean()
+    form = torch.einsum("bm,bc,cm->m", signed, gram, signed)
+    return torch.where((inside > 0) & (outside > 0), form, 0.0).mean()
 
 
 def population_hsic(covariance: Tensor, sizes: Sequence[int], gammas: Sequence[float]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.program import Program
+from fieldguide.inference.randomness import isolated
 from fieldguide.inference.weights.weigh import weigh
 
 
@@ -44,12 +45,11 @@ class Source:
         device = next(self.program.parameters()).device
         batch = {k: v.to(device) for k, v in batch.items()}
         modes = {m: m.training for m in self.program.modules()}
-        forked = [device] if device.type == "cuda" else []
-        with torch.no_grad(), pyro.validation_enabled(False), torch.random.fork_rng(forked):
-            found = weigh(self.program.eval(), batch, 1, "score").draws
+        with torch.no_grad(), pyro.validation_enabled(False), isolated(device):
+            draws = weigh(self.program.eval(), batch, 1, "score").draws
         for module, mode in modes.items():
             module.training = mode
-        return tuple(found)
+        return tuple(draws)
 
     def table(self) -> Any:
         """Return where columns are looked up."""

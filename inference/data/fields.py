@@ -1,6 +1,5 @@
 """The kinds of field: what each reads, the checks that the values must pass, and what is remembered of them."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from fieldguide.inference.data.reading import (
     numbers,
 )
 from fieldguide.inference.data.storage import BackedStore, DenseStore, SparseStore, Store
+from fieldguide.inference.messages import caution
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,9 @@ class Counts(Field):
         empty = np.flatnonzero(totals == 0)
         if empty.size:
             gene = gene_name(data, empty[0])
-            warnings.warn(
+            caution(
                 f"field '{name}': gene {gene!r} has no count in any cell ({empty.size} such genes): "
                 "nothing can be learnt about it; consider adata[:, adata.X.sum(0) > 0]",
-                stacklevel=2,
             )
         return {"genes": genes, "n_genes": int(matrix.shape[1])}
 

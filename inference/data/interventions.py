@@ -66,7 +66,7 @@ class Targets(Field):
         column = column_of(name, data, place)
         if genes is None or not isinstance(data, anndata.AnnData):
             raise SchemaError(f"field '{name}': targets are read from an AnnData or a dict of arrays")
-        known, found = {g: i for i, g in enumerate(genes)}, {}
+        known, coded = {g: i for i, g in enumerate(genes)}, {}
         text = column.astype(object).where(column.notna(), "").astype(str).to_numpy()
         for value in dict.fromkeys(map(str, text)):
             parts = [] if value.strip() in self.control else [p.strip() for p in value.split(self.separator)]
@@ -79,9 +79,9 @@ class Targets(Field):
                     f"genes ({int((text == value).sum())} such cells); keep its gene in the data, or leave the "
                     "cells out"
                 )
-            found[value] = sorted({known[p] for p in parts})
-        width = max([1, *map(len, found.values())])
-        padded = {value: codes + [NONE] * (width - len(codes)) for value, codes in found.items()}
+            coded[value] = sorted({known[p] for p in parts})
+        width = max([1, *map(len, coded.values())])
+        padded = {value: codes + [NONE] * (width - len(codes)) for value, codes in coded.items()}
         return np.array([padded[value] for value in text], dtype=np.int64).reshape(-1, width)
 
     def _numbers(self, name: str, data, place: str, n_genes: int | None) -> np.ndarray:
@@ -217,16 +217,18 @@ def split_interventions(
     chosen = _chosen(held_out, targeted, list(map(str, sizes.index)), rng)
     if len(chosen) == len(sizes):
         raise ValueError(f"all {len(chosen)} regimes would be held out: nothing is left to train on")
-    train, kept = [], []
+    train, held_in = [], []
     for regime in sizes.index:
         if regime in chosen:
             continue
         rows = rng.permutation(np.flatnonzero(regimes == regime))
         size = min(round(validation * len(rows)), len(rows) - 1)
-        kept.append(rows[:size])
+        held_in.append(rows[:size])
         train.append(rows[size:])
     out = np.flatnonzero(regimes.isin(chosen))
-    return InterventionSplit(np.sort(np.concatenate(train)), np.sort(np.concatenate(kept)), out, regimes, tuple(chosen))
+    return InterventionSplit(
+        np.sort(np.concatenate(train)), np.sort(np.concatenate(held_in)), out, regimes, tuple(chosen)
+    )
 
 
 def _chosen(held_out, targeted: list[str], known: list[str], rng: np.random.Generator) -> list[str]:

@@ -47,9 +47,9 @@ class Dataset:
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Return the given cells as tensors, with their row numbers under ``index``."""
-        found = {name: store.gather(rows) for name, store in self.stores.items()}
-        device = next(iter(found.values())).device
-        return found | {"index": torch.from_numpy(rows).to(device)}
+        fields = {name: store.gather(rows) for name, store in self.stores.items()}
+        device = next(iter(fields.values())).device
+        return fields | {"index": torch.from_numpy(rows).to(device)}
 
     def to(self, device: torch.device) -> "Dataset":
         """Return the data set with its values on the device."""
@@ -91,9 +91,9 @@ def _array(name, values) -> Store:
     if array.dim() == 0:
         raise TypeError(f"field '{name}' is a single number, not an array with one row a cell")
     if array.is_floating_point():
-        bad = torch.nonzero(~torch.isfinite(array))
-        if len(bad):
-            raise ValueError(f"field '{name}': row {int(bad[0, 0])} is not finite")
+        infinite = torch.nonzero(~torch.isfinite(array))
+        if len(infinite):
+            raise ValueError(f"field '{name}': row {int(infinite[0, 0])} is not finite")
     return DenseStore(array.to(torch.get_default_dtype()) if array.is_floating_point() else array)
 
 

@@ -83,10 +83,10 @@ class FittedSchema:
 
     def sizes(self) -> dict[str, Any]:
         """Return the constructor arguments that the data implies."""
-        found: dict[str, Any] = {}
+        implied: dict[str, Any] = {}
         for name, state in self.states.items():
-            found |= self.schema.fields[name].sizes(name, state)
-        return found
+            implied |= self.schema.fields[name].sizes(name, state)
+        return implied
 
     def describe(self) -> dict[str, Any]:
         """Return places and states as JSON values, for checkpoints."""

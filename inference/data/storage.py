@@ -135,10 +135,10 @@ class BackedStore(Store):
             raise ValueError("a view of a backed AnnData cannot be read by blocks: use .to_memory(), or the whole file")
         if place != "X" and not place.startswith("layers/"):
             raise ValueError(f"a backed AnnData is read from 'X' or 'layers/NAME', not {place!r}")
-        found = data.file._file[place]
-        if isinstance(found, h5py.Group) and found.attrs.get("encoding-type") != "csr_matrix":
+        matrix = data.file._file[place]
+        if isinstance(matrix, h5py.Group) and matrix.attrs.get("encoding-type") != "csr_matrix":
             raise ValueError(f"{place!r} of the backed file is stored by columns (CSC): convert it to CSR first")
-        return cls(found)
+        return cls(matrix)
 
     def rows(self, start: int, stop: int) -> sp.csr_matrix | np.ndarray:
         """Read the rows from start to stop."""

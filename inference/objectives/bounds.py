@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.objectives.surrogate import (
     Losses,
     check,
@@ -57,8 +58,7 @@ class ELBO:
 
     def __post_init__(self) -> None:
         check(self, ("reparam", "stl", "score"))
-        if self.kl not in ("sampled", "analytic"):
-            raise ValueError(f"kl must be 'sampled' or 'analytic', not {self.kl!r}")
+        one_of("kl", self.kl, ("sampled", "analytic"))
         if self.kl == "analytic" and self.gradient != "reparam":
             raise ValueError("kl='analytic' goes with gradient='reparam' only")
 

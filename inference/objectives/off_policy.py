@@ -86,8 +86,8 @@ def policy_of(step: Step) -> Tensor:
         raise KeyError(
             f"{type(step.program).__name__} has no site 'log_policy', the log probabilities of candidate actions"
         )
-    found = draws["log_policy"]
-    return found.reshape(found.shape[-2:])
+    log_policy = draws["log_policy"]
+    return log_policy.reshape(log_policy.shape[-2:])
 
 
 def _below_one(share: Tensor) -> Tensor:

@@ -16,10 +16,8 @@ from math import log
 import torch
 from torch import Tensor
 
-from fieldguide.inference.step import Step
+from fieldguide.inference.step import Losses, Step
 from fieldguide.inference.weights.weigh import Weights
-
-Losses = Tensor | dict[str, Tensor]
 
 
 def loss_per_cell(bound: Tensor, weights: Weights) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fieldguide.inference.objectives.surrogate import (
-    Losses,
     check,
     guide_loss,
     iwelbo,
@@ -22,7 +21,7 @@ from fieldguide.inference.objectives.surrogate import (
     path_loss,
     score_loss,
 )
-from fieldguide.inference.step import Step
+from fieldguide.inference.step import Losses, Step, add_term
 from fieldguide.inference.weights.simulate import simulated_log_q
 from fieldguide.inference.weights.weigh import Weights
 
@@ -148,9 +147,7 @@ class WakeWake:
             return losses
         asleep = -self.sleep * simulated_log_q(step.program, step.batch).mean()
         asleep = asleep - asleep.detach()  # a gradient for the guide; the value stays that of the bound
-        if isinstance(losses, dict):
-            return losses | {"phi": losses["phi"] + asleep}
-        return losses + asleep
+        return add_term(losses, asleep, "phi")
 
     def per_cell(self, weights: Weights) -> Tensor:
         """Return the importance-weighted bound [B] of each cell: what the model is fitted by."""

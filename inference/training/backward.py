@@ -43,11 +43,11 @@ def attach(
         if group is not None and group not in groups:
             raise KeyError(f"constraint '{name}': no parameter group '{group}'; groups are {', '.join(groups)}")
         chosen = groups.values() if group is None else [groups[group]]
-        members = [p for found in chosen for p in found]
-        inside, found = {id(p) for p in members}, reached(term) & trained
-        if not found & inside:
+        members = [p for group_members in chosen for p in group_members]
+        inside, touched = {id(p) for p in members}, reached(term) & trained
+        if not touched & inside:
             raise ValueError(f"constraint '{name}' does not depend on a parameter of group '{group}' that is trained")
-        if isinstance(losses, Tensor) and found <= inside:
+        if isinstance(losses, Tensor) and touched <= inside:
             losses = losses + term
         elif not isinstance(losses, Tensor) and group in losses:  # whose backward pass is for that group alone
             losses = {**losses, group: losses[group] + term}
@@ -59,15 +59,15 @@ def attach(
 
 def reached(value: Tensor) -> set[int]:
     """Return the ids of the parameters that a tensor depends on, from its graph; nothing is computed."""
-    found = {id(value)} if value.is_leaf and value.requires_grad else set()
-    seen, stack = set(), [value.grad_fn]
+    leaves = {id(value)} if value.is_leaf and value.requires_grad else set()
+    visited, stack = set(), [value.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         variable = getattr(node, "variable", None)
         if variable is not None:
-            found.add(id(variable))
+            leaves.add(id(variable))
         stack.extend(before for before, _ in node.next_functions)
-    return found
+    return leaves

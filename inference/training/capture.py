@@ -5,12 +5,12 @@ parameters are still those of the program. A graph is made for each size of mini
 compiled, other sizes (a last minibatch) run eagerly.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from fieldguide.inference.messages import caution
 from fieldguide.inference.program import Batch, Program, batch_size
 from fieldguide.inference.step import Losses, Step
 
@@ -62,8 +62,10 @@ def capture(program: Program, objective, total: int) -> Callable[[Batch, Scalars
                 compiled[size] = step
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                warnings.warn(f"the step of {type(program).__name__} cannot be captured ({reason}); "
-                              "training goes on without compilation", stacklevel=2)  # fmt: skip
+                caution(
+                    f"the step of {type(program).__name__} cannot be captured ({reason}); training goes on without "
+                    "compilation"
+                )
                 compiled[-1] = eager
         return compiled.get(size, eager)(batch, scalars)
 

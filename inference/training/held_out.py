@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fieldguide.inference.data.minibatches import Loader
 from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.randomness import isolated
 from fieldguide.inference.step import Step
 
 
@@ -24,14 +25,13 @@ def mean_loss(program: Program, objective: Any, loader: Loader, total: int, devi
     device : torch.device
     """
     program.eval()
-    found: Any = 0.0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    total_loss: Any = 0.0
+    with isolated(device, 0):
         for batch in loader:
             batch = to_device(batch, device)
             losses = program.training_loss(Step(program, batch, total, {}), objective)
-            found = found + first_loss(losses) * len(batch["index"])
-    return float(found) / len(loader.rows)
+            total_loss = total_loss + first_loss(losses) * len(batch["index"])
+    return float(total_loss) / len(loader.rows)
 
 
 def first_loss(losses: Any) -> Tensor:

@@ -21,9 +21,9 @@ def describe_non_finite(program: Program, batch: Batch, obs: pd.DataFrame | None
             if site["type"] != "sample" or not hasattr(site["fn"], "log_prob"):
                 continue
             for what, value in (("value", site["value"]), ("log density", site["fn"].log_prob(site["value"]))):
-                bad = torch.nonzero(~torch.isfinite(value))
-                if len(bad):
-                    return f"{what} of site '{name}' for {_cell(program, site, bad[0], value, batch, obs)}"
+                wrong = torch.nonzero(~torch.isfinite(value))
+                if len(wrong):
+                    return f"{what} of site '{name}' for {_cell(program, site, wrong[0], value, batch, obs)}"
     return "the gradient of the step before; lower the learning rate"
 
 

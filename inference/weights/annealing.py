@@ -9,11 +9,10 @@ sizes. Here they adapt to the past of each chain, as is common.
 All chains of all cells move at once: S x b chains for each evaluation of the model.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pyro
@@ -21,10 +20,12 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from fieldguide.inference.mixture import _latents, _log_density, _trace_at
-from fieldguide.inference.posterior import ELEMENTS, Posterior, Values
+from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.program import Batch, Program, batch_size
-from fieldguide.inference.weights.weigh import Weights, _is_random, _reduce, _trace, like_draws
+from fieldguide.inference.randomness import isolated, stream
+from fieldguide.inference.weights.densities import drawn_latents, model_at, per_cell
+from fieldguide.inference.weights.tracing import trace_program
+from fieldguide.inference.weights.weigh import Proposal, Values, Weights, like_draws
 
 TARGET, FASTER, SLOWER, STEP_SIZES = 0.65, 1.02, 0.98, (1e-4, 0.5)
 """Adaptation of a chain's step size: its running acceptance rate, the factors above and below it, and the limits."""
@@ -47,7 +48,7 @@ class Refined:
         Share of the HMC moves that were accepted.
     """
 
-    before: Any
+    before: Proposal
     program: Program
     rows: np.ndarray
     values: Values
@@ -65,62 +66,79 @@ class Refined:
         mine = torch.from_numpy(np.searchsorted(self.rows, rows[inside]))
         values = {n: v.index_select(axis, mine).to(device) for n, v in self.values.items()}
         few = {name: value[here] for name, value in batch.items()}
-        model, prior, likelihood = _model_at(self.program, few, values)
+        model, prior, likelihood = model_at(self.program, few, values)
         log_p = prior + likelihood
         log_q = log_p - self.log_weights[:, mine].to(device)
-        weights.log_p = weights.log_p.double().index_copy(1, here, log_p)
-        weights.log_q = weights.log_q.double().index_copy(1, here, log_q)
-        weights.log_likelihood = weights.log_likelihood.double().index_copy(1, here, likelihood)
-        weights.draws = {
-            name: old.index_copy(axis, here, model.nodes[name]["value"].to(old.dtype))
-            for name, old in weights.draws.items()
-        }
-        return weights
+        return replace(
+            weights,
+            log_p=weights.log_p.double().index_copy(1, here, log_p),
+            log_q=weights.log_q.double().index_copy(1, here, log_q),
+            log_likelihood=weights.log_likelihood.double().index_copy(1, here, likelihood),
+            draws={
+                name: old.index_copy(axis, here, model.nodes[name]["value"].to(old.dtype))
+                for name, old in weights.draws.items()
+            },
+        )
 
 
-def refine(
-    posterior: Posterior,
-    limit: float = 0.7,
-    temperatures: int | Sequence[float] = 100,
-    leapfrog: int = 10,
-    step_size: float = 0.01,
-    progress: bool = True,
-) -> Posterior:
-    """See `fieldguide.inference.Posterior.refine`."""
-    program = posterior.program
-    schedule = _schedule(temperatures)
-    if not program.independent:
-        raise ValueError(f"the cells of {type(program).__name__} are coupled: single cells cannot be refined")
-    rows = np.flatnonzero(posterior.khat > limit)
-    size = max(1, ELEMENTS // (posterior.particles * max(posterior.dataset.width, 1)))
+def anneal(
+    program: Program,
+    dataset: Dataset,
+    rows: np.ndarray,
+    before: Proposal,
+    particles: int,
+    seed: int,
+    size: int,
+    schedule: Sequence[float],
+    leapfrog: int,
+    step_size: float,
+    progress: bool,
+) -> Refined:
+    """Return a proposal that has S chains for each of some cells, and is the one before for the others.
+
+    Parameters
+    ----------
+    program : Program
+        Its cells must not be coupled.
+    dataset : Dataset
+    rows : array of int [n]
+        The cells, sorted; at least one.
+    before : callable
+        From a minibatch and S to `Weights`.
+    particles : int
+        S.
+    seed : int
+    size : int
+        Cells whose chains move at once.
+    schedule : sequence of float
+        Exponents of the likelihood, see `temperature_schedule`.
+    leapfrog, step_size, progress
+        See `fieldguide.inference.Posterior.refine`.
+
+    Raises
+    ------
+    ValueError
+        If a latent site is discrete, or outside the data plate, or the cells are coupled.
+    """
     parts: list[tuple[Values, Tensor, Tensor]] = []
     device = next(program.parameters()).device
     program.eval()
     with _progress(progress, len(rows) * (len(schedule) - 1)) as advance:
         for number, start in enumerate(range(0, len(rows), size)):
-            batch = {k: v.to(device) for k, v in posterior.dataset.batch(rows[start : start + size]).items()}
-            forked = [device] if device.type == "cuda" else []
-            with pyro.validation_enabled(False), torch.random.fork_rng(forked), _frozen(program):
-                torch.manual_seed(posterior.seed * 1_000_003 + 900_001 + number)
-                chains = _Chains(program, batch, posterior.particles, leapfrog, step_size)
-                for before, after in zip(schedule[:-1], schedule[1:], strict=True):
-                    chains.anneal(before, after)
+            batch = {k: v.to(device) for k, v in dataset.batch(rows[start : start + size]).items()}
+            with (
+                pyro.validation_enabled(False),
+                isolated(device, stream(seed, "annealing", number)),
+                _frozen(program),
+            ):
+                chains = _Chains(program, batch, particles, leapfrog, step_size)
+                for cooler, warmer in zip(schedule[:-1], schedule[1:], strict=True):
+                    chains.anneal(cooler, warmer)
                     advance(batch_size(batch))
                 parts.append((chains.values(), chains.log_weights.cpu(), chains.acceptance().cpu()))
-    if not parts:
-        return posterior
     values = {n: torch.cat([v[n].cpu() for v, _, _ in parts], program.depth) for n in parts[0][0]}
     log_weights, acceptance = (torch.cat([part[i] for part in parts], -1) for i in (1, 2))
-    proposal = Refined(posterior.proposal, program, rows, values, log_weights, acceptance.numpy())
-    found = Posterior(program, posterior.dataset, posterior.particles, posterior.seed, posterior.schema, proposal)
-    still = int((found.khat[rows] > limit).sum())
-    if still:
-        warnings.warn(
-            f"k-hat is still above {limit:g} in {still} of {len(rows)} refined cells (moves accepted: "
-            f"{acceptance.mean():.0%}): use more temperatures",
-            stacklevel=3,
-        )
-    return found
+    return Refined(before, program, rows, values, log_weights, acceptance.numpy())
 
 
 class _Chains:
@@ -129,8 +147,8 @@ class _Chains:
     def __init__(self, program: Program, batch: Batch, particles: int, leapfrog: int, step_size: float) -> None:
         self.program, self.batch, self.leapfrog = program, batch, leapfrog
         with torch.no_grad():
-            start = _trace(program, "model", batch, particles)
-        drawn = _latents(start, program)
+            start = trace_program(program, "model", batch, particles)
+        drawn = drawn_latents(start, program)
         self.transforms = {}
         for name in drawn:
             support = start.nodes[name]["fn"].support
@@ -152,14 +170,14 @@ class _Chains:
         state = {name: value.detach().requires_grad_() for name, value in state.items()}
         with torch.enable_grad():
             values = {name: self.transforms[name](u) for name, u in state.items()}
-            model, prior, likelihood = _model_at(self.program, self.batch, values)
+            model, prior, likelihood = model_at(self.program, self.batch, values)
             for name, u in state.items():
                 slope = self.transforms[name].log_abs_det_jacobian(u, values[name])
-                prior = prior + _reduce(self.program, model.nodes[name], slope, *prior.shape)[1]
+                prior = prior + per_cell(self.program, model.nodes[name], slope, *prior.shape)[1]
             target = prior + temperature * likelihood
             gradients = torch.autograd.grad(target.sum(), list(state.values()))
-        found = {n: g.clamp(-self.clamp, self.clamp) for n, g in zip(state, gradients, strict=True)}
-        return target.detach(), likelihood.detach(), found
+        slopes = {n: g.clamp(-self.clamp, self.clamp) for n, g in zip(state, gradients, strict=True)}
+        return target.detach(), likelihood.detach(), slopes
 
     def anneal(self, before: float, after: float) -> None:
         """Raise the temperature of the likelihood: weigh, then move."""
@@ -203,24 +221,17 @@ class _Chains:
         return (self.accepted / max(self.moves, 1)).mean(0)
 
 
-def _model_at(program: Program, batch: Batch, values: Values):
-    """Trace of the model at given latents, and its log prior and log likelihood [S, b], float64."""
-    shape = (len(next(iter(values.values()))), batch_size(batch))
-    model = _trace_at(program, "model", batch, values)
-    observed = [n for n, s in model.nodes.items() if _is_random(s) and s["is_observed"]]
-    prior = _log_density(program, model, list(values), *shape)
-    return model, prior, _log_density(program, model, observed, *shape)
-
-
-def _schedule(temperatures: int | Sequence[float]) -> list[float]:
+def temperature_schedule(temperatures: int | Sequence[float]) -> list[float]:
+    """Return the exponents of the likelihood, from 0 to 1: those given, or so many steps equally spaced."""
     if isinstance(temperatures, int):
         if temperatures < 1:
             raise ValueError(f"temperatures must be positive, not {temperatures}")
         return np.linspace(0, 1, temperatures + 1).tolist()
-    found = [float(t) for t in temperatures]
-    if len(found) < 2 or found[0] != 0 or found[-1] != 1 or any(a >= b for a, b in zip(found, found[1:], strict=False)):
+    schedule = [float(t) for t in temperatures]
+    rising = all(a < b for a, b in zip(schedule, schedule[1:], strict=False))
+    if len(schedule) < 2 or schedule[0] != 0 or schedule[-1] != 1 or not rising:
         raise ValueError("temperatures must rise from 0 to 1")
-    return found
+    return schedule
 
 
 @contextmanager
@@ -239,10 +250,9 @@ def _frozen(program: Program) -> Iterator[None]:
 @contextmanager
 def _progress(shown: bool, total: int):
     if not shown or not total:
-        yield lambda cells: None
+        yield int  # any callable of the number of cells
         return
     from rich.progress import Progress
 
     with Progress(transient=True) as bar:
-        task = bar.add_task("refining", total=total)
-        yield lambda cells: bar.update(task, advance=cells)
+        yield partial(bar.advance, bar.add_task("refining", total=total))

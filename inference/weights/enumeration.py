@@ -67,22 +67,22 @@ class Enumerate(Messenger):
     def _pyro_sample(self, msg) -> None:
         if msg["done"] or not is_marked(msg):
             return
-        name, found = msg["name"], msg["fn"]
+        name, distribution = msg["name"], msg["fn"]
         frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
         if [f.name for f in frames if f.name != "particles"] != [self.plate]:
             raise NotImplementedError(
                 f"site '{name}' is enumerated, so it has to be inside the plate '{self.plate}' and in no other plate"
             )
         try:
-            support = found.enumerate_support(expand=False)
+            support = distribution.enumerate_support(expand=False)
         except NotImplementedError:
-            inner = getattr(found, "base_dist", found)
+            inner = getattr(distribution, "base_dist", distribution)
             raise ValueError(
                 f"site '{name}' ({type(inner).__name__}) has no finite list of values to sum over: enumerate only "
                 "Categorical, OneHotCategorical, Bernoulli and the like"
             ) from None
         dim = self.sites.setdefault(name, self.first - len(self.sites))
-        event = support.shape[support.dim() - found.event_dim :]
+        event = support.shape[support.dim() - distribution.event_dim :]
         msg["value"] = support.reshape(support.shape[:1] + (1,) * (-dim - 1) + event)
         msg["done"] = True
 
@@ -111,7 +111,7 @@ class Sums:
         By side: ``prior``, ``likelihood``, ``guide``.
     joint : Tensor [*E, K, B] or float
         Model minus guide, of everything that depends on an enumerated site but for its own probability in the guide.
-    seen : Tensor [*E, K, B] or float
+    observed : Tensor [*E, K, B] or float
         The observed sites' part of ``joint``.
     mass : Tensor [*E, K, B] or float
         Log probability of the enumerated sites in the guide.
@@ -121,7 +121,7 @@ class Sums:
 
     plain: dict[str, Tensor]
     joint: Tensor | float = 0.0
-    seen: Tensor | float = 0.0
+    observed: Tensor | float = 0.0
     mass: Tensor | float = 0.0
     tempered: Tensor | float = 0.0
     spare: Tensor | float = 0.0
@@ -133,7 +133,7 @@ class Sums:
             return
         self.joint = self.joint + sign * value
         if side == "likelihood":
-            self.seen = self.seen + value
+            self.observed = self.observed + value
 
     def add_mass(self, value: Tensor, weight: float | Tensor) -> None:
         """Add the log probability [*E, K, B] of an enumerated site in the guide, of this KL weight."""
@@ -200,8 +200,8 @@ class Enumerated:
         """Return the probabilities [*e, K, B] of the values that draws with ``lead`` such dimensions stand for."""
         wide = self.share.dim() - 2
         absent = [d for d in range(wide) if d < wide - lead or draws.shape[d - (wide - lead)] == 1]
-        found = self.share.sum(absent, keepdim=True) if absent else self.share
-        return found.reshape(found.shape[wide - lead :])
+        share = self.share.sum(absent, keepdim=True) if absent else self.share
+        return share.reshape(share.shape[wide - lead :])
 
 
 def sum_out(sums: Sums, sites: dict[str, int], in_guide: set[str], kind: str, depth: int) -> Enumerated:
@@ -218,18 +218,20 @@ def sum_out(sums: Sums, sites: dict[str, int], in_guide: set[str], kind: str, de
     share = share.reshape(joint.shape)
     if kind == "analytic" and in_guide:
         log_sum = _expected(sums, [place[n] for n in sites if n not in in_guide])
-    found = Enumerated(log_sum, torch.zeros_like(log_sum), share, chosen)
-    if isinstance(sums.seen, Tensor):
-        found.log_likelihood = found.choose(sums.seen.reshape(_split(sums.seen, depth)), 0, depth).reshape(chosen.shape)
+    result = Enumerated(log_sum, torch.zeros_like(log_sum), share, chosen)
+    if isinstance(sums.observed, Tensor):
+        result.log_likelihood = result.choose(sums.observed.reshape(_split(sums.observed, depth)), 0, depth).reshape(
+            chosen.shape
+        )
     mass = sums.mass.detach().exp() if isinstance(sums.mass, Tensor) else None
     for name in sites:
         others = [d for d in range(wide) if d != place[name]]
-        found.posterior[name] = (share.sum(others) if others else share).movedim(0, -1)
+        result.posterior[name] = (share.sum(others) if others else share).movedim(0, -1)
         if name in in_guide and mass is not None:
             known = mass.reshape((1,) * (wide + 2 - mass.dim()) + mass.shape)
             marginal = known.sum(others) if others else known
-            found.guide[name] = marginal.movedim(0, -1).expand(*chosen.shape, -1)
-    return found
+            result.guide[name] = marginal.movedim(0, -1).expand(*chosen.shape, -1)
+    return result
 
 
 def _expected(sums: Sums, summed: list[int]) -> Tensor:

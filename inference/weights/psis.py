@@ -18,9 +18,9 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     import arviz
 
     log_weights = np.ascontiguousarray(np.asarray(log_weights, dtype=np.float64).T)
-    bad = np.flatnonzero(~np.isfinite(log_weights).all(1))
-    if bad.size:
-        raise ValueError(f"log weights of cell {bad[0]} are not finite")
+    infinite = np.flatnonzero(~np.isfinite(log_weights).all(1))
+    if infinite.size:
+        raise ValueError(f"log weights of cell {infinite[0]} are not finite")
     flat = np.ptp(log_weights, axis=1) < EQUAL
     khat = np.full(len(log_weights), 0.0)
     if (~flat).any():

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fieldguide.inference.program import Batch, Program
-from fieldguide.inference.weights.weigh import Particles, Substitute, _is_random, _reduce
+from fieldguide.inference.weights.densities import per_cell
+from fieldguide.inference.weights.tracing import Particles, Substitute, is_random
 
 
 def simulate(program: Program, batch: Batch, repeats: int = 1) -> tuple[Batch, dict[str, Tensor]]:
@@ -41,7 +42,7 @@ def simulate(program: Program, batch: Batch, repeats: int = 1) -> tuple[Batch, d
         functional_call(program, state, ("model", repeated))
     data, latents = {}, {}
     for name, site in drawn.trace.nodes.items():
-        if not _is_random(site):
+        if not is_random(site):
             continue
         if not site["infer"].get("was_observed"):
             latents[name] = site["value"]
@@ -58,11 +59,11 @@ def simulated_log_q(program: Program, batch: Batch, repeats: int = 1) -> Tensor:
     cells = len(next(iter(simulated.values())))
     total: Tensor | float = 0.0
     for site in trace.nodes.values():
-        if not _is_random(site) or site["is_observed"]:
+        if not is_random(site) or site["is_observed"]:
             continue
         if site["name"] not in latents:
             raise ValueError(f"{type(program).__name__}: guide site '{site['name']}' is missing from the model")
-        local, value = _reduce(program, site, site["fn"].log_prob(site["value"]), 1, cells)
+        local, value = per_cell(program, site, site["fn"].log_prob(site["value"]), 1, cells)
         if not local:
             raise ValueError(
                 f"SleepPhi needs every latent site inside the plate '{program.plate}', not '{site['name']}'"

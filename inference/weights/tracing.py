@@ -46,11 +46,11 @@ class Cut(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: dict[str, Tensor] = {}
+        self.draws: dict[str, Tensor] = {}
 
     def _pyro_post_sample(self, msg) -> None:
         if is_random(msg) and not msg["is_observed"]:
-            self.kept[msg["name"]] = msg["value"].view_as(msg["value"])
+            self.draws[msg["name"]] = msg["value"].view_as(msg["value"])
             msg["value"] = msg["value"].detach()
 
 
@@ -60,19 +60,19 @@ class Rejoin(Messenger):
     A captured step does not repeat random numbers, so there the draw itself is taken, which is right for a single site.
     """
 
-    def __init__(self, kept: dict[str, Tensor]) -> None:
+    def __init__(self, draws: dict[str, Tensor]) -> None:
         super().__init__()
-        self.kept = kept
+        self.draws = draws
 
     def _pyro_post_sample(self, msg) -> None:
-        if msg["name"] in self.kept:
-            kept = self.kept[msg["name"]]
+        if msg["name"] in self.draws:
+            draw = self.draws[msg["name"]]
             if torch.compiler.is_exporting():
-                if len(self.kept) > 1:
+                if len(self.draws) > 1:
                     raise NotImplementedError("a captured step cannot repeat several draws for path gradients")
-                msg["value"] = kept
+                msg["value"] = draw
             else:
-                msg["value"] = msg["value"] + (kept - kept.detach()) if msg["value"].is_floating_point() else kept
+                msg["value"] = msg["value"] + (draw - draw.detach()) if msg["value"].is_floating_point() else draw
 
 
 class Substitute(Messenger):
@@ -87,7 +87,7 @@ class Substitute(Messenger):
             msg["value"] = self.values[msg["name"]]
 
 
-def trace(
+def trace_program(
     program: Program,
     role: str,
     batch: Batch,
@@ -130,8 +130,8 @@ def guide_draws(program: Program, batch: Batch) -> dict[str, Tensor]:
     values = dict(program.named_parameters()) | {name: b.clone() for name, b in program.named_buffers()}
     state = random_state(batch)
     with _replayed_randomness(batch, state), Particles(program, 1):
-        found = poutine.trace(functional_call).get_trace(program, values, ("guide", batch))
-    sites: dict[str, Any] = {n: s for n, s in found.nodes.items() if is_random(s) and not s["is_observed"]}
+        trace = poutine.trace(functional_call).get_trace(program, values, ("guide", batch))
+    sites: dict[str, Any] = {n: s for n, s in trace.nodes.items() if is_random(s) and not s["is_observed"]}
     return {name: site["value"] for name, site in sites.items()}
 
 

@@ -5,33 +5,32 @@ the B cells of a minibatch. The subsampling factor N/B never enters a weight: in
 a bound into something else. It multiplies the finished bound, in the objective.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from typing import Literal
 
 import torch
-from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from fieldguide.inference.program import Batch, Program, batch_size
+from fieldguide.inference.weights.densities import observed_sites, per_cell
 from fieldguide.inference.weights.enumeration import Enumerate, Sums, sum_out, without_mask
 from fieldguide.inference.weights.tracing import (
     Cut,
-    Particles,
     Rejoin,
-    Substitute,
     frozen_guide_trace,
+    in_plate,
+    is_random,
     random_state,
+    trace_program,
 )
-from fieldguide.inference.weights.tracing import in_plate as _in_plate
-from fieldguide.inference.weights.tracing import is_random as _is_random
-from fieldguide.inference.weights.tracing import trace as _trace
-
-__all__ = ["Kind", "Particles", "Substitute", "Weights", "like_draws", "weigh"]
 
 Kind = Literal["reparam", "analytic", "path", "score"]
+Values = dict[str, Tensor]
+"""Value of each site: [S, B, ...] of latent and deterministic ones."""
 
 
 @dataclass
@@ -65,6 +64,10 @@ class Weights:
         Latent sites that were summed out.
     traced : dict of Tensor
         Values of the other latent sites as the model saw them: before one value of the enumerated sites was chosen.
+    depth : int
+        Of the program's plates.
+    aliases : list of (Tensor, int)
+        The draws as path gradients reach them, and their dimensions to the left of the particles.
     """
 
     log_p: Tensor
@@ -78,8 +81,8 @@ class Weights:
     kind: Kind = "reparam"
     enumerated: tuple[str, ...] = ()
     traced: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _depth: int = 1
-    _aliases: list[tuple[Tensor, int]] = field(default_factory=list, repr=False)
+    depth: int = 1
+    aliases: list[tuple[Tensor, int]] = field(default_factory=list, repr=False)
 
     @property
     def log_w(self) -> Tensor:
@@ -92,9 +95,13 @@ class Weights:
         With the loss ``-(r * log_w).sum(0)`` for a detached r, model parameters receive r and guide parameters,
         which see only the path through the draws, receive ``r * coefficient``.
         """
-        for alias, lead in self._aliases:
+        for alias, lead in self.aliases:
             wide = coefficient.detach().reshape((1,) * lead + coefficient.shape)
-            alias.register_hook(partial(torch.mul, like_draws(wide, alias, self._depth)))
+            alias.register_hook(partial(torch.mul, like_draws(wide, alias, self.depth)))
+
+
+Proposal = Callable[[Batch, int], Weights]
+"""From a minibatch and S to the weights of S draws for each of its cells."""
 
 
 def like_draws(values: Tensor, draws: Tensor, depth: int) -> Tensor:
@@ -137,36 +144,67 @@ def weigh(
     """
     if kind == "path" and not torch.is_grad_enabled():
         kind = "reparam"
+    traces = _trace_both(program, batch, particles, kind)
+    sums, global_latents = _sum_up(program, traces, particles, kl_weight)
+    return _assemble(program, traces, sums, global_latents, particles, (total or batch_size(batch)) / batch_size(batch))
+
+
+@dataclass
+class _Traces:
+    """One trace of the guide and one of the model at its draws.
+
+    ``scored`` is the guide whose densities count: another than ``guide``, with constant parameters, in kind "path".
+    """
+
+    guide: Trace
+    scored: Trace
+    model: Trace
+    discrete: Enumerate
+    cut: Cut
+    drawn: list[str]
+    in_guide: set[str]
+    kind: Kind
+    batch: Batch
+
+    @property
+    def latents(self) -> list[str]:
+        """All latent sites: those that were drawn or summed out in the guide, then those of the model alone."""
+        return self.drawn + [n for n in self.discrete.sites if n not in self.drawn]
+
+
+def _trace_both(program: Program, batch: Batch, particles: int, kind: Kind) -> _Traces:
     state = random_state(batch) if kind == "path" else ()
     discrete, cut = Enumerate(program), Cut()
     # In kind "score" draws are constants: discrete guide sites are drawn, and only the model's own are summed out.
     handlers = [] if kind == "score" else [discrete, cut] if kind == "path" else [discrete]
-    guide = scored = _trace(program, "guide", batch, particles, handlers)
-    latents = [n for n, s in guide.nodes.items() if _is_random(s) and not s["is_observed"]]
+    guide = scored = trace_program(program, "guide", batch, particles, handlers)
+    drawn = [n for n, s in guide.nodes.items() if is_random(s) and not s["is_observed"]]
     in_guide = set(discrete.sites)
     if kind == "score":
-        for name in latents:
+        for name in drawn:
             guide.nodes[name]["value"] = guide.nodes[name]["value"].detach()
     elif torch.is_grad_enabled():
-        _require_reparameterised(guide, [n for n in latents if n not in in_guide])
+        _require_reparameterised(guide, [n for n in drawn if n not in in_guide])
     if kind == "path":
-        kept = {n: v for n, v in cut.kept.items() if n not in in_guide}
-        scored = frozen_guide_trace(program, batch, particles, [discrete, Rejoin(kept)], state)
-    model = _trace(program, "model", batch, particles, [discrete], replay=scored)
-    _require_same_sites(program, model, latents + [n for n in discrete.sites if n not in in_guide])
+        continuous = {n: v for n, v in cut.draws.items() if n not in in_guide}
+        scored = frozen_guide_trace(program, batch, particles, [discrete, Rejoin(continuous)], state)
+    model = trace_program(program, "model", batch, particles, [discrete], replay=scored)
+    _require_same_sites(program, model, drawn + [n for n in discrete.sites if n not in in_guide])
+    return _Traces(guide, scored, model, discrete, cut, drawn, in_guide, kind, batch)
 
-    cells = batch_size(batch)
-    shape = (particles, cells)
-    one = next(iter(batch.values()))
-    zero = torch.zeros(shape, device=one.device)
+
+def _sum_up(program: Program, traces: _Traces, particles: int, kl_weight: float | Tensor) -> tuple[Sums, list[str]]:
+    """The log densities of all sites by side, and the latent sites outside the data plate."""
+    scored, model, discrete = traces.scored, traces.model, traces.discrete
+    cells, device = batch_size(traces.batch), next(iter(traces.batch.values())).device
+    zero = torch.zeros((particles, cells), device=device)
     sums = Sums({"prior": zero, "likelihood": zero, "guide": zero, "globals": zero.new_zeros(particles)})
     global_latents = []
-    closed = _closed_form_sites(model, scored, latents) if kind == "analytic" else {}
-    everything = latents + [n for n in discrete.sites if n not in latents]
-    annealed = set(everything if program.warmup is None else program.warmup)
+    closed = _closed_form_sites(model, scored, traces.drawn) if traces.kind == "analytic" else {}
+    annealed = set(traces.latents if program.warmup is None else program.warmup)
 
-    def add(side: str, sign: int, site, value: Tensor, weight=1.0) -> None:
-        local, value = _reduce(program, site, value, particles, cells, len(discrete.sites))
+    def add(side: str, sign: int, site, value: Tensor, weight: float | Tensor = 1.0) -> None:
+        local, value = per_cell(program, site, value, particles, cells, len(discrete.sites))
         if side == "mass":
             sums.add_mass(value, weight)
             return
@@ -177,98 +215,73 @@ def weigh(
         else:
             sums.plain["globals"] = sums.plain["globals"] + sign * value
 
-    for name in everything:
+    for name in traces.latents:
+        weight = kl_weight if name in annealed else 1.0
         if name in discrete.sites:
-            weight, value = kl_weight if name in annealed else 1.0, model.nodes[name]["value"]
+            value = model.nodes[name]["value"]
             add("prior", 1, *without_mask(model.nodes[name], value), weight)
-            if name in in_guide:
+            if name in traces.in_guide:
                 add("mass", -1, *without_mask(scored.nodes[name], value), weight)
             continue
         site, prior = scored.nodes[name], model.nodes[name]
-        weight = kl_weight if name in annealed else 1.0
-        if not _in_plate(program, site):
+        if not in_plate(program, site):
             global_latents.append(name)
         if name in closed:
             add("guide", -1, site, closed[name], weight)
             continue
         add("guide", -1, site, site["fn"].log_prob(site["value"]), weight)
         add("prior", 1, prior, prior["fn"].log_prob(prior["value"]), weight)
-    for site in model.nodes.values():
-        if _is_random(site) and site["is_observed"]:
-            add("likelihood", 1, site, site["fn"].log_prob(site["value"]))
-    plain, found = sums.plain, None
+    for name in observed_sites(model):
+        site = model.nodes[name]
+        add("likelihood", 1, site, site["fn"].log_prob(site["value"]))
+    return sums, global_latents
+
+
+def _assemble(
+    program: Program, traces: _Traces, sums: Sums, global_latents: list[str], particles: int, scale: float
+) -> Weights:
+    """The weights of these sums, with the draws and what scales the gradients that reach them."""
+    model, discrete, depth, plain, summed = traces.model, traces.discrete, program.depth, sums.plain, None
     log_p, log_likelihood = plain["prior"] + plain["likelihood"], plain["likelihood"]
     if discrete.sites:
-        found = sum_out(sums, discrete.sites, in_guide, kind, program.depth)
-        log_p, log_likelihood = log_p + found.log_sum, log_likelihood + found.log_likelihood
+        summed = sum_out(sums, discrete.sites, traces.in_guide, traces.kind, depth)
+        log_p, log_likelihood = log_p + summed.log_sum, log_likelihood + summed.log_likelihood
     aliases = []
-    for name, alias in cut.kept.items():
-        if name not in in_guide and alias.requires_grad:
-            lead = max(0, alias.dim() - guide.nodes[name]["fn"].event_dim - program.depth - 1)
+    for name, alias in traces.cut.draws.items():
+        if name not in traces.in_guide and alias.requires_grad:
+            lead = max(0, alias.dim() - traces.guide.nodes[name]["fn"].event_dim - depth - 1)
             aliases.append((alias, lead))
-            if found is not None and lead:  # a draw made for one value of an enumerated site acts on one summand
-                alias.register_hook(partial(torch.mul, like_draws(found.share_of(alias, lead), alias, program.depth)))
+            if summed is not None and lead:  # a draw made for one value of an enumerated site acts on one summand
+                alias.register_hook(partial(torch.mul, like_draws(summed.share_of(alias, lead), alias, depth)))
     draws = {
-        name: _each(program, site, particles) if found is None else found.choose_site(site, program.depth)
+        name: _each(program, site, particles) if summed is None else summed.choose_site(site, depth)
         for name, site in model.nodes.items()
-        if name in everything or (site["type"] == "sample" and site["infer"].get("_deterministic"))
+        if name in traces.latents or (site["type"] == "sample" and site["infer"].get("_deterministic"))
     }
-    if found is not None:
-        draws |= {f"{name}_posterior": value for name, value in found.posterior.items()}
-        draws |= {f"{name}_guide": value for name, value in found.guide.items()}
+    if summed is not None:
+        draws |= {f"{name}_posterior": value for name, value in summed.posterior.items()}
+        draws |= {f"{name}_guide": value for name, value in summed.guide.items()}
     return Weights(
         log_p=log_p,
         log_q=plain["guide"],
         globals=plain["globals"],
         log_likelihood=log_likelihood,
-        scale=(total or cells) / cells,
+        scale=scale,
         draws=draws,
-        latents=tuple(everything),
+        latents=tuple(traces.latents),
         global_latents=tuple(global_latents),
         enumerated=tuple(discrete.sites),
-        traced={name: model.nodes[name]["value"] for name in latents if name not in in_guide},
-        kind=kind,
-        _depth=program.depth,
-        _aliases=aliases,
+        traced={name: model.nodes[name]["value"] for name in traces.drawn if name not in traces.in_guide},
+        kind=traces.kind,
+        depth=depth,
+        aliases=aliases,
     )
-
-
-def _reduce(
-    program: Program, site, value: Tensor, particles: int, cells: int, enumerated: int = 0
-) -> tuple[bool, Tensor]:
-    """Sum a site's log density to [K, B] (or [K] outside the data plate), without the subsampling factor.
-
-    Where it depends on sites that are summed out, their dimensions are kept: [*E, K, B]. The user's own
-    ``poutine.scale`` and masks stay; the N/B that a subsampling data plate put into the scale goes.
-    """
-    frames = [f for f in site["cond_indep_stack"] if f.vectorized]
-    data = [f for f in frames if f.name == program.plate]
-    subsampling = prod(f.full_size / f.size for f in data if f.full_size and f.full_size > 0)
-    scale = site["scale"] / subsampling if subsampling != 1 else site["scale"]
-    value = scale_and_mask(value, scale, site["mask"])
-    depth = program.depth + 1
-    if value.dim() > depth + enumerated:
-        raise ValueError(
-            f"site '{site['name']}' has batch shape {tuple(value.shape)}: more dimensions than the declared plate "
-            f"depth {program.depth} and the particles; wrap event dimensions in .to_event() or raise 'depth'"
-        )
-    value = value.reshape((1,) * (depth - value.dim()) + value.shape)
-    lead = value.shape[: value.dim() - depth]
-    if lead and not data:
-        raise ValueError(f"site '{site['name']}' depends on an enumerated site, but is outside '{program.plate}'")
-    if not data:
-        value = value.sum(tuple(range(1, depth))) if depth > 1 else value
-        return False, value.expand(particles)
-    dim = data[0].dim
-    rest = tuple(d for d in range(-depth + 1, 0) if d != dim)
-    value = value.sum(rest) if rest else value
-    return True, value.expand(*lead, particles, cells)
 
 
 def _each(program: Program, site, particles: int) -> Tensor:
     """Value of a site with its particle dimension, also where no latent gave it one."""
     value, local = site["value"], program.depth + site["fn"].event_dim
-    if value.dim() == local and _in_plate(program, site):
+    if value.dim() == local and in_plate(program, site):
         return value.expand(particles, *value.shape)
     return value
 
@@ -278,20 +291,20 @@ def _closed_form_sites(model, guide, latents: list[str]) -> dict[str, Tensor]:
     order = [name for name in model.nodes if name in latents]
     if order != latents:
         return {}
-    found = {}
+    closed = {}
     for name in latents:
         try:
-            found[name] = kl_divergence(guide.nodes[name]["fn"], model.nodes[name]["fn"])
+            closed[name] = kl_divergence(guide.nodes[name]["fn"], model.nodes[name]["fn"])
         except NotImplementedError:
             continue
-    return found
+    return closed
 
 
 def _require_reparameterised(guide, latents: list[str]) -> None:
     for name in latents:
-        found = guide.nodes[name]["fn"]
-        if not found.has_rsample:
-            inner = getattr(found, "base_dist", found)
+        distribution = guide.nodes[name]["fn"]
+        if not distribution.has_rsample:
+            inner = getattr(distribution, "base_dist", distribution)
             raise ValueError(
                 f"guide site '{name}' ({type(inner).__name__}) cannot be reparameterised: "
                 "use gradient='score' or marginalise the site out in the model"
@@ -299,7 +312,7 @@ def _require_reparameterised(guide, latents: list[str]) -> None:
 
 
 def _require_same_sites(program: Program, model, latents: list[str]) -> None:
-    wanted = [n for n, s in model.nodes.items() if _is_random(s) and not s["is_observed"]]
+    wanted = [n for n, s in model.nodes.items() if is_random(s) and not s["is_observed"]]
     missing = sorted(set(wanted) - set(latents))
     extra = sorted(set(latents) - set(model.nodes))
     if missing or extra:

@@ -336,7 +336,7 @@ def test_two_assays_have_the_truth_beside_them():
 
 def test_an_entry_may_say_how_it_is_fitted(joined):
     entry = get("gimvi")
-    assert entry.defaults["learning_rate"] == 0.01
+    assert entry.defaults.learning_rate == 0.01
     short = {k: v for k, v in SETTINGS.items() if k != "max_epochs"} | {"max_epochs": 1}
     runs = [fit("gimvi", joined, **short, **rate).history["validation"].iloc[0] for rate in (
         {}, {"learning_rate": 0.01}, {"learning_rate": 0.001})]  # fmt: skip

@@ -125,14 +125,14 @@ def test_one_guide_alone_is_plain_importance_sampling():
 
 def density(mixture, values):
     """Log density of a mixture at given draws [S, B, 1], by its own weights."""
-    from fieldguide.inference.mixture import _log_density, _trace_at
+    from fieldguide.inference.weights.densities import log_density, trace_at
 
     batch = {"x": torch.full((values.shape[1], 1), GAUSS["x"])}
     shape = values.shape[:2]
-    parts = [_log_density(p, _trace_at(p, "guide", batch, {"z": values}), ["z"], *shape) for p in mixture.programs]
+    parts = [log_density(p, trace_at(p, "guide", batch, {"z": values}), ["z"], *shape) for p in mixture.programs]
     if mixture.prior:
         p = mixture.programs[0]
-        parts.append(_log_density(p, _trace_at(p, "model", batch, {"z": values}), ["z"], *shape))
+        parts.append(log_density(p, trace_at(p, "model", batch, {"z": values}), ["z"], *shape))
     with np.errstate(divide="ignore"):
         return torch.logsumexp(torch.stack(parts) + torch.from_numpy(np.log(mixture.shares))[:, None, None], 0)
 

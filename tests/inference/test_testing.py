@@ -52,7 +52,7 @@ def test_closed_forms_are_integrals(case):
 
 
 def weigh_at(program, batch, z):
-    from fieldguide.inference.weights.weigh import Substitute
+    from fieldguide.inference.weights.tracing import Substitute
 
     with Substitute({"z": z}):
         return weigh(program, batch, len(z))

@@ -211,7 +211,7 @@ def mix(
     fits = list(fits)
     if not fits:
         raise ValueError("there is no fit to mix")
-    _require_one_model(fits)
+    same_model(fits)
     defensive = (0.05 if prior else 0.0) if isinstance(prior, bool) else float(prior)
     if not 0 <= defensive < 1:
         raise ValueError(f"prior must be a share in [0, 1), not {prior}")
@@ -310,7 +310,7 @@ def _names(fits: list[Fit]) -> list[str]:
     return names
 
 
-def _require_one_model(fits: list[Fit]) -> None:
+def same_model(fits: list[Fit]) -> None:
     """Raise ValueError, naming the first difference, unless model parameters and buffers are equal in all fits."""
     first = model_state(fits[0].program)
     for number, other in enumerate(fits[1:], 1):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fieldguide.inference import IWAE, compare, three_step
-from fieldguide.inference.fresh_guide import same_model
+from fieldguide.inference.mixture import same_model
 
 RNG = np.random.default_rng(0)
 X = {"x": RNG.normal(size=(200, 2)) @ RNG.normal(size=(2, 5)) + 0.5 * RNG.normal(size=(200, 5))}

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from fieldguide.decisions.cells import column
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.expression.groups import column
 from fieldguide.inference import Fit, permutation_test
 from fieldguide.inference.constraints import measures
 from fieldguide.inference.constraints.source import is_categorical

@@ -19,18 +19,15 @@ import pandas as pd
 
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.diagnostics import diagnose, warn_if_untrustworthy
-from fieldguide.decisions.draws import ESTIMATORS
-from fieldguide.decisions.expression.conditions import batch_codes
-from fieldguide.decisions.expression.counts import observed
 from fieldguide.decisions.expression.figures import volcano
 from fieldguide.decisions.expression.fold_change_prior import shared_prior
-from fieldguide.decisions.expression.group_draws import LEAST, Draws, cell_draws, mean_draws
+from fieldguide.decisions.expression.group_draws import Draws, group_draws
 from fieldguide.decisions.expression.groups import Group, two_groups
 from fieldguide.decisions.expression.level_error import level_draws
-from fieldguide.decisions.expression.nuisance import redrawn_sites
-from fieldguide.decisions.expression.subjects import subject_weights
+from fieldguide.decisions.expression.reader import COUNTS, read_expression
 from fieldguide.decisions.expression.thresholds import effect_threshold, pseudocount
 from fieldguide.decisions.fdr import calls, fdr_values
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.posterior import Posterior
 
 MODES, TESTS, SCALES = ("change", "vanilla"), ("three", "two"), ("proportions", "counts")
@@ -100,9 +97,9 @@ def differential_expression(
         Latent sites to draw anew from their prior and average over, so that the groups are compared at equal technical
         quality: by default those that the program declares (``u`` of `hcv`), none with False. Costs ten decodings.
     calibrate : bool
-        For populations: add the error of each group's level (``levels.py``) and share a prior on fold changes between
-        genes (``prior.py``). Needs raw counts. Without it the draws are the fitted model's own, whose intervals are
-        too narrow for genes with few counts.
+        For populations: add the error of each group's level (``level_error.py``) and share a prior on fold changes
+        between genes (``fold_change_prior.py``). Needs raw counts. Without it the draws are the fitted model's own,
+        whose intervals are too narrow for genes with few counts.
     draws : int
         R, posterior draws of the fold changes.
     pseudo : float, optional
@@ -125,7 +122,7 @@ def differential_expression(
         - nonzero_1, nonzero_2: share of cells with any count
 
         In vanilla mode ``fdr`` is the expected share of wrong signs. ``diagnostics``: one row a group, see
-        ``trust.diagnose``. ``settings``: everything above with the values that defaults took.
+        ``diagnostics.diagnose``. ``settings``: everything above with the values that defaults took.
 
     Raises
     ------
@@ -141,33 +138,32 @@ def differential_expression(
         With fewer than five subjects in a group.
     """
     unit = unit or ("cells" if mode == "vanilla" else "group")
-    _check(mode, delta, fdr, test, estimator, unit, scale, draws, pseudo)
+    _check(mode, delta, fdr, test, unit, scale, draws, pseudo)
     groups = two_groups(posterior.obs, posterior.n_cells, groupby, group, reference)
-    batches = batch_codes(posterior, batch_correction, "batch_correction")
-    redrawn = redrawn_sites(posterior, nuisance, "nuisance")
+    expression = read_expression(posterior, estimator, batch_correction, nuisance, "batch_correction")
     calibrate = calibrate and unit != "cells"
-    raw = [observed(posterior, g.rows) for g in groups]
-    if calibrate and raw[0] is None:
+    if calibrate and COUNTS not in posterior.dataset.stores:
         raise ValueError("calibrate=True needs raw counts (a field 'counts'); calibrate=False does without")
-    sampled = _sample(posterior, groups, unit, scale, draws, seed, estimator, batches, redrawn)
+    sampled = group_draws(expression, groups, unit, scale, draws, seed)
     if pseudo is None:
-        pseudo = pseudocount([d.rho for d in sampled], None if raw[0] is None else [r.mean for r in raw])
-    levels = [_levelled(d, g, calibrate, seed) for d, g in zip(sampled, groups, strict=True)]
+        counts = [d.observed.mean for d in sampled if d.observed is not None]
+        pseudo = pseudocount([d.rho for d in sampled], counts or None)
+    levels = [_levelled(d, g, seed) if calibrate else d.rho for d, g in zip(sampled, groups, strict=True)]
     lfc = np.log2(levels[0] + np.float32(pseudo)) - np.log2(levels[1] + np.float32(pseudo))
     weights = shared_prior(lfc)[0] if calibrate else np.full_like(lfc, 1 / draws)
     if mode == "change" and delta is None:
         delta = effect_threshold((weights * lfc).sum(0), seed)
 
     table = _summary(lfc, weights, 0.0 if mode == "vanilla" else delta)
-    sure = _decide(table, lfc, mode, test, fdr, draws)
-    for number, (level, found) in enumerate(zip(levels, raw, strict=True), 1):
+    certainty = _decide(table, lfc, mode, test, fdr, draws)
+    for number, (level, drawn) in enumerate(zip(levels, sampled, strict=True), 1):
         table[f"expression_{number}"] = level.mean(0, dtype=np.float64)
-        if found is not None:
-            table[f"counts_{number}"], table[f"nonzero_{number}"] = found.mean, found.nonzero
+        if drawn.observed is not None:
+            table[f"counts_{number}"], table[f"nonzero_{number}"] = drawn.observed.mean, drawn.observed.nonzero
     if posterior.var_names is not None:
         table.index = pd.Index(posterior.var_names, name="gene")
-    certain = np.maximum(table["lfc_low"].to_numpy(), -table["lfc_high"].to_numpy())
-    order = np.lexsort((-certain, -sure))
+    nearest_end = np.maximum(table["lfc_low"].to_numpy(), -table["lfc_high"].to_numpy())
+    order = np.lexsort((-nearest_end, -certainty))
 
     diagnostics = _diagnose(sampled, groups, pseudo)
     if estimator == "snis":
@@ -182,8 +178,8 @@ def differential_expression(
         "estimator": estimator,
         "unit": unit,
         "scale": scale,
-        "batches": batches,
-        "nuisance": list(redrawn),
+        "batches": expression.conditions.batches,
+        "nuisance": list(expression.conditions.redrawn),
         "calibrate": calibrate,
         "draws": draws,
         "pseudo": pseudo,
@@ -193,16 +189,9 @@ def differential_expression(
     return Decision(table.iloc[order], diagnostics, settings, _notes(mode, test, unit, calibrate), volcano)
 
 
-def _check(mode: str, delta, fdr: float, test: str, estimator: str, unit: str, scale: str, draws: int, pseudo) -> None:
-    options = {
-        "mode": (mode, MODES),
-        "test": (test, TESTS),
-        "estimator": (estimator, ESTIMATORS),
-        "scale": (scale, SCALES),
-    }
-    for name, (value, allowed) in options.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+def _check(mode: str, delta, fdr: float, test: str, unit: str, scale: str, draws: int, pseudo) -> None:
+    for name, value, allowed in (("mode", mode, MODES), ("test", test, TESTS), ("scale", scale, SCALES)):
+        one_of(name, value, allowed)
     if mode == "vanilla" and unit != "cells":
         raise ValueError(f"mode='vanilla' compares random cells: unit must be 'cells', not {unit!r}")
     if delta is not None and not delta >= 0:
@@ -215,37 +204,10 @@ def _check(mode: str, delta, fdr: float, test: str, estimator: str, unit: str, s
         raise ValueError(f"pseudo must be positive, not {pseudo}")
 
 
-def _sample(
-    posterior: Posterior,
-    groups: tuple[Group, Group],
-    unit: str,
-    scale: str,
-    draws: int,
-    seed: int,
-    estimator: str,
-    batches: list[int] | None,
-    redrawn: tuple[str, ...],
-) -> list[Draws]:
-    if unit == "cells":
-        return [cell_draws(posterior, g.rows, draws, seed, estimator, batches, scale, redrawn) for g in groups]
-    for g in groups:
-        if len(g.rows) < LEAST:
-            raise ValueError(
-                f"{g.name!r} has {len(g.rows)} cell(s): a population's mean needs at least {LEAST}; unit='cells' "
-                "compares the cells themselves"
-            )
-    shared = (None, None) if unit == "group" else subject_weights(posterior, unit, groups, draws, seed, scale)
-    pairs = zip(groups, shared, strict=True)
-    shown = (scale, redrawn)
-    return [mean_draws(posterior, g.rows, draws, seed, estimator, batches, weights, *shown) for g, weights in pairs]
-
-
-def _levelled(sampled: Draws, group: Group, calibrate: bool, seed: int) -> np.ndarray:
-    """Draws of the group's expression [R, G], with the error of its level where asked."""
-    if not calibrate:
-        return sampled.rho
+def _levelled(drawn: Draws, group: Group, seed: int) -> np.ndarray:
+    """Draws of the group's expression [R, G] with the error of its level."""
     rng = np.random.default_rng([seed, int(group.rows[0]), 1])
-    return sampled.rho * level_draws(sampled.totals, len(sampled.rho), rng)
+    return drawn.rho * level_draws(drawn.totals, len(drawn.rho), rng)
 
 
 def _summary(lfc: np.ndarray, weights: np.ndarray, delta: float) -> pd.DataFrame:
@@ -273,16 +235,16 @@ def _decide(table: pd.DataFrame, lfc: np.ndarray, mode: str, test: str, fdr: flo
     """Add probability, Bayes factor, FDR and call to the table; return the certainty [G] they are ranked by."""
     if mode == "vanilla":
         probability = (lfc > 0).mean(0) + 0.5 * (lfc == 0).mean(0)
-        sure = np.maximum(probability, 1 - probability)
+        certainty = np.maximum(probability, 1 - probability)
     else:
         up, down = table["p_up"].to_numpy(), table["p_down"].to_numpy()
-        probability = sure = np.maximum(up, down) if test == "three" else np.minimum(up + down, 1.0)
+        probability = certainty = np.maximum(up, down) if test == "three" else np.minimum(up + down, 1.0)
     with np.errstate(divide="ignore"):
         odds = np.log(probability) - np.log1p(-probability)
     table["probability"], table["bayes_factor"] = probability, np.clip(odds, -np.log(draws), np.log(draws))
-    table["fdr"] = fdr_values(sure)
-    table["is_de"] = table["bayes_factor"].abs() > BAYES_FACTOR if mode == "vanilla" else calls(sure, fdr)
-    return sure
+    table["fdr"], called = fdr_values(certainty), calls(certainty, fdr)
+    table["is_de"] = table["bayes_factor"].abs() > BAYES_FACTOR if mode == "vanilla" else called
+    return certainty
 
 
 def _diagnose(sampled: list[Draws], groups: tuple[Group, Group], pseudo: float) -> pd.DataFrame:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fieldguide.decisions.cells import column
+
 
 @dataclass(frozen=True)
 class Group:
@@ -12,21 +14,6 @@ class Group:
 
     name: str
     rows: np.ndarray
-
-
-def column(obs: pd.DataFrame | None, name: str, argument: str) -> pd.Series:
-    """Return a column of the cells' annotation.
-
-    Raises
-    ------
-    ValueError
-        Naming the argument and the columns there are.
-    """
-    if obs is None:
-        raise ValueError(f"{argument}={name!r} names an obs column, but the data has no obs: pass an array of labels")
-    if name not in obs:
-        raise ValueError(f"{argument}={name!r} is not an obs column; there are {', '.join(map(str, obs.columns))}")
-    return pd.Series(obs[name])
 
 
 def two_groups(obs: pd.DataFrame | None, n_cells: int, groupby, group, reference=None) -> tuple[Group, Group]:

@@ -10,8 +10,8 @@ import pandas as pd
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.diagnostics import diagnose
 from fieldguide.decisions.draws import ESTIMATORS
-from fieldguide.decisions.expression.figures import trust_of_genes
 from fieldguide.decisions.imputation.assays import Assays, Moments, moments, withhold
+from fieldguide.decisions.imputation.figures import trust_of_genes
 from fieldguide.decisions.imputation.regression import (
     across,
     expected_log,

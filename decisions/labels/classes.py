@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights, caution
 from fieldguide.decisions.diagnostics import diagnose
 from fieldguide.decisions.draws import ESTIMATORS, shares
-from fieldguide.decisions.expression.figures import rejection, risk_and_recall
+from fieldguide.decisions.labels.figures import rejection, risk_and_recall
 from fieldguide.decisions.labels.rejection import (
     REJECT,
     aurc,

@@ -17,15 +17,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from fieldguide.decisions.cells import Group, two_groups
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.diagnostics import diagnose, warn_if_untrustworthy
 from fieldguide.decisions.expression.figures import volcano
-from fieldguide.decisions.expression.fold_change_prior import shared_prior
+from fieldguide.decisions.expression.fold_changes import effect_threshold, fold_changes
 from fieldguide.decisions.expression.group_draws import Draws, group_draws
-from fieldguide.decisions.expression.groups import Group, two_groups
-from fieldguide.decisions.expression.level_error import level_draws
 from fieldguide.decisions.expression.reader import COUNTS, read_expression
-from fieldguide.decisions.expression.thresholds import effect_threshold, pseudocount
 from fieldguide.decisions.fdr import calls, fdr_values
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.posterior import Posterior
@@ -77,7 +75,7 @@ def differential_expression(
         "change": is the fold change at least ``delta`` (Boyeau et al. 2019)? "vanilla": which random cell has more,
         as a Bayes factor (Lopez et al. 2018)?
     delta : float, optional
-        Least log2 fold change of interest; None reads it from the data (see ``thresholds.effect_threshold``).
+        Least log2 fold change of interest; None reads it from the data (see ``fold_changes.effect_threshold``).
     fdr : float
         Target of the posterior expected FDR over the whole table.
     test : {"three", "two"}
@@ -103,7 +101,7 @@ def differential_expression(
     draws : int
         R, posterior draws of the fold changes.
     pseudo : float, optional
-        Added to the expression before the logarithm; read from the data by default (``thresholds.pseudocount``).
+        Added to the expression before the logarithm; read from the data by default (``fold_changes.pseudocount``).
     seed : int
 
     Returns
@@ -144,30 +142,22 @@ def differential_expression(
     calibrate = calibrate and unit != "cells"
     if calibrate and COUNTS not in posterior.dataset.stores:
         raise ValueError("calibrate=True needs raw counts (a field 'counts'); calibrate=False does without")
-    sampled = group_draws(expression, groups, unit, scale, draws, seed)
-    if pseudo is None:
-        counts = [d.observed.mean for d in sampled if d.observed is not None]
-        pseudo = pseudocount([d.rho for d in sampled], counts or None)
-    levels = [_levelled(d, g, seed) if calibrate else d.rho for d, g in zip(sampled, groups, strict=True)]
-    lfc = np.log2(levels[0] + np.float32(pseudo)) - np.log2(levels[1] + np.float32(pseudo))
-    weights = shared_prior(lfc)[0] if calibrate else np.full_like(lfc, 1 / draws)
+    drawn = group_draws(expression, groups, unit, scale, draws, seed)
+    change = fold_changes(drawn, groups, pseudo, calibrate, seed)
     if mode == "change" and delta is None:
-        delta = effect_threshold((weights * lfc).sum(0), seed)
+        delta = effect_threshold((change.weights * change.lfc).sum(0), seed)
 
-    table = _summary(lfc, weights, 0.0 if mode == "vanilla" else delta)
-    certainty = _decide(table, lfc, mode, test, fdr, draws)
-    for number, (level, drawn) in enumerate(zip(levels, sampled, strict=True), 1):
+    table = _summary(change.lfc, change.weights, 0.0 if mode == "vanilla" else delta)
+    certainty = _decide(table, change.lfc, mode, test, fdr, draws)
+    for number, (level, d) in enumerate(zip(change.levels, drawn, strict=True), 1):
         table[f"expression_{number}"] = level.mean(0, dtype=np.float64)
-        if drawn.observed is not None:
-            table[f"counts_{number}"], table[f"nonzero_{number}"] = drawn.observed.mean, drawn.observed.nonzero
+        if d.observed is not None:
+            table[f"counts_{number}"], table[f"nonzero_{number}"] = d.observed.mean, d.observed.nonzero
     if posterior.var_names is not None:
         table.index = pd.Index(posterior.var_names, name="gene")
     nearest_end = np.maximum(table["lfc_low"].to_numpy(), -table["lfc_high"].to_numpy())
     order = np.lexsort((-nearest_end, -certainty))
 
-    diagnostics = _diagnose(sampled, groups, pseudo)
-    if estimator == "snis":
-        warn_if_untrustworthy(diagnostics)
     settings = {
         "group": groups[0].name,
         "reference": groups[1].name,
@@ -182,10 +172,11 @@ def differential_expression(
         "nuisance": list(expression.conditions.redrawn),
         "calibrate": calibrate,
         "draws": draws,
-        "pseudo": pseudo,
+        "pseudo": change.pseudo,
         "seed": seed,
         "posterior_seed": posterior.seed,
     }
+    diagnostics = _diagnose(drawn, groups, change.pseudo, estimator)
     return Decision(table.iloc[order], diagnostics, settings, _notes(mode, test, unit, calibrate), volcano)
 
 
@@ -202,12 +193,6 @@ def _check(mode: str, delta, fdr: float, test: str, unit: str, scale: str, draws
         raise ValueError(f"draws must be at least 100 to tell probabilities, not {draws}")
     if pseudo is not None and not pseudo > 0:
         raise ValueError(f"pseudo must be positive, not {pseudo}")
-
-
-def _levelled(drawn: Draws, group: Group, seed: int) -> np.ndarray:
-    """Draws of the group's expression [R, G] with the error of its level."""
-    rng = np.random.default_rng([seed, int(group.rows[0]), 1])
-    return drawn.rho * level_draws(drawn.totals, len(drawn.rho), rng)
 
 
 def _summary(lfc: np.ndarray, weights: np.ndarray, delta: float) -> pd.DataFrame:
@@ -247,12 +232,15 @@ def _decide(table: pd.DataFrame, lfc: np.ndarray, mode: str, test: str, fdr: flo
     return certainty
 
 
-def _diagnose(sampled: list[Draws], groups: tuple[Group, Group], pseudo: float) -> pd.DataFrame:
+def _diagnose(drawn: list[Draws], groups: tuple[Group, Group], pseudo: float, estimator: str) -> pd.DataFrame:
     rows = []
-    for d, g in zip(sampled, groups, strict=True):
+    for d, group in zip(drawn, groups, strict=True):
         shift = np.abs(np.diff(np.log2(d.means + pseudo), axis=0)[0])
-        rows.append(diagnose(d.log_weights, g.name, len(g.rows), shift))
-    return pd.DataFrame(rows)
+        rows.append(diagnose(d.log_weights, group.name, len(group.rows), shift))
+    diagnostics = pd.DataFrame(rows)
+    if estimator == "snis":
+        warn_if_untrustworthy(diagnostics)
+    return diagnostics
 
 
 def _notes(mode: str, test: str, unit: str, calibrate: bool) -> tuple[str, ...]:

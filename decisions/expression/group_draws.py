@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
-from fieldguide.decisions.expression.groups import Group
+from fieldguide.decisions.cells import Group
 from fieldguide.decisions.expression.level_error import Totals
 from fieldguide.decisions.expression.reader import Chunk, Expression, Observed
 from fieldguide.decisions.expression.subjects import UnitWeights, concentration, subject_weights

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.draws import ESTIMATORS, choose, choose_for, shares
+from fieldguide.decisions.draws import ESTIMATORS, shares
 from fieldguide.decisions.expression.conditions import Conditions, read_conditions
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.posterior import Posterior, Values
@@ -203,7 +203,8 @@ class Chunk:
 
     def choose(self, draws: int, rng: np.random.Generator) -> Tensor:
         """Return indices of particles [R, b], each drawn with the probability of its share."""
-        return choose(self.share, draws, rng)
+        cells = torch.arange(len(self.rows), device=self.share.device).repeat(draws)
+        return self._choose_for(cells, rng).view(draws, -1)
 
     def draw(self, places: np.ndarray, batches: np.ndarray | None, rng: np.random.Generator) -> Tensor:
         """Return one posterior draw of ``rho`` [R, G] for each of the given places of the chunk [R], which may repeat.
@@ -216,7 +217,7 @@ class Chunk:
         rng : Generator
         """
         cells = torch.from_numpy(places).to(self.share.device)
-        particles = choose_for(self.share, cells, rng)
+        particles = self._choose_for(cells, rng)
         if self.source.as_is:
             return self.own_rho[particles, cells]
         latents = {name: self.values[name][particles, cells][None] for name in self.weights.latents}
@@ -232,6 +233,18 @@ class Chunk:
         if COUNTS not in sites:
             raise ValueError(f"the program has no observed site '{COUNTS}'; it has {', '.join(sorted(sites))}")
         return sites[COUNTS]
+
+    def _choose_for(self, cells: Tensor, rng: np.random.Generator) -> Tensor:
+        """Index of one particle for each of the given places of the chunk [R], which may repeat.
+
+        By inversion, for all at once: the cumulated shares of cell i fill the interval from i to i + 1.
+        """
+        particles = len(self.share)
+        steps = self.share.cumsum(0).T
+        steps = steps / steps[:, -1:] + torch.arange(len(steps), device=steps.device)[:, None]
+        uniform = torch.from_numpy(rng.random(len(cells))).to(steps)
+        place = torch.searchsorted(steps.flatten(), cells + uniform, right=True) - cells * particles
+        return place.clamp(0, particles - 1)
 
     def _decode(self, rows: np.ndarray, latents: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Tensor:
         """``rho`` [S, b, G] at these latents [S, b, ...]; the mean over `REDRAWS` draws of the redrawn sites."""

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fieldguide.decisions.cells import column
+from fieldguide.decisions.cells import Group, column
 from fieldguide.decisions.decision import WeakDesign, caution
-from fieldguide.decisions.expression.groups import Group
 from fieldguide.decisions.expression.reader import Expression
 
 FEW = 5

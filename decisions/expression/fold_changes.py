@@ -1,11 +1,58 @@
-"""Two numbers that a fold change needs, read from the data where the user gives none: pseudo-count and threshold."""
+"""From draws of the expression of two groups to weighted draws of each gene's log2 fold change.
+
+The two numbers that a fold change needs are read from the data where the user gives none: the pseudo-count, and the
+least fold change of interest.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
+
+from fieldguide.decisions.cells import Group
+from fieldguide.decisions.expression.fold_change_prior import shared_prior
+from fieldguide.decisions.expression.group_draws import Draws
+from fieldguide.decisions.expression.level_error import level_draws
 
 FLOOR = 1e-10
 """The least pseudo-count: keeps the logarithm finite and is far below any proportion that counts can tell."""
 SILENT = 0.01
 """Mean counts per cell below which a gene is not expressed in a group."""
+
+
+@dataclass(frozen=True)
+class FoldChanges:
+    """Draws of the log2 fold changes.
+
+    Attributes
+    ----------
+    lfc, weights : ndarray float32 [R, G]
+        Draws, and their weights, which sum to one for each gene.
+    levels : pair of ndarray [R, G]
+        Draws of the expression of both groups, with the error of their levels where asked.
+    pseudo : float
+        The pseudo-count.
+    """
+
+    lfc: np.ndarray
+    weights: np.ndarray
+    levels: tuple[np.ndarray, np.ndarray]
+    pseudo: float
+
+
+def fold_changes(
+    drawn: list[Draws], groups: tuple[Group, Group], pseudo: float | None, calibrate: bool, seed: int
+) -> FoldChanges:
+    """Compare the draws of two groups, see ``pseudo`` and ``calibrate`` of `differential_expression`."""
+    if pseudo is None:
+        counts = [d.observed.mean for d in drawn if d.observed is not None]
+        pseudo = pseudocount([d.rho for d in drawn], counts or None)
+    levels = [d.rho for d in drawn]
+    if calibrate:
+        streams = [np.random.default_rng([seed, int(group.rows[0]), 1]) for group in groups]
+        levels = [d.rho * level_draws(d.totals, len(d.rho), rng) for d, rng in zip(drawn, streams, strict=True)]
+    lfc = np.log2(levels[0] + np.float32(pseudo)) - np.log2(levels[1] + np.float32(pseudo))
+    weights = shared_prior(lfc)[0] if calibrate else np.full_like(lfc, 1 / len(lfc))
+    return FoldChanges(lfc, weights, (levels[0], levels[1]), pseudo)
 
 
 def pseudocount(rho: list[np.ndarray], counts: list[np.ndarray] | None) -> float:

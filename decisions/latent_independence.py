@@ -98,7 +98,7 @@ def independence(
     if folds < 2 or least < 2 * folds or cells < least:
         raise ValueError("folds must be at least 2, least at least twice as many, and cells at least as many as least")
     z, table = _latents(latents, site, obs)
-    wanted = {name: np.asarray(v) for name, v in nuisance.items()} if isinstance(nuisance, Mapping) else None
+    wanted = {name: np.asarray(values) for name, values in nuisance.items()} if isinstance(nuisance, Mapping) else None
     names = list(wanted) if wanted else [nuisance] if isinstance(nuisance, str) else list(nuisance)
     if not names:
         raise ValueError("nuisance names nothing to look for")
@@ -127,7 +127,8 @@ def independence(
     settings = {"given": name_given, "site": site, "folds": folds, "trees": trees, "cells": cells}
     settings |= {"permutations": permutations, "least": least, "seed": seed}
     sizes = pd.DataFrame({"cells": np.bincount(groups)}, index=pd.Index(kinds, name="category"))
-    few = [f"Left out: {n} cells of {k!r}, fewer than {least}." for k, n in sizes["cells"].items() if n < least]
+    small = sizes["cells"][sizes["cells"] < least]
+    few = [f"Left out: {count} cells of {kind!r}, fewer than {least}." for kind, count in small.items()]
     return Decision(answers, sizes, settings, (*NOTES, *few))
 
 
@@ -175,7 +176,7 @@ def _parts(series: pd.Series, groups: np.ndarray, kinds: list[str], name: str, f
     """Rows of each category in which the nuisance varies and there are cells enough."""
     if series.nunique() < 2:
         raise ValueError(f"nuisance {name!r} is constant ({series.iloc[0]!r}): there is nothing to find")
-    large = [np.flatnonzero(groups == i) for i in range(len(kinds)) if np.sum(groups == i) >= least]
+    large = [np.flatnonzero(groups == code) for code in range(len(kinds)) if np.sum(groups == code) >= least]
     if not large:
         raise ValueError(f"no category of given has {least} cells")
     varied = [rows for rows in large if series.iloc[rows].nunique() > 1]
@@ -226,7 +227,7 @@ def _accuracies(z, codes, parts, folds: int, trees: int, seed: int) -> tuple[flo
         split = StratifiedKFold(folds, shuffle=True, random_state=seed)
         linear = LogisticRegression(class_weight="balanced", max_iter=1000)
         forest = RandomForestClassifier(trees, min_samples_leaf=5, class_weight="balanced", random_state=seed)
-        scores = [balanced_accuracy_score(y, cross_val_predict(m, x, y, cv=split)) for m in (linear, forest)]
+        scores = [balanced_accuracy_score(y, cross_val_predict(model, x, y, cv=split)) for model in (linear, forest)]
         accuracies.append([*scores, 1 / len(np.unique(y))])
     linear, forest, chance = np.average(accuracies, axis=0, weights=weights)
     return float(linear), float(forest), float(chance)
@@ -236,20 +237,20 @@ def _test(z, values, parts, categorical: bool, cells: int, permutations: int, se
     """Unbiased HSIC within parts (mean over their cells), its p-value by permutation within them, and the cells."""
     rng = np.random.default_rng(seed)
     rows = np.concatenate(parts)
-    group = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     if len(rows) > cells:
         chosen = np.sort(rng.permutation(len(rows))[:cells])
         rows, group = rows[chosen], group[chosen]
     sizes = np.bincount(group, minlength=len(parts))
-    inside = [np.flatnonzero(group == g) for g in np.flatnonzero(sizes >= measures.LEAST)]
+    inside = [np.flatnonzero(group == code) for code in np.flatnonzero(sizes >= measures.LEAST)]
     if not inside:
         raise ValueError(f"no category of given has {measures.LEAST} of the {len(rows)} drawn cells: raise cells")
     points = torch.from_numpy(_standardised(z[rows]))
     targets = torch.from_numpy(values[rows]) if categorical else torch.from_numpy(_standardised(values[rows, None]))
     gamma = measures.median_gamma(points)
     other = 0.0 if categorical else measures.median_gamma(targets)
-    grams = [measures.gaussian_gram(points[p], gamma) for p in inside]
-    share = [len(p) / sum(map(len, inside)) for p in inside]
+    grams = [measures.gaussian_gram(points[places], gamma) for places in inside]
+    share = [len(places) / sum(map(len, inside)) for places in inside]
 
     def measure(order: torch.Tensor) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64)

@@ -149,10 +149,10 @@ def differential_expression(
 
     table = _summary(change.lfc, change.weights, 0.0 if mode == "vanilla" else delta)
     certainty = _decide(table, change.lfc, mode, test, fdr, draws)
-    for number, (level, d) in enumerate(zip(change.levels, drawn, strict=True), 1):
+    for number, (level, part) in enumerate(zip(change.levels, drawn, strict=True), 1):
         table[f"expression_{number}"] = level.mean(0, dtype=np.float64)
-        if d.observed is not None:
-            table[f"counts_{number}"], table[f"nonzero_{number}"] = d.observed.mean, d.observed.nonzero
+        if part.observed is not None:
+            table[f"counts_{number}"], table[f"nonzero_{number}"] = part.observed.mean, part.observed.nonzero
     if posterior.var_names is not None:
         table.index = pd.Index(posterior.var_names, name="gene")
     nearest_end = np.maximum(table["lfc_low"].to_numpy(), -table["lfc_high"].to_numpy())
@@ -234,9 +234,9 @@ def _decide(table: pd.DataFrame, lfc: np.ndarray, mode: str, test: str, fdr: flo
 
 def _diagnose(drawn: list[Draws], groups: tuple[Group, Group], pseudo: float, estimator: str) -> pd.DataFrame:
     rows = []
-    for d, group in zip(drawn, groups, strict=True):
-        shift = np.abs(np.diff(np.log2(d.means + pseudo), axis=0)[0])
-        rows.append(diagnose(d.log_weights, group.name, len(group.rows), shift))
+    for part, group in zip(drawn, groups, strict=True):
+        shift = np.abs(np.diff(np.log2(part.means + pseudo), axis=0)[0])
+        rows.append(diagnose(part.log_weights, group.name, len(group.rows), shift))
     diagnostics = pd.DataFrame(rows)
     if estimator == "snis":
         warn_if_untrustworthy(diagnostics)

@@ -44,12 +44,13 @@ def fold_changes(
 ) -> FoldChanges:
     """Compare the draws of two groups, see ``pseudo`` and ``calibrate`` of `differential_expression`."""
     if pseudo is None:
-        counts = [d.observed.mean for d in drawn if d.observed is not None]
-        pseudo = pseudocount([d.rho for d in drawn], counts or None)
-    levels = [d.rho for d in drawn]
+        counts = [part.observed.mean for part in drawn if part.observed is not None]
+        pseudo = pseudocount([part.rho for part in drawn], counts or None)
+    levels = [part.rho for part in drawn]
     if calibrate:
-        streams = [np.random.default_rng([seed, int(group.rows[0]), 1]) for group in groups]
-        levels = [d.rho * level_draws(d.totals, len(d.rho), rng) for d, rng in zip(drawn, streams, strict=True)]
+        for number, (part, group) in enumerate(zip(drawn, groups, strict=True)):
+            rng = np.random.default_rng([seed, int(group.rows[0]), 1])
+            levels[number] = part.rho * level_draws(part.totals, len(part.rho), rng)
     lfc = np.log2(levels[0] + np.float32(pseudo)) - np.log2(levels[1] + np.float32(pseudo))
     weights = shared_prior(lfc)[0] if calibrate else np.full_like(lfc, 1 / len(lfc))
     return FoldChanges(lfc, weights, (levels[0], levels[1]), pseudo)

@@ -74,7 +74,7 @@ class Assays:
     @property
     def efficiency(self) -> float:
         """Spread over shared genes of the log ratio of mean shares in target and reference."""
-        means = [(c.sum(0) + 0.5) / (c.sum() + 0.5 * c.shape[1]) for c in self.counts]
+        means = [(counts.sum(0) + 0.5) / (counts.sum() + 0.5 * counts.shape[1]) for counts in self.counts]
         ratio = np.log(means[1]) - np.log(means[0])
         return float(np.subtract(*np.quantile(ratio, [0.75, 0.25])) / 1.349)
 

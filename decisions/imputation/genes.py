@@ -99,7 +99,8 @@ class Imputed(Decision):
         parts |= {"_low": self.low, "_high": self.high}
         for name, table in parts.items():
             adata.obsm[key + name] = table.set_axis(adata.obs_names, axis=0)
-        adata.uns[key] = {"genes": self.table.copy(), "settings": {k: str(v) for k, v in self.settings.items()}}
+        settings = {name: str(value) for name, value in self.settings.items()}
+        adata.uns[key] = {"genes": self.table.copy(), "settings": settings}
 
 
 def impute_genes(
@@ -202,7 +203,7 @@ def impute_genes(
 
 def _predict(assays: Assays, told: Moments, weight: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Predictions [m, H] by name, and what the reference says of each gene [H, 2]: own score, share detected."""
-    x, new = (standardised(log_shares(c, total)) for c, total in zip(assays.counts, assays.totals, strict=True))
+    x, new = (standardised(log_shares(*pair)) for pair in zip(assays.counts, assays.totals, strict=True))
     y = ranks(assays.hidden / assays.totals[0][:, None])
     regressed = kernel(x, y, new)
     best = np.exp(_ordered(np.log(told.mean.clip(1e-30)), regressed, weight))

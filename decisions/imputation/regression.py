@@ -55,7 +55,7 @@ def within(x: np.ndarray, y: np.ndarray, folds: int = 3, seed: int = 0) -> np.nd
 
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the Spearman correlation of each pair of columns [n, H], as [H]; 0 where one is constant."""
-    ra, rb = (rankdata(v, axis=0) for v in (a, b))
+    ra, rb = (rankdata(values, axis=0) for values in (a, b))
     ra, rb = ra - ra.mean(0), rb - rb.mean(0)
     norm = np.sqrt((ra**2).sum(0) * (rb**2).sum(0))
     return np.divide((ra * rb).sum(0), norm, out=np.zeros(a.shape[1]), where=norm > 0)
@@ -77,8 +77,9 @@ def across(reference: np.ndarray, target: np.ndarray, left: np.ndarray) -> np.nd
     left : array of int [L]
     """
     others = np.setdiff1d(np.arange(reference.shape[1]), left)
-    sums = [np.maximum(counts[:, others].sum(1), 1) for counts in (reference, target)]
-    x, new = (standardised(log_shares(c[:, others], t)) for c, t in zip((reference, target), sums, strict=True))
+    both = [counts[:, others] for counts in (reference, target)]
+    sums = [np.maximum(counts.sum(1), 1) for counts in both]
+    x, new = (standardised(log_shares(*pair)) for pair in zip(both, sums, strict=True))
     return kernel(x, ranks(reference[:, left] / sums[0][:, None]), new)
 
 
@@ -114,11 +115,11 @@ def expected_log(mean: np.ndarray, theta: np.ndarray, scale: np.ndarray) -> np.n
     mean, theta = mean.clip(1e-12), theta.clip(1e-8, 1e8)
     size = scale[:, None]
     out = np.log1p(size * mean) - 0.5 * (size / (1 + size * mean)) ** 2 * (mean + mean**2 / theta)
-    for g in range(mean.shape[1]):
-        rows = mean[:, g] <= LARGE
+    for gene in range(mean.shape[1]):
+        rows = mean[:, gene] <= LARGE
         if not rows.any():
             continue
-        m, t, s = mean[rows, g], theta[rows, g], scale[rows]
+        m, t, s = mean[rows, gene], theta[rows, gene], scale[rows]
         step, log_p = -np.log1p(t / m), -t * np.log1p(m / t)
         total, left = np.zeros(len(m)), -np.expm1(log_p)
         for k in range(1, MOST + 1):
@@ -127,5 +128,5 @@ def expected_log(mean: np.ndarray, theta: np.ndarray, scale: np.ndarray) -> np.n
             total, left = total + p * np.log1p(k * s), left - p
             if left.max() < 1e-6:
                 break
-        out[rows, g] = total
+        out[rows, gene] = total
     return out

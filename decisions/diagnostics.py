@@ -8,6 +8,8 @@ mean that neither figure is the posterior's; where the shift is small against th
 does not hang on the weights.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
@@ -33,7 +35,7 @@ def diagnose(log_weights: np.ndarray, name: str, n_cells: int, shift: np.ndarray
     weights = softmax(log_weights, axis=0)
     khat = pareto_k(log_weights) if particles >= FEWEST else np.full(visited, np.nan)
     limit = khat_limit(particles)
-    found = {
+    summary = {
         "cells": n_cells,
         "visited": visited,
         "particles": particles,
@@ -43,8 +45,14 @@ def diagnose(log_weights: np.ndarray, name: str, n_cells: int, shift: np.ndarray
         "khat_above": float(np.mean(khat > limit)) if particles >= FEWEST else np.nan,
     }
     if shift is not None:
-        found |= {"shift_median": float(np.median(shift)), "shift_95": float(np.quantile(shift, 0.95))}
-    return pd.Series(found, name=name)
+        summary |= {"shift_median": float(np.median(shift)), "shift_95": float(np.quantile(shift, 0.95))}
+    return pd.Series(summary, name=name)
+
+
+def diagnose_cells(log_weights: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Return the diagnostics of all cells that were visited, one row, from their chunks' log weights [S, b]."""
+    joined = np.concatenate(log_weights, 1)
+    return diagnose(joined, "cells", joined.shape[1]).to_frame().T
 
 
 def warn_if_untrustworthy(diagnostics: pd.DataFrame) -> None:

@@ -81,7 +81,7 @@ def _checked(probability: ArrayLike) -> np.ndarray:
     values = np.asarray(probability, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"probabilities must be one value a gene, not an array of shape {values.shape}")
-    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
-    if bad.size:
-        raise ValueError(f"probability {values[bad[0]]} of gene {bad[0]} is not in [0, 1]")
+    outside = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if outside.size:
+        raise ValueError(f"probability {values[outside[0]]} of gene {outside[0]} is not in [0, 1]")
     return values

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from fieldguide.decisions.cells import column
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.expression.groups import column
 from fieldguide.inference import Fit, permutation_test
 from fieldguide.inference.constraints import measures
 from fieldguide.inference.constraints.source import is_categorical
@@ -91,14 +91,14 @@ def independence(
     --------
     >>> rng = np.random.default_rng(0)
     >>> z = rng.normal(size=(200, 2))
-    >>> found = independence(z, {"kept": z[:, 0] ** 2, "gone": rng.normal(size=200)}, trees=20)
-    >>> (found.table["p_value"] < 0.05).to_dict()
+    >>> answer = independence(z, {"kept": z[:, 0] ** 2, "gone": rng.normal(size=200)}, trees=20)
+    >>> (answer.table["p_value"] < 0.05).to_dict()
     {'kept': True, 'gone': False}
     """
     if folds < 2 or least < 2 * folds or cells < least:
         raise ValueError("folds must be at least 2, least at least twice as many, and cells at least as many as least")
     z, table = _latents(latents, site, obs)
-    wanted = {name: np.asarray(v) for name, v in nuisance.items()} if isinstance(nuisance, Mapping) else None
+    wanted = {name: np.asarray(values) for name, values in nuisance.items()} if isinstance(nuisance, Mapping) else None
     names = list(wanted) if wanted else [nuisance] if isinstance(nuisance, str) else list(nuisance)
     if not names:
         raise ValueError("nuisance names nothing to look for")
@@ -123,12 +123,13 @@ def independence(
             "cells": sum(map(len, parts)),
             "cells_tested": tested,
         }
-    found = pd.DataFrame.from_dict(rows, orient="index").rename_axis("nuisance")
+    answers = pd.DataFrame.from_dict(rows, orient="index").rename_axis("nuisance")
     settings = {"given": name_given, "site": site, "folds": folds, "trees": trees, "cells": cells}
     settings |= {"permutations": permutations, "least": least, "seed": seed}
     sizes = pd.DataFrame({"cells": np.bincount(groups)}, index=pd.Index(kinds, name="category"))
-    few = [f"Left out: {n} cells of {k!r}, fewer than {least}." for k, n in sizes["cells"].items() if n < least]
-    return Decision(found, sizes, settings, (*NOTES, *few))
+    small = sizes["cells"][sizes["cells"] < least]
+    few = [f"Left out: {count} cells of {kind!r}, fewer than {least}." for kind, count in small.items()]
+    return Decision(answers, sizes, settings, (*NOTES, *few))
 
 
 # ---- what is asked ----------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def _parts(series: pd.Series, groups: np.ndarray, kinds: list[str], name: str, f
     """Rows of each category in which the nuisance varies and there are cells enough."""
     if series.nunique() < 2:
         raise ValueError(f"nuisance {name!r} is constant ({series.iloc[0]!r}): there is nothing to find")
-    large = [np.flatnonzero(groups == i) for i in range(len(kinds)) if np.sum(groups == i) >= least]
+    large = [np.flatnonzero(groups == code) for code in range(len(kinds)) if np.sum(groups == code) >= least]
     if not large:
         raise ValueError(f"no category of given has {least} cells")
     varied = [rows for rows in large if series.iloc[rows].nunique() > 1]
@@ -183,9 +184,11 @@ def _parts(series: pd.Series, groups: np.ndarray, kinds: list[str], name: str, f
         raise ValueError(f"nuisance {name!r} is constant within every category of given: nothing of it is left")
     if not is_categorical(series):
         return varied
-    enough = [rows for rows in varied if series.iloc[rows].value_counts().loc[lambda c: c > 0].min() >= folds]
+    counts = [series.iloc[rows].value_counts() for rows in varied]
+    present = [count[count > 0] for count in counts]
+    enough = [rows for rows, count in zip(varied, present, strict=True) if count.min() >= folds]
     if not enough:
-        few = series.iloc[varied[0]].value_counts().loc[lambda c: c > 0]
+        few = present[0]
         raise ValueError(
             f"class {few.index[-1]!r} of nuisance {name!r} has {few.iloc[-1]} cells, fewer than {folds} folds"
         )
@@ -203,12 +206,12 @@ def _shares_explained(z, values, parts, folds: int, trees: int, seed: int) -> tu
     for rows in parts:
         x, y = _standardised(z[rows]), values[rows]
         split = KFold(folds, shuffle=True, random_state=seed)
-        for number, model in enumerate((RidgeCV(ALPHAS), RandomForestRegressor(trees, min_samples_leaf=5,
-                                                                               random_state=seed))):  # fmt: skip
+        forest = RandomForestRegressor(trees, min_samples_leaf=5, random_state=seed)
+        for number, model in enumerate((RidgeCV(ALPHAS), forest)):
             errors[number] += np.sum((y - cross_val_predict(model, x, y, cv=split)) ** 2)
         total += np.sum((y - y.mean()) ** 2)
-    linear, forest = 1 - errors / total
-    return float(linear), float(forest), 0.0
+    explained = 1 - errors / total
+    return float(explained[0]), float(explained[1]), 0.0
 
 
 def _accuracies(z, codes, parts, folds: int, trees: int, seed: int) -> tuple[float, float, float]:
@@ -218,15 +221,15 @@ def _accuracies(z, codes, parts, folds: int, trees: int, seed: int) -> tuple[flo
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    found, weights = [], [len(rows) for rows in parts]
+    accuracies, weights = [], [len(rows) for rows in parts]
     for rows in parts:
         x, y = _standardised(z[rows]), codes[rows]
         split = StratifiedKFold(folds, shuffle=True, random_state=seed)
         linear = LogisticRegression(class_weight="balanced", max_iter=1000)
         forest = RandomForestClassifier(trees, min_samples_leaf=5, class_weight="balanced", random_state=seed)
-        scores = [balanced_accuracy_score(y, cross_val_predict(m, x, y, cv=split)) for m in (linear, forest)]
-        found.append([*scores, 1 / len(np.unique(y))])
-    linear, forest, chance = np.average(found, axis=0, weights=weights)
+        scores = [balanced_accuracy_score(y, cross_val_predict(model, x, y, cv=split)) for model in (linear, forest)]
+        accuracies.append([*scores, 1 / len(np.unique(y))])
+    linear, forest, chance = np.average(accuracies, axis=0, weights=weights)
     return float(linear), float(forest), float(chance)
 
 
@@ -234,29 +237,31 @@ def _test(z, values, parts, categorical: bool, cells: int, permutations: int, se
     """Unbiased HSIC within parts (mean over their cells), its p-value by permutation within them, and the cells."""
     rng = np.random.default_rng(seed)
     rows = np.concatenate(parts)
-    group = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    group = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     if len(rows) > cells:
         chosen = np.sort(rng.permutation(len(rows))[:cells])
         rows, group = rows[chosen], group[chosen]
     sizes = np.bincount(group, minlength=len(parts))
-    inside = [np.flatnonzero(group == g) for g in np.flatnonzero(sizes >= measures.LEAST)]
+    inside = [np.flatnonzero(group == code) for code in np.flatnonzero(sizes >= measures.LEAST)]
     if not inside:
         raise ValueError(f"no category of given has {measures.LEAST} of the {len(rows)} drawn cells: raise cells")
     points = torch.from_numpy(_standardised(z[rows]))
     targets = torch.from_numpy(values[rows]) if categorical else torch.from_numpy(_standardised(values[rows, None]))
     gamma = measures.median_gamma(points)
     other = 0.0 if categorical else measures.median_gamma(targets)
-    grams = [measures.gaussian_gram(points[p], gamma) for p in inside]
-    share = [len(p) / sum(map(len, inside)) for p in inside]
+    grams = [measures.gaussian_gram(points[places], gamma) for places in inside]
+    share = [len(places) / sum(map(len, inside)) for places in inside]
 
     def measure(order: torch.Tensor) -> torch.Tensor:
-        seen = [targets[order[p]] for p in inside]
-        theirs = [measures.delta_gram(t) if categorical else measures.gaussian_gram(t, other) for t in seen]
-        return sum((w * measures.hsic_unbiased(k, g) for w, k, g in zip(share, grams, theirs, strict=True)),
-                   start=torch.zeros((), dtype=torch.float64))  # fmt: skip
+        total = torch.zeros((), dtype=torch.float64)
+        for weight, gram, places in zip(share, grams, inside, strict=True):
+            values = targets[order[places]]
+            theirs = measures.delta_gram(values) if categorical else measures.gaussian_gram(values, other)
+            total = total + weight * measures.hsic_unbiased(gram, theirs)
+        return total
 
-    found = permutation_test(measure, len(rows), permutations, seed=seed, groups=group)
-    return found.value, found.p_value, len(rows)
+    test = permutation_test(measure, len(rows), permutations, seed=seed, groups=group)
+    return test.value, test.p_value, len(rows)
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:

@@ -18,19 +18,19 @@ def named(index: pd.Index, place: int | np.integer) -> str:
     return repr(value.item() if isinstance(value, np.generic) else value)
 
 
-def refuse(bad: np.ndarray, values: np.ndarray, where: Callable[[int, int], str], why: str = "") -> None:
-    """Raise a ValueError for the first bad value of a table, if there is one.
+def refuse(wrong: np.ndarray, values: np.ndarray, where: Callable[[int, int], str], why: str = "") -> None:
+    """Raise a ValueError for the first wrong value of a table, if there is one.
 
     Parameters
     ----------
-    bad : bool array [N, K]
+    wrong : bool array [N, K]
     values : array [N, K]
     where : callable
         From row and column to the words that name the value.
     why : str
         What is wrong with it, after the value.
     """
-    if bad.any():
-        row, column = map(int, np.argwhere(bad)[0])
-        more = f" ({bad.sum()} such values)" if bad.sum() > 1 else ""
+    if wrong.any():
+        row, column = map(int, np.argwhere(wrong)[0])
+        more = f" ({wrong.sum()} such values)" if wrong.sum() > 1 else ""
         raise ValueError(f"{where(row, column)} is {values[row, column]}{why}{more}")

@@ -1,21 +1,21 @@
 """Denoised expression and imputed counts: what the model says a cell expresses, with its uncertainty."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from fieldguide.decisions.cells import cell_names, chosen_rows
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.diagnostics import diagnose
-from fieldguide.decisions.draws import ESTIMATORS, proportions, replicate, shares
-from fieldguide.decisions.expression.conditions import batch_codes
-from fieldguide.decisions.expression.counts import library
+from fieldguide.decisions.diagnostics import diagnose_cells
 from fieldguide.decisions.expression.figures import uncertainty
-from fieldguide.decisions.expression.nuisance import redrawn_sites
+from fieldguide.decisions.expression.reader import Chunk, Expression, read_expression
 from fieldguide.inference.posterior import Posterior
 
 NOTE = "The parameters of the model are taken as known."
@@ -70,33 +70,17 @@ def denoised_expression(
     ValueError
         For an unknown batch or scale.
     """
-    _check(scale, estimator)
-    batches = None if batch is None else batch_codes(posterior, batch, "batch")
-    redrawn = redrawn_sites(posterior, nuisance, "nuisance")
-    means, spreads, log_weights = [], [], []
-    rows = _rows(posterior, cells)
-    for seen, w, values in posterior.chunks(rows):
-        rho, share = proportions(posterior, seen, w, values, batches, redrawn), shares(w, estimator)
-        factor = library(posterior, seen, values) if scale == "library" else torch.full_like(share[:1], float(scale))
-        mean, sd = _moments(share, factor.to(rho), rho)
-        means.append(mean)
-        spreads.append(sd)
-        log_weights.append(w.log_w.double().cpu().numpy())
-    settings = {
-        "scale": scale,
-        "batches": batches,
-        "nuisance": list(redrawn),
-        "estimator": estimator,
-        "posterior_seed": posterior.seed,
-    }
-    return CellEstimates(
-        _framed(posterior, rows, means),
-        diagnose(np.concatenate(log_weights, 1), "cells", len(rows)).to_frame().T,
-        settings,
-        (NOTE,),
-        uncertainty,
-        sd=_framed(posterior, rows, spreads),
-    )
+    if isinstance(scale, str) and scale != "library":
+        raise ValueError(f"scale must be a number or 'library', not {scale!r}")
+    expression = read_expression(posterior, estimator, False if batch is None else batch, nuisance)
+    rows, conditions = chosen_rows(posterior, cells), expression.conditions
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    for chunk in expression.chunks(rows):
+        rho = chunk.rho
+        factor = chunk.library if scale == "library" else torch.full_like(chunk.share[:1], float(scale))
+        _add_moments(parts, chunk, factor.to(rho), rho)
+    settings = {"scale": scale, "batches": conditions.batches, "nuisance": list(conditions.redrawn)}
+    return _estimates(expression, rows, parts, settings)
 
 
 def impute(
@@ -125,55 +109,37 @@ def impute(
     Under a zero-inflated likelihood the expected count is that without the inflation; the interval includes it. The
     interval is the model's: check it with `fieldguide.decisions.posterior_predictive_check`.
     """
-    _check(1.0, estimator)
     if not 0 <= interval < 1:
         raise ValueError(f"interval must be a probability in [0, 1), not {interval}")
-    rows, tail = _rows(posterior, cells), (1 - interval) / 2
-    means, spreads, lows, highs, log_weights = [], [], [], [], []
-    for seen, w, values in posterior.chunks(rows):
-        rho = proportions(posterior, seen, w, values)
-        mean, sd = _moments(shares(w, estimator), library(posterior, seen, values).to(rho), rho)
-        means.append(mean)
-        spreads.append(sd)
+    expression, rows = read_expression(posterior, estimator), chosen_rows(posterior, cells)
+    ends = [max(0, ceil(q * draws - 1e-9) - 1) for q in ((1 - interval) / 2, 1 - (1 - interval) / 2)]
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    for chunk in expression.chunks(rows):
+        rho = chunk.rho
+        _add_moments(parts, chunk, chunk.library.to(rho), rho)
         if interval:
-            counts = replicate(posterior, seen, w, values, draws, estimator).cpu().numpy()
-            ends = [max(0, ceil(q * draws - 1e-9) - 1) for q in (tail, 1 - tail)]
+            counts = chunk.replicate(draws).cpu().numpy()
             counts.partition(ends, axis=0)
-            lows.append(counts[ends[0]].copy())
-            highs.append(counts[ends[1]].copy())
-        log_weights.append(w.log_w.double().cpu().numpy())
-    settings = {"interval": interval, "draws": draws, "estimator": estimator, "posterior_seed": posterior.seed}
-    return CellEstimates(
-        _framed(posterior, rows, means),
-        diagnose(np.concatenate(log_weights, 1), "cells", len(rows)).to_frame().T,
-        settings,
-        (NOTE,),
-        uncertainty,
-        sd=_framed(posterior, rows, spreads),
-        low=_framed(posterior, rows, lows) if interval else None,
-        high=_framed(posterior, rows, highs) if interval else None,
-    )
+            for name, end in zip(("low", "high"), ends, strict=True):
+                parts[name].append(counts[end].copy())
+    return _estimates(expression, rows, parts, {"interval": interval, "draws": draws})
 
 
-def _moments(share: Tensor, factor: Tensor, rho: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over particles of factor [S or 1, b] * rho [S, b, G], each [b, G]."""
-    share, values = share.to(rho.dtype), factor.unsqueeze(-1) * rho
+def _add_moments(parts: dict[str, list[np.ndarray]], chunk: Chunk, factor: Tensor, rho: Tensor) -> None:
+    """Add mean and standard deviation over particles of factor [S or 1, b] * rho [S, b, G], and the log weights."""
+    share, values = chunk.share.to(rho.dtype), factor.unsqueeze(-1) * rho
     mean = torch.einsum("sb,sbg->bg", share, values)
     variance = torch.einsum("sb,sbg->bg", share, (values - mean) ** 2)
-    return mean.cpu().numpy(), variance.sqrt().cpu().numpy()
+    parts["mean"].append(mean.cpu().numpy())
+    parts["sd"].append(variance.sqrt().cpu().numpy())
+    parts["log_weights"].append(chunk.log_weights)
 
 
-def _framed(posterior: Posterior, rows: np.ndarray, parts: list[np.ndarray]) -> pd.DataFrame:
-    index = pd.RangeIndex(posterior.n_cells)[rows] if posterior.obs is None else posterior.obs.index[rows]
-    return pd.DataFrame(np.concatenate(parts), index=index, columns=posterior.var_names)
-
-
-def _rows(posterior: Posterior, cells: np.ndarray | None) -> np.ndarray:
-    return np.arange(posterior.n_cells) if cells is None else np.asarray(cells, dtype=np.int64)
-
-
-def _check(scale: float | str, estimator: str) -> None:
-    if isinstance(scale, str) and scale != "library":
-        raise ValueError(f"scale must be a number or 'library', not {scale!r}")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}")
+def _estimates(
+    expression: Expression, rows: np.ndarray, parts: dict[str, list[np.ndarray]], settings: dict[str, Any]
+) -> CellEstimates:
+    posterior, diagnostics = expression.posterior, diagnose_cells(parts.pop("log_weights"))
+    names = {"index": cell_names(posterior, rows), "columns": posterior.var_names}
+    frames = {name: pd.DataFrame(np.concatenate(values), **names) for name, values in parts.items()}
+    settings = settings | {"estimator": expression.estimator, "posterior_seed": posterior.seed}
+    return CellEstimates(frames.pop("mean"), diagnostics, settings, (NOTE,), uncertainty, **frames)

@@ -17,20 +17,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from fieldguide.decisions.cells import Group, two_groups
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.diagnostics import diagnose, warn_if_untrustworthy
-from fieldguide.decisions.draws import ESTIMATORS
-from fieldguide.decisions.expression.conditions import batch_codes
-from fieldguide.decisions.expression.counts import observed
 from fieldguide.decisions.expression.figures import volcano
-from fieldguide.decisions.expression.fold_change_prior import shared_prior
-from fieldguide.decisions.expression.group_draws import LEAST, Draws, cell_draws, mean_draws
-from fieldguide.decisions.expression.groups import Group, two_groups
-from fieldguide.decisions.expression.level_error import level_draws
-from fieldguide.decisions.expression.nuisance import redrawn_sites
-from fieldguide.decisions.expression.subjects import subject_weights
-from fieldguide.decisions.expression.thresholds import effect_threshold, pseudocount
+from fieldguide.decisions.expression.fold_changes import effect_threshold, fold_changes
+from fieldguide.decisions.expression.group_draws import Draws, group_draws
+from fieldguide.decisions.expression.reader import COUNTS, read_expression
 from fieldguide.decisions.fdr import calls, fdr_values
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.posterior import Posterior
 
 MODES, TESTS, SCALES = ("change", "vanilla"), ("three", "two"), ("proportions", "counts")
@@ -80,7 +75,7 @@ def differential_expression(
         "change": is the fold change at least ``delta`` (Boyeau et al. 2019)? "vanilla": which random cell has more,
         as a Bayes factor (Lopez et al. 2018)?
     delta : float, optional
-        Least log2 fold change of interest; None reads it from the data (see ``thresholds.effect_threshold``).
+        Least log2 fold change of interest; None reads it from the data (see ``fold_changes.effect_threshold``).
     fdr : float
         Target of the posterior expected FDR over the whole table.
     test : {"three", "two"}
@@ -100,13 +95,13 @@ def differential_expression(
         Latent sites to draw anew from their prior and average over, so that the groups are compared at equal technical
         quality: by default those that the program declares (``u`` of `hcv`), none with False. Costs ten decodings.
     calibrate : bool
-        For populations: add the error of each group's level (``levels.py``) and share a prior on fold changes between
-        genes (``prior.py``). Needs raw counts. Without it the draws are the fitted model's own, whose intervals are
-        too narrow for genes with few counts.
+        For populations: add the error of each group's level (``level_error.py``) and share a prior on fold changes
+        between genes (``fold_change_prior.py``). Needs raw counts. Without it the draws are the fitted model's own,
+        whose intervals are too narrow for genes with few counts.
     draws : int
         R, posterior draws of the fold changes.
     pseudo : float, optional
-        Added to the expression before the logarithm; read from the data by default (``thresholds.pseudocount``).
+        Added to the expression before the logarithm; read from the data by default (``fold_changes.pseudocount``).
     seed : int
 
     Returns
@@ -125,7 +120,7 @@ def differential_expression(
         - nonzero_1, nonzero_2: share of cells with any count
 
         In vanilla mode ``fdr`` is the expected share of wrong signs. ``diagnostics``: one row a group, see
-        ``trust.diagnose``. ``settings``: everything above with the values that defaults took.
+        ``diagnostics.diagnose``. ``settings``: everything above with the values that defaults took.
 
     Raises
     ------
@@ -141,37 +136,28 @@ def differential_expression(
         With fewer than five subjects in a group.
     """
     unit = unit or ("cells" if mode == "vanilla" else "group")
-    _check(mode, delta, fdr, test, estimator, unit, scale, draws, pseudo)
+    _check(mode, delta, fdr, test, unit, scale, draws, pseudo)
     groups = two_groups(posterior.obs, posterior.n_cells, groupby, group, reference)
-    batches = batch_codes(posterior, batch_correction, "batch_correction")
-    redrawn = redrawn_sites(posterior, nuisance, "nuisance")
+    expression = read_expression(posterior, estimator, batch_correction, nuisance, "batch_correction")
     calibrate = calibrate and unit != "cells"
-    raw = [observed(posterior, g.rows) for g in groups]
-    if calibrate and raw[0] is None:
+    if calibrate and COUNTS not in posterior.dataset.stores:
         raise ValueError("calibrate=True needs raw counts (a field 'counts'); calibrate=False does without")
-    sampled = _sample(posterior, groups, unit, scale, draws, seed, estimator, batches, redrawn)
-    if pseudo is None:
-        pseudo = pseudocount([d.rho for d in sampled], None if raw[0] is None else [r.mean for r in raw])
-    levels = [_levelled(d, g, calibrate, seed) for d, g in zip(sampled, groups, strict=True)]
-    lfc = np.log2(levels[0] + np.float32(pseudo)) - np.log2(levels[1] + np.float32(pseudo))
-    weights = shared_prior(lfc)[0] if calibrate else np.full_like(lfc, 1 / draws)
+    drawn = group_draws(expression, groups, unit, scale, draws, seed)
+    change = fold_changes(drawn, groups, pseudo, calibrate, seed)
     if mode == "change" and delta is None:
-        delta = effect_threshold((weights * lfc).sum(0), seed)
+        delta = effect_threshold((change.weights * change.lfc).sum(0), seed)
 
-    table = _summary(lfc, weights, 0.0 if mode == "vanilla" else delta)
-    sure = _decide(table, lfc, mode, test, fdr, draws)
-    for number, (level, found) in enumerate(zip(levels, raw, strict=True), 1):
+    table = _summary(change.lfc, change.weights, 0.0 if mode == "vanilla" else delta)
+    certainty = _decide(table, change.lfc, mode, test, fdr, draws)
+    for number, (level, part) in enumerate(zip(change.levels, drawn, strict=True), 1):
         table[f"expression_{number}"] = level.mean(0, dtype=np.float64)
-        if found is not None:
-            table[f"counts_{number}"], table[f"nonzero_{number}"] = found.mean, found.nonzero
+        if part.observed is not None:
+            table[f"counts_{number}"], table[f"nonzero_{number}"] = part.observed.mean, part.observed.nonzero
     if posterior.var_names is not None:
         table.index = pd.Index(posterior.var_names, name="gene")
-    certain = np.maximum(table["lfc_low"].to_numpy(), -table["lfc_high"].to_numpy())
-    order = np.lexsort((-certain, -sure))
+    nearest_end = np.maximum(table["lfc_low"].to_numpy(), -table["lfc_high"].to_numpy())
+    order = np.lexsort((-nearest_end, -certainty))
 
-    diagnostics = _diagnose(sampled, groups, pseudo)
-    if estimator == "snis":
-        warn_if_untrustworthy(diagnostics)
     settings = {
         "group": groups[0].name,
         "reference": groups[1].name,
@@ -182,27 +168,21 @@ def differential_expression(
         "estimator": estimator,
         "unit": unit,
         "scale": scale,
-        "batches": batches,
-        "nuisance": list(redrawn),
+        "batches": expression.conditions.batches,
+        "nuisance": list(expression.conditions.redrawn),
         "calibrate": calibrate,
         "draws": draws,
-        "pseudo": pseudo,
+        "pseudo": change.pseudo,
         "seed": seed,
         "posterior_seed": posterior.seed,
     }
+    diagnostics = _diagnose(drawn, groups, change.pseudo, estimator)
     return Decision(table.iloc[order], diagnostics, settings, _notes(mode, test, unit, calibrate), volcano)
 
 
-def _check(mode: str, delta, fdr: float, test: str, estimator: str, unit: str, scale: str, draws: int, pseudo) -> None:
-    options = {
-        "mode": (mode, MODES),
-        "test": (test, TESTS),
-        "estimator": (estimator, ESTIMATORS),
-        "scale": (scale, SCALES),
-    }
-    for name, (value, allowed) in options.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+def _check(mode: str, delta, fdr: float, test: str, unit: str, scale: str, draws: int, pseudo) -> None:
+    for name, value, allowed in (("mode", mode, MODES), ("test", test, TESTS), ("scale", scale, SCALES)):
+        one_of(name, value, allowed)
     if mode == "vanilla" and unit != "cells":
         raise ValueError(f"mode='vanilla' compares random cells: unit must be 'cells', not {unit!r}")
     if delta is not None and not delta >= 0:
@@ -213,39 +193,6 @@ def _check(mode: str, delta, fdr: float, test: str, estimator: str, unit: str, s
         raise ValueError(f"draws must be at least 100 to tell probabilities, not {draws}")
     if pseudo is not None and not pseudo > 0:
         raise ValueError(f"pseudo must be positive, not {pseudo}")
-
-
-def _sample(
-    posterior: Posterior,
-    groups: tuple[Group, Group],
-    unit: str,
-    scale: str,
-    draws: int,
-    seed: int,
-    estimator: str,
-    batches: list[int] | None,
-    redrawn: tuple[str, ...],
-) -> list[Draws]:
-    if unit == "cells":
-        return [cell_draws(posterior, g.rows, draws, seed, estimator, batches, scale, redrawn) for g in groups]
-    for g in groups:
-        if len(g.rows) < LEAST:
-            raise ValueError(
-                f"{g.name!r} has {len(g.rows)} cell(s): a population's mean needs at least {LEAST}; unit='cells' "
-                "compares the cells themselves"
-            )
-    shared = (None, None) if unit == "group" else subject_weights(posterior, unit, groups, draws, seed, scale)
-    pairs = zip(groups, shared, strict=True)
-    shown = (scale, redrawn)
-    return [mean_draws(posterior, g.rows, draws, seed, estimator, batches, weights, *shown) for g, weights in pairs]
-
-
-def _levelled(sampled: Draws, group: Group, calibrate: bool, seed: int) -> np.ndarray:
-    """Draws of the group's expression [R, G], with the error of its level where asked."""
-    if not calibrate:
-        return sampled.rho
-    rng = np.random.default_rng([seed, int(group.rows[0]), 1])
-    return sampled.rho * level_draws(sampled.totals, len(sampled.rho), rng)
 
 
 def _summary(lfc: np.ndarray, weights: np.ndarray, delta: float) -> pd.DataFrame:
@@ -273,24 +220,27 @@ def _decide(table: pd.DataFrame, lfc: np.ndarray, mode: str, test: str, fdr: flo
     """Add probability, Bayes factor, FDR and call to the table; return the certainty [G] they are ranked by."""
     if mode == "vanilla":
         probability = (lfc > 0).mean(0) + 0.5 * (lfc == 0).mean(0)
-        sure = np.maximum(probability, 1 - probability)
+        certainty = np.maximum(probability, 1 - probability)
     else:
         up, down = table["p_up"].to_numpy(), table["p_down"].to_numpy()
-        probability = sure = np.maximum(up, down) if test == "three" else np.minimum(up + down, 1.0)
+        probability = certainty = np.maximum(up, down) if test == "three" else np.minimum(up + down, 1.0)
     with np.errstate(divide="ignore"):
         odds = np.log(probability) - np.log1p(-probability)
     table["probability"], table["bayes_factor"] = probability, np.clip(odds, -np.log(draws), np.log(draws))
-    table["fdr"] = fdr_values(sure)
-    table["is_de"] = table["bayes_factor"].abs() > BAYES_FACTOR if mode == "vanilla" else calls(sure, fdr)
-    return sure
+    table["fdr"], called = fdr_values(certainty), calls(certainty, fdr)
+    table["is_de"] = table["bayes_factor"].abs() > BAYES_FACTOR if mode == "vanilla" else called
+    return certainty
 
 
-def _diagnose(sampled: list[Draws], groups: tuple[Group, Group], pseudo: float) -> pd.DataFrame:
+def _diagnose(drawn: list[Draws], groups: tuple[Group, Group], pseudo: float, estimator: str) -> pd.DataFrame:
     rows = []
-    for d, g in zip(sampled, groups, strict=True):
-        shift = np.abs(np.diff(np.log2(d.means + pseudo), axis=0)[0])
-        rows.append(diagnose(d.log_weights, g.name, len(g.rows), shift))
-    return pd.DataFrame(rows)
+    for part, group in zip(drawn, groups, strict=True):
+        shift = np.abs(np.diff(np.log2(part.means + pseudo), axis=0)[0])
+        rows.append(diagnose(part.log_weights, group.name, len(group.rows), shift))
+    diagnostics = pd.DataFrame(rows)
+    if estimator == "snis":
+        warn_if_untrustworthy(diagnostics)
+    return diagnostics
 
 
 def _notes(mode: str, test: str, unit: str, calibrate: bool) -> tuple[str, ...]:

@@ -17,10 +17,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fieldguide.decisions.cells import chosen_rows
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.diagnostics import diagnose
-from fieldguide.decisions.draws import ESTIMATORS, OBSERVED, replicate
+from fieldguide.decisions.diagnostics import diagnose_cells
 from fieldguide.decisions.expression.figures import predictive
+from fieldguide.decisions.expression.reader import COUNTS, read_expression
 from fieldguide.inference.posterior import Posterior
 
 LEVELS = np.arange(65, 100, 5) / 100
@@ -67,21 +68,19 @@ def posterior_predictive_check(
     ValueError
         When there are no counts, or fewer than two replicates or cells.
     """
-    if OBSERVED not in posterior.dataset.stores:
-        raise ValueError(f"the check needs a field '{OBSERVED}'; data has {', '.join(posterior.dataset.stores)}")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}")
-    rows = np.arange(posterior.n_cells) if cells is None else np.asarray(cells, dtype=np.int64)
+    if COUNTS not in posterior.dataset.stores:
+        raise ValueError(f"the check needs a field '{COUNTS}'; data has {', '.join(posterior.dataset.stores)}")
+    expression, rows = read_expression(posterior, estimator), chosen_rows(posterior, cells)
     if draws < 2 or len(rows) < 2:
         raise ValueError(f"the check needs at least two replicates and two cells, not {draws} and {len(rows)}")
     sums, cv_cells, coverage, log_weights = 0.0, [], 0.0, []
-    for seen, w, values in posterior.chunks(rows):
-        counts = posterior.dataset.stores[OBSERVED].gather(seen).to(w.log_w.device)
-        everything = torch.cat((counts[None], replicate(posterior, seen, w, values, draws, estimator)))
-        sums = sums + _sums(everything)
-        cv_cells.append((everything.std(-1, correction=0) / everything.mean(-1)).double().cpu().numpy())
-        coverage = coverage + _coverage(everything)
-        log_weights.append(w.log_w.double().cpu().numpy())
+    for chunk in expression.chunks(rows):
+        replicated = chunk.replicate(draws)
+        counts = torch.cat((chunk.counts.to(replicated.device)[None], replicated))
+        sums = sums + _sums(counts)
+        cv_cells.append((counts.std(-1, correction=0) / counts.mean(-1)).double().cpu().numpy())
+        coverage = coverage + _coverage(counts)
+        log_weights.append(chunk.log_weights)
 
     total, square, zeros = np.asarray(sums) / len(rows)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -97,7 +96,7 @@ def posterior_predictive_check(
         genes |= {name: values[0], f"{name}_replicated": values[1:].mean(0), f"{name}_sd": values[1:].std(0, ddof=1)}
     return Check(
         table,
-        diagnose(np.concatenate(log_weights, 1), "cells", len(rows)).to_frame().T,
+        diagnose_cells(log_weights),
         {"draws": draws, "estimator": estimator, "posterior_seed": posterior.seed},
         ("Latents of a cell have seen its counts: the check is slightly too favourable.",),
         predictive,
@@ -119,13 +118,13 @@ def _coverage(counts: Tensor) -> np.ndarray:
     less = (replicated < observed).sum(0).double()
     upto = (replicated <= observed).sum(0).double()
     start, stop = less / (draws + 1), (upto + 1) / (draws + 1)
-    found = []
+    inside = []
     for level in LEVELS:
         tail = (1 - level) / 2
         overlap = (stop.clamp(max=1 - tail) - start.clamp(min=tail)).clamp(min=0) / (stop - start)
         closed = (upto / draws >= tail) & (less / draws < 1 - tail)
-        found.append([float(overlap.sum()), float(closed.sum())])
-    return np.asarray(found)
+        inside.append([float(overlap.sum()), float(closed.sum())])
+    return np.asarray(inside)
 
 
 def _compare(values: np.ndarray, name: str) -> pd.Series:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fieldguide.decisions.cells import Group, column
 from fieldguide.decisions.decision import WeakDesign, caution
-from fieldguide.decisions.expression.counts import sizes
-from fieldguide.decisions.expression.groups import Group, column
-from fieldguide.inference.posterior import Posterior
+from fieldguide.decisions.expression.reader import Expression
 
 FEW = 5
 
@@ -40,7 +39,7 @@ def concentration(n: int) -> float:
 
 
 def subject_weights(
-    posterior: Posterior, unit: str, groups: tuple[Group, Group], draws: int, seed: int, scale: str = "proportions"
+    expression: Expression, unit: str, groups: tuple[Group, Group], draws: int, seed: int, scale: str = "proportions"
 ) -> tuple[UnitWeights, UnitWeights]:
     """Draw the weights of a Bayesian bootstrap over subjects for two groups of cells.
 
@@ -57,7 +56,7 @@ def subject_weights(
     WeakDesign
         With fewer than five subjects in a group.
     """
-    obs = posterior.obs
+    obs = expression.posterior.obs
     labels = column(obs, unit, "unit")
     for group in groups:
         missing = group.rows[labels.iloc[group.rows].isna().to_numpy()]
@@ -76,9 +75,9 @@ def subject_weights(
     rng = np.random.default_rng([seed, int(min(group.rows[0] for group in groups)), 2])
     fewest = min(len(names) for _, names in codes)
     weight = rng.standard_gamma(concentration(fewest), (draws, len(everyone)))
-    found = []
+    shared = []
     for group, (code, names) in zip(groups, codes, strict=True):
-        mine = weight[:, np.searchsorted(everyone, names)]
-        size = np.bincount(code, sizes(posterior, group.rows) if scale == "proportions" else None)
-        found.append(UnitWeights(mine / mine.max(1, keepdims=True) / size, code))
-    return found[0], found[1]
+        own = weight[:, np.searchsorted(everyone, names)]
+        size = np.bincount(code, expression.sizes(group.rows) if scale == "proportions" else None)
+        shared.append(UnitWeights(own / own.max(1, keepdims=True) / size, code))
+    return shared[0], shared[1]

@@ -7,11 +7,12 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from fieldguide.decisions.cells import cell_names
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.diagnostics import diagnose
+from fieldguide.decisions.diagnostics import diagnose_cells
 from fieldguide.decisions.draws import ESTIMATORS
-from fieldguide.decisions.expression.figures import trust_of_genes
 from fieldguide.decisions.imputation.assays import Assays, Moments, moments, withhold
+from fieldguide.decisions.imputation.figures import trust_of_genes
 from fieldguide.decisions.imputation.regression import (
     across,
     expected_log,
@@ -24,6 +25,7 @@ from fieldguide.decisions.imputation.regression import (
     standardised,
     within,
 )
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.posterior import Posterior
 
 HEADS = ("blend", "model", "kernel")
@@ -71,7 +73,7 @@ class Imputed(Decision):
 
     def to_anndata(self) -> anndata.AnnData:
         """Return AnnData: counts in ``X``, layers normalised, low and high, the table of genes in ``var``."""
-        layers = {n: getattr(self, n).to_numpy() for n in ("normalised", "low", "high")}
+        layers = {name: getattr(self, name).to_numpy() for name in ("normalised", "low", "high")}
         obs = pd.DataFrame(index=self.counts.index.astype(str))
         return anndata.AnnData(self.counts.to_numpy(), obs=obs, var=self.table.rename_axis(None), layers=layers)
 
@@ -86,10 +88,10 @@ class Imputed(Decision):
         ValueError
             If the cells differ, naming the first.
         """
-        cells, here = [str(c) for c in self.counts.index], [str(c) for c in adata.obs_names]
+        cells, here = [str(name) for name in self.counts.index], [str(name) for name in adata.obs_names]
         before = [name.partition(": ")[2] for name in cells]
         if here != cells and here != before:
-            odd = next((h for h, c, b in zip(here, cells, before, strict=False) if h not in (c, b)), "none")
+            odd = next((name for name, *known in zip(here, cells, before, strict=False) if name not in known), "none")
             raise ValueError(
                 f"the data has {len(here)} cells, {len(cells)} were imputed; the first that differs: {odd!r}"
             )
@@ -97,7 +99,8 @@ class Imputed(Decision):
         parts |= {"_low": self.low, "_high": self.high}
         for name, table in parts.items():
             adata.obsm[key + name] = table.set_axis(adata.obs_names, axis=0)
-        adata.uns[key] = {"genes": self.table.copy(), "settings": {k: str(v) for k, v in self.settings.items()}}
+        settings = {name: str(value) for name, value in self.settings.items()}
+        adata.uns[key] = {"genes": self.table.copy(), "settings": settings}
 
 
 def impute_genes(
@@ -164,63 +167,84 @@ def impute_genes(
     ValueError
         Naming the argument, gene or modality that does not fit.
     """
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}")
+    one_of("head", head, HEADS)
+    one_of("estimator", estimator, ESTIMATORS)
     if not 0 < interval < 1:
         raise ValueError(f"interval must be a probability between 0 and 1, not {interval}")
     if draws < 2:
         raise ValueError(f"draws must be at least 2, not {draws}")
-    case = Assays(posterior, modality, genes)
-    tau = case.efficiency if efficiency is None else float(efficiency)
-    if not tau >= 0:
+    assays = Assays(posterior, modality, genes)
+    spread = assays.efficiency if efficiency is None else float(efficiency)
+    if not spread >= 0:
         raise ValueError(f"efficiency must be at least 0, not {efficiency}")
-    scores, weight = _left_out(posterior, case, estimator) if trust else (None, WEIGHT)
+    scores, weight = _left_out(posterior, assays, estimator) if trust else (None, WEIGHT)
     weight = {"model": 1.0, "kernel": 0.0, "blend": weight}[head]
-    told = moments(posterior, case.target, case.columns, estimator)
-    scale = float(np.median(case.totals[1])) / case.totals[1]
-    x, new = (standardised(log_shares(c, t)) for c, t in zip(case.seen, case.totals, strict=True))
-    y = ranks(case.hidden / case.totals[0][:, None])
+    told = moments(posterior, assays.target, assays.columns, estimator)
+    predicted, known = _predict(assays, told, weight)
+    rng = np.random.default_rng([posterior.seed, 17])
+    zero, predicted["low"], predicted["high"] = _intervals(predicted["expression"], told, spread, interval, draws, rng)
+    index = cell_names(posterior, assays.target)
+    frames = {name: pd.DataFrame(values, index=index, columns=assays.genes) for name, values in predicted.items()}
+    settings = {
+        "modality": assays.modality,
+        "reference": assays.names[0],
+        "head": head,
+        "weight": weight,
+        "interval": interval,
+        "draws": draws,
+        "efficiency": spread,
+        "estimator": estimator,
+        "posterior_seed": posterior.seed,
+        "scores": scores,
+    }
+    table = _of_genes(assays, told, predicted, known, scores, zero)
+    return Imputed(table, diagnose_cells([told.log_weights]), settings, NOTES, trust_of_genes, **frames)
+
+
+def _predict(assays: Assays, told: Moments, weight: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Predictions [m, H] by name, and what the reference says of each gene [H, 2]: own score, share detected."""
+    x, new = (standardised(log_shares(*pair)) for pair in zip(assays.counts, assays.totals, strict=True))
+    y = ranks(assays.hidden / assays.totals[0][:, None])
     regressed = kernel(x, y, new)
     best = np.exp(_ordered(np.log(told.mean.clip(1e-30)), regressed, weight))
     best = best * told.mean.mean(0) / best.mean(0)
-    found = {
+    scale = float(np.median(assays.totals[1])) / assays.totals[1]
+    predicted = {
         "expression": best,
         "counts": best * told.library[:, None],
         "normalised": _ordered(_normalised(told, scale), regressed, weight).clip(min=0),
         "sd": told.sd,
     }
-    zero, found["low"], found["high"] = _intervals(
-        best, told, tau, interval, draws, np.random.default_rng([posterior.seed, 17])
-    )
-    index = pd.RangeIndex(posterior.n_cells)[case.target] if posterior.obs is None else posterior.obs.index[case.target]
-    framed = {n: pd.DataFrame(v, index=index, columns=case.genes) for n, v in found.items()}
-    known = np.column_stack([spearman(y, within(x, y)), (case.hidden > 0).mean(0)])
+    return predicted, np.column_stack([spearman(y, within(x, y)), (assays.hidden > 0).mean(0)])
+
+
+def _of_genes(
+    assays: Assays,
+    told: Moments,
+    predicted: dict[str, np.ndarray],
+    known: np.ndarray,
+    scores: pd.DataFrame | None,
+    zero: np.ndarray,
+) -> pd.DataFrame:
+    """One row a gene: how far to trust it, what the reference says of it, and what is imputed."""
     expected = {name: (np.full(len(known), np.nan), np.nan) for name in ("kernel", "model")}
     if scores is not None:
         features = scores[["reference_score", "reference_detection"]].to_numpy()
         expected = {name: expected_scores(features, scores[name].to_numpy(), known) for name in expected}
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "trust": expected["kernel"][0],
             "trust_se": expected["kernel"][1],
             "trust_model": expected["model"][0],
             "reference_score": known[:, 0],
-            "reference_mean": case.hidden.mean(0),
+            "reference_mean": assays.hidden.mean(0),
             "reference_detection": known[:, 1],
-            "imputed_mean": found["counts"].mean(0),
+            "imputed_mean": predicted["counts"].mean(0),
             "imputed_detection": 1 - zero,
-            "relative_sd": (told.sd / best.clip(1e-30)).mean(0),
+            "relative_sd": (told.sd / predicted["expression"].clip(1e-30)).mean(0),
         },
-        index=pd.Index(case.genes, name="gene"),
+        index=pd.Index(assays.genes, name="gene"),
     )
-    settings = {
-        "modality": case.modality, "reference": case.names[0], "head": head, "weight": weight, "interval": interval,
-        "draws": draws, "efficiency": tau, "estimator": estimator, "posterior_seed": posterior.seed, "scores": scores,
-    }  # fmt: skip
-    quality = diagnose(told.log_weights, "cells", len(case.target)).to_frame().T
-    return Imputed(table, quality, settings, NOTES, trust_of_genes, **framed)
 
 
 def _ordered(model: np.ndarray, regressed: np.ndarray, weight: float) -> np.ndarray:
@@ -236,7 +260,7 @@ def _normalised(told: Moments, scale: np.ndarray) -> np.ndarray:
 
 
 def _intervals(
-    best: np.ndarray, told: Moments, tau: float, interval: float, draws: int, rng: np.random.Generator
+    best: np.ndarray, told: Moments, efficiency: float, interval: float, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share of predicted zeros of each gene [H], and ends of the central intervals of the counts [m, H].
 
@@ -244,7 +268,7 @@ def _intervals(
     counts negative binomial.
     """
     low, high, zero = np.empty_like(best), np.empty_like(best), np.zeros(best.shape[1])
-    shift = np.exp(tau * rng.standard_normal((draws, 1, best.shape[1])) - tau**2 / 2)
+    shift = np.exp(efficiency * rng.standard_normal((draws, 1, best.shape[1])) - efficiency**2 / 2)
     size = max(1, CHUNK // (draws * best.shape[1]))
     for start in range(0, len(best), size):
         part = slice(start, start + size)
@@ -257,23 +281,23 @@ def _intervals(
     return zero / len(best), low, high
 
 
-def _left_out(posterior: Posterior, case: Assays, estimator: str) -> tuple[pd.DataFrame, float]:
+def _left_out(posterior: Posterior, assays: Assays, estimator: str) -> tuple[pd.DataFrame, float]:
     """How well model, kernel and blend predict the shared genes, left out in groups, and the blend's weight.
 
     The table also has what the reference says of each gene: how well it is predicted there, how often detected.
     """
-    reference, target = case.seen
-    found, own = np.zeros((len(WEIGHTS), reference.shape[1])), np.zeros(reference.shape[1])
+    reference, target = assays.counts
+    scores, own = np.zeros((len(WEIGHTS), reference.shape[1])), np.zeros(reference.shape[1])
     for left in groups_of(reference.shape[1], FOLDS):
-        kept = np.setdiff1d(np.arange(reference.shape[1]), left)
-        total, sums = (counts[:, kept].sum(1).clip(min=1) for counts in case.seen)
+        others = np.setdiff1d(np.arange(reference.shape[1]), left)
+        total, sums = (counts[:, others].sum(1).clip(min=1) for counts in assays.counts)
         y = ranks(reference[:, left] / total[:, None])
-        own[left] = spearman(y, within(standardised(log_shares(reference[:, kept], total)), y))
-        told = moments(withhold(posterior, case.shared[left]), case.target, case.shared[left], estimator)
+        own[left] = spearman(y, within(standardised(log_shares(reference[:, others], total)), y))
+        told = moments(withhold(posterior, assays.shared[left]), assays.target, assays.shared[left], estimator)
         model, regressed = _normalised(told, np.median(sums) / sums), across(reference, target, left)
         for row, weight in enumerate(WEIGHTS):
-            found[row, left] = spearman(target[:, left] / sums[:, None], _ordered(model, regressed, weight))
-    best = 1 + int(found[1:-1].mean(1).argmax())
-    table = {"kernel": found[0], "model": found[-1], "blend": found[best]}
+            scores[row, left] = spearman(target[:, left] / sums[:, None], _ordered(model, regressed, weight))
+    best = 1 + int(scores[1:-1].mean(1).argmax())
+    table = {"kernel": scores[0], "model": scores[-1], "blend": scores[best]}
     table |= {"reference_score": own, "reference_detection": (reference > 0).mean(0)}
-    return pd.DataFrame(table, index=pd.Index(case.shared_names, name="gene")), WEIGHTS[best]
+    return pd.DataFrame(table, index=pd.Index(assays.shared_names, name="gene")), WEIGHTS[best]

@@ -10,8 +10,6 @@ from scipy.stats import rankdata
 
 GAMMA, PENALTY, LANDMARKS = 0.4, 10.0, 1000
 """Of the kernel regression; the first two were chosen on gene sets of three pairs of assays that no figure is of."""
-
-
 LARGE, MOST = 300.0, 5000
 """Means beyond which, and counts up to which, `expected_log` does not sum."""
 
@@ -40,7 +38,7 @@ def kernel(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     centres = x if len(x) <= LANDMARKS else x[rng.choice(len(x), LANDMARKS, replace=False)]
     level, gamma = y.mean(0), GAMMA / x.shape[1]
-    near, among, there = (np.exp(-gamma * cdist(v, centres, "sqeuclidean")) for v in (x, centres, new))
+    near, among, there = (np.exp(-gamma * cdist(points, centres, "sqeuclidean")) for points in (x, centres, new))
     left = near.T @ near + PENALTY * among + 1e-8 * len(x) * np.eye(len(centres))
     return level + there @ solve(left, near.T @ (y - level), assume_a="pos")
 
@@ -49,14 +47,15 @@ def within(x: np.ndarray, y: np.ndarray, folds: int = 3, seed: int = 0) -> np.nd
     """Return predictions [n, H] of each cell of the reference by a regression on the cells of the other folds."""
     fold = np.random.default_rng(seed).permutation(len(x)) % folds
     out = np.empty_like(y)
-    for k in np.unique(fold):
-        out[fold == k] = kernel(x[fold != k], y[fold != k], x[fold == k])
+    for number in np.unique(fold):
+        held_out = fold == number
+        out[held_out] = kernel(x[~held_out], y[~held_out], x[held_out])
     return out
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the Spearman correlation of each pair of columns [n, H], as [H]; 0 where one is constant."""
-    ra, rb = (rankdata(v, axis=0) for v in (a, b))
+    ra, rb = (rankdata(values, axis=0) for values in (a, b))
     ra, rb = ra - ra.mean(0), rb - rb.mean(0)
     norm = np.sqrt((ra**2).sum(0) * (rb**2).sum(0))
     return np.divide((ra * rb).sum(0), norm, out=np.zeros(a.shape[1]), where=norm > 0)
@@ -65,7 +64,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def groups_of(genes: int, folds: int, seed: int = 0) -> list[np.ndarray]:
     """Return the genes in groups of equal size, at random, as indices; no group holds all of them."""
     fold = np.random.default_rng(seed).permutation(genes) % min(folds, genes)
-    return [np.flatnonzero(fold == k) for k in np.unique(fold)] if genes > 1 else []
+    return [np.flatnonzero(fold == number) for number in np.unique(fold)] if genes > 1 else []
 
 
 def across(reference: np.ndarray, target: np.ndarray, left: np.ndarray) -> np.ndarray:
@@ -77,9 +76,10 @@ def across(reference: np.ndarray, target: np.ndarray, left: np.ndarray) -> np.nd
         Counts of the genes that both measure. The columns ``left`` of the target are not used.
     left : array of int [L]
     """
-    kept = np.setdiff1d(np.arange(reference.shape[1]), left)
-    sums = [np.maximum(counts[:, kept].sum(1), 1) for counts in (reference, target)]
-    x, new = (standardised(log_shares(c[:, kept], t)) for c, t in zip((reference, target), sums, strict=True))
+    others = np.setdiff1d(np.arange(reference.shape[1]), left)
+    both = [counts[:, others] for counts in (reference, target)]
+    sums = [np.maximum(counts.sum(1), 1) for counts in both]
+    x, new = (standardised(log_shares(*pair)) for pair in zip(both, sums, strict=True))
     return kernel(x, ranks(reference[:, left] / sums[0][:, None]), new)
 
 
@@ -115,18 +115,18 @@ def expected_log(mean: np.ndarray, theta: np.ndarray, scale: np.ndarray) -> np.n
     mean, theta = mean.clip(1e-12), theta.clip(1e-8, 1e8)
     size = scale[:, None]
     out = np.log1p(size * mean) - 0.5 * (size / (1 + size * mean)) ** 2 * (mean + mean**2 / theta)
-    for g in range(mean.shape[1]):
-        rows = mean[:, g] <= LARGE
+    for gene in range(mean.shape[1]):
+        rows = mean[:, gene] <= LARGE
         if not rows.any():
             continue
-        m, t, s = mean[rows, g], theta[rows, g], scale[rows]
+        m, t, s = mean[rows, gene], theta[rows, gene], scale[rows]
         step, log_p = -np.log1p(t / m), -t * np.log1p(m / t)
-        found, left = np.zeros(len(m)), -np.expm1(log_p)
+        total, left = np.zeros(len(m)), -np.expm1(log_p)
         for k in range(1, MOST + 1):
             log_p = log_p + np.log1p((t - 1) / k) + step
             p = np.exp(log_p)
-            found, left = found + p * np.log1p(k * s), left - p
+            total, left = total + p * np.log1p(k * s), left - p
             if left.max() < 1e-6:
                 break
-        out[rows, g] = found
+        out[rows, gene] = total
     return out

@@ -7,10 +7,11 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
+from fieldguide.decisions.cells import cell_names, chosen_rows, fields_of_kind, numbered
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights, caution
 from fieldguide.decisions.diagnostics import diagnose
 from fieldguide.decisions.draws import ESTIMATORS, shares
-from fieldguide.decisions.expression.figures import rejection, risk_and_recall
+from fieldguide.decisions.labels.figures import rejection, risk_and_recall
 from fieldguide.decisions.labels.rejection import (
     REJECT,
     aurc,
@@ -21,6 +22,7 @@ from fieldguide.decisions.labels.rejection import (
     rejection_curve,
     risk_coverage,
 )
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.labels import Labels
 from fieldguide.inference.posterior import Posterior
 
@@ -62,27 +64,25 @@ def _read(
     posterior: Posterior, estimator: str, site: str, cells: np.ndarray | None = None
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Class probabilities [N, C], those of the other estimator (missing if there are none), log weights [S, N]."""
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}")
-    names = {"plugin": f"{site}_guide", "snis": f"{site}_posterior"}
+    one_of("estimator", estimator, ESTIMATORS)
+    sites = {"plugin": f"{site}_guide", "snis": f"{site}_posterior"}
     parts: dict[str, list[np.ndarray]] = {"plugin": [], "snis": [], "log_w": []}
     for _, weights, values in posterior.chunks(cells):
-        if names[estimator] not in values:
+        if sites[estimator] not in values:
             raise ValueError(
-                f"the posterior has no '{names[estimator]}', the probabilities of an enumerated site; there are "
+                f"the posterior has no '{sites[estimator]}', the probabilities of an enumerated site; there are "
                 f"{', '.join(sorted(values))}"
             )
-        for kind, name in names.items():
+        for kind, name in sites.items():
             if name in values:
                 mean = torch.einsum("sb,sbc->bc", shares(weights, kind), values[name].double())
                 parts[kind].append(mean.cpu().numpy())
         parts["log_w"].append(weights.log_w.double().cpu().numpy())
-    found = checked(np.concatenate(parts[estimator]))
+    values = checked(np.concatenate(parts[estimator]))
     rest = parts["plugin" if estimator == "snis" else "snis"]
-    other = np.concatenate(rest) if rest else np.full_like(found, np.nan)
-    rows = np.arange(posterior.n_cells) if cells is None else np.asarray(cells)
-    index = pd.RangeIndex(posterior.n_cells)[rows] if posterior.obs is None else posterior.obs.index[rows]
-    table = pd.DataFrame(found, index=index, columns=pd.Index(_names(posterior, found.shape[1]), name="class"))
+    other = np.concatenate(rest) if rest else np.full_like(values, np.nan)
+    names = pd.Index(_class_names(posterior, values.shape[1]), name="class")
+    table = pd.DataFrame(values, index=cell_names(posterior, chosen_rows(posterior, cells)), columns=names)
     return table, other, np.concatenate(parts["log_w"], 1)
 
 
@@ -134,8 +134,8 @@ def reject_option(
 
     Examples
     --------
-    >>> found = reject_option(pd.DataFrame({"cat": [0.95, 0.6], "dog": [0.05, 0.4]}), cost=0.1)
-    >>> found.table["decision"].tolist()
+    >>> decision = reject_option(pd.DataFrame({"cat": [0.95, 0.6], "dog": [0.05, 0.4]}), cost=0.1)
+    >>> decision.table["decision"].tolist()
     ['cat', nan]
     """
     table, diagnostics = probabilities(source, estimator, site)
@@ -144,7 +144,7 @@ def reject_option(
     order = np.argsort(-values, axis=1, kind="stable")
     rows = np.arange(len(values))
     best, second = order[:, 0], order[:, 1]
-    found = pd.DataFrame(
+    decisions = pd.DataFrame(
         {
             "decision": pd.Categorical.from_codes(action, list(names)),  # -1 is missing
             "rejected": action == REJECT,
@@ -165,11 +165,11 @@ def reject_option(
         "estimator": estimator if isinstance(source, Posterior) else None,
         "classes": names.tolist(),
         "coverage": float((action != REJECT).mean()),
-        "expected_loss": float(found["expected_loss"].mean()),
+        "expected_loss": float(decisions["expected_loss"].mean()),
     }
     notes = (NOTES["model"], NOTES["closed"]) if isinstance(source, Posterior) else (NOTES["closed"],)
     notes += (NOTES["plugin"],) if settings["estimator"] == "plugin" else ()
-    return Decision(found, diagnostics, settings, notes, rejection)
+    return Decision(decisions, diagnostics, settings, notes, rejection)
 
 
 def evaluate_rejection(source, truth: ArrayLike, estimator: str = "plugin", site: str = "c") -> Decision:
@@ -204,8 +204,8 @@ def evaluate_rejection(source, truth: ArrayLike, estimator: str = "plugin", site
     Examples
     --------
     >>> table = pd.DataFrame({"cat": [0.95, 0.6, 0.2], "dog": [0.05, 0.4, 0.8]})
-    >>> found = evaluate_rejection(table, ["cat", "fish", "dog"])
-    >>> found.settings["accuracy"], found.settings["average_precision"]
+    >>> answer = evaluate_rejection(table, ["cat", "fish", "dog"])
+    >>> answer.settings["accuracy"], answer.settings["average_precision"]
     (1.0, 1.0)
     """
     table, diagnostics = probabilities(source, estimator, site)
@@ -241,17 +241,16 @@ def probabilities(source, estimator: str, site: str) -> tuple[pd.DataFrame, pd.D
     if isinstance(source, Posterior):
         table, other, log_weights = _read(source, estimator, site)
         shift = np.abs(table.to_numpy() - other).max(1)
-        found = diagnose(log_weights, "cells", source.n_cells)
-        found["shift_median"], found["shift_95"] = np.median(shift), np.quantile(shift, 0.95)
-        if estimator == "snis" and found["khat_above"] > 0.5:
+        quality = diagnose(log_weights, "cells", source.n_cells, shift)
+        if estimator == "snis" and quality["khat_above"] > 0.5:
             caution(
-                f"k-hat is above {found['khat_limit']:.2f} in {found['khat_above']:.0%} of the cells (median "
-                f"{found['khat_median']:.2f}), so importance-weighted class probabilities are noisy; they differ from "
-                f"the plug-in ones by {found['shift_median']:.2f} in the median cell. More particles, a refitted guide "
-                "or a mixture of guides help",
+                f"k-hat is above {quality['khat_limit']:.2f} in {quality['khat_above']:.0%} of the cells (median "
+                f"{quality['khat_median']:.2f}), so importance-weighted class probabilities are noisy; they differ "
+                f"from the plug-in ones by {quality['shift_median']:.2f} in the median cell. More particles, a "
+                "refitted guide or a mixture of guides help",
                 UntrustworthyWeights,
             )
-        return table, found.to_frame().T
+        return table, quality.to_frame().T
     values = checked(source.to_numpy() if isinstance(source, pd.DataFrame) else source)
     frame = source if isinstance(source, pd.DataFrame) else pd.DataFrame(values)
     if frame.columns.astype(str).duplicated().any():
@@ -270,10 +269,7 @@ def _truth(truth: ArrayLike, n_cells: int) -> np.ndarray:
     return labels.astype(str).to_numpy()
 
 
-def _names(posterior: Posterior, n_classes: int) -> list[str]:
+def _class_names(posterior: Posterior, n_classes: int) -> list[str]:
     """Names of the classes, from the labels that the program was fitted to."""
-    if posterior.schema is not None:
-        for name, state in posterior.schema.states.items():
-            if isinstance(posterior.schema.schema.fields[name], Labels) and len(state["categories"]) == n_classes:
-                return list(state["categories"])
-    return [str(k) for k in range(n_classes)]
+    fitted = [state["categories"] for state in fields_of_kind(posterior, Labels).values()]
+    return next((list(names) for names in fitted if len(names) == n_classes), numbered(n_classes))

@@ -1,10 +1,56 @@
-"""Figures of decisions on noisy labels. Matplotlib is imported when a figure is asked for."""
+"""Figures of decisions on labels. Matplotlib is imported when a figure is asked for."""
 
 from typing import Any
 
 import numpy as np
 
 from fieldguide.decisions.decision import Decision
+
+
+def rejection(decision: Decision) -> Any:
+    """Draw how certain the cells are, and the expected share of wrong decisions against the share decided on."""
+    from matplotlib.figure import Figure
+
+    table, threshold = decision.table, decision.settings["threshold"]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bins = np.linspace(0, 1, 41)
+    parts = [table.loc[~table["rejected"], "probability"], table.loc[table["rejected"], "probability"]]
+    names = [f"decided ({len(parts[0])})", f"rejected ({len(parts[1])})"]
+    left.hist(parts, bins=bins, stacked=True, color=["C0", "C3"], label=names)
+    left.set_xlabel("probability of the most probable class")
+    left.set_ylabel("cells")
+    left.legend(loc="best")
+    certain = np.sort(table["probability"].to_numpy())[::-1]
+    decided = np.arange(1, len(certain) + 1)
+    right.plot(decided / len(certain), np.cumsum(1 - certain) / decided)
+    right.axvline(decision.settings["coverage"], color="0.5", linestyle="--")
+    right.set_xlabel("share of cells decided on")
+    right.set_ylabel("expected share of wrong decisions")
+    if threshold is not None:
+        left.axvline(threshold, color="0.5", linestyle="--")
+    return figure
+
+
+def risk_and_recall(decision: Decision) -> Any:
+    """Draw risk against coverage, and precision against recall of the unknown classes where there are any."""
+    from matplotlib.figure import Figure
+
+    table, settings = decision.table, decision.settings
+    unknown = "recall" in table
+    figure = Figure(figsize=(9 if unknown else 5, 4), layout="constrained")
+    axes = figure.subplots(1, 1 + unknown, squeeze=False)[0]
+    axes[0].plot(table["coverage"], table["risk"])
+    axes[0].set_title(f"area under the curve {settings['aurc']:.3f}")
+    axes[0].set_xlabel("coverage: share of cells decided on")
+    axes[0].set_ylabel("risk: share of wrong ones among them")
+    if unknown:
+        axes[1].plot(table["recall"], table["precision"])
+        axes[1].axhline(settings["base_rate"], color="0.5", linestyle="--")
+        axes[1].set_title(f"average precision {settings['average_precision']:.3f}")
+        axes[1].set_xlabel("recall: share of unknown cells rejected")
+        axes[1].set_ylabel("precision: share of unknown among the rejected")
+    return figure
 
 
 def suspicion(decision: Decision) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from fieldguide.decisions.cells import fields_of_kind
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.fdr import calls, fdr_values
 from fieldguide.decisions.labels.classes import NOTES, probabilities
@@ -62,7 +63,7 @@ def true_labels(
     rows, order = np.arange(len(values)), np.argsort(-values, axis=1, kind="stable")
     best, second = order[:, 0], order[:, 1]
     positive = np.where(values > 0, values, 1.0)
-    found = pd.DataFrame(
+    answer = pd.DataFrame(
         {
             "label": pd.Categorical.from_codes(best, list(names)),
             "probability": values[rows, best],
@@ -74,10 +75,10 @@ def true_labels(
     )
     for name, codes in given.items():
         end = f"_{name}" if len(given) > 1 else ""
-        found[f"given{end}"] = pd.Categorical.from_codes(codes, list(names))
-        found[f"p_wrong{end}"] = np.where(codes >= 0, 1 - values[rows, codes.clip(min=0)], np.nan)
+        answer[f"given{end}"] = pd.Categorical.from_codes(codes, list(names))
+        answer[f"p_wrong{end}"] = np.where(codes >= 0, 1 - values[rows, codes.clip(min=0)], np.nan)
     settings = {"classes": names.tolist(), "annotators": list(given), "estimator": _estimator(source, estimator)}
-    return Decision(found, diagnostics, settings, (CLASSIFIER, NOTES["closed"]))
+    return Decision(answer, diagnostics, settings, (CLASSIFIER, NOTES["closed"]))
 
 
 def relabel(
@@ -110,7 +111,7 @@ def relabel(
         - suggestion, p_suggestion: the most probable other class, and its probability
         - new_label: the suggestion where the label is called wrong, else the label
 
-        Nothing is written into the data: ``adata.obs["label"].update(found.table["new_label"])`` would.
+        Nothing is written into the data: ``adata.obs["label"].update(decision.table["new_label"])`` would.
 
     Raises
     ------
@@ -123,18 +124,18 @@ def relabel(
     >>> relabel(table, fdr=0.05, labels=["T", "T", "B"]).table["new_label"].tolist()
     ['B', 'T', 'B']
     """
-    table, diagnostics, every = _read(source, labels, estimator)
-    name = _annotator(annotator, list(every))
-    rows = np.flatnonzero(every[name] >= 0)
+    table, diagnostics, given = _read(source, labels, estimator)
+    name = _annotator(annotator, list(given))
+    rows = np.flatnonzero(given[name] >= 0)
     if not len(rows):
         raise ValueError(f"no cell has a label of annotator '{name}': there is nothing to relabel")
-    values, codes = table.to_numpy()[rows], every[name][rows]
+    values, codes = table.to_numpy()[rows], given[name][rows]
     names, cells = table.columns.astype(str).to_numpy(), np.arange(len(rows))
     p_wrong = (1 - values[cells, codes]).clip(0, 1)
     others = values.copy()
     others[cells, codes] = -1
     other, wrong = others.argmax(1), calls(p_wrong, fdr)
-    found = pd.DataFrame(
+    answer = pd.DataFrame(
         {
             "given": pd.Categorical.from_codes(codes, list(names)),
             "p_wrong": p_wrong,
@@ -156,7 +157,7 @@ def relabel(
         "classes": names.tolist(),
         "estimator": _estimator(source, estimator),
     }
-    return Decision(found, diagnostics, settings, (CLASSIFIER, NOTES["closed"]), suspicion)
+    return Decision(answer, diagnostics, settings, (CLASSIFIER, NOTES["closed"]), suspicion)
 
 
 def suspects(decision: Decision, n: int = 20) -> pd.DataFrame:
@@ -212,8 +213,8 @@ def noise_matrix(
     Examples
     --------
     >>> table = pd.DataFrame({"B": [1.0] * 20 + [0.0] * 20, "T": [0.0] * 20 + [1.0] * 20})
-    >>> found = noise_matrix(table, ["B"] * 38 + ["T"] * 2).table
-    >>> found.query("true == 'T' and given == 'T'")["high"].item() < 0.35
+    >>> matrix = noise_matrix(table, ["B"] * 38 + ["T"] * 2).table
+    >>> matrix.query("true == 'T' and given == 'T'")["high"].item() < 0.35
     True
     """
     if not 0 < level < 1:
@@ -221,39 +222,44 @@ def noise_matrix(
     if draws < 2 or diagonal < 0:
         raise ValueError(f"draws must be at least 2 and diagonal at least 0, not {draws} and {diagonal}")
     table, diagnostics, given = _read(source, labels, estimator)
-    names, rng, parts = table.columns.astype(str).to_numpy(), np.random.default_rng(seed), []
-    size = len(names)
     if not given:
         raise ValueError("there are no labels: pass labels=")
+    names, rng = table.columns.astype(str).to_numpy(), np.random.default_rng(seed)
+    size, parts = len(names), []
     for name, codes in given.items():
         rows = np.flatnonzero(codes >= 0)
         if not len(rows):
             raise ValueError(f"annotator '{name}' has given no label: there is nothing to estimate")
-        values, seen = table.to_numpy()[rows], codes[rows]
-        steps, drawn = values.cumsum(1), np.empty((draws, size, size))
-        prior = np.ones((size, size)) + diagonal * np.eye(size)
-        for k in range(draws):
-            classes = (steps < rng.random((len(rows), 1)) * steps[:, -1:]).sum(1)
-            counts = np.bincount(classes * size + seen, minlength=size**2).reshape(size, size)
-            drawn[k] = rng.standard_gamma(prior + counts)
-        drawn /= drawn.sum(-1, keepdims=True)
+        values = table.to_numpy()[rows]
+        drawn = _draw_matrices(values, codes[rows], diagonal, draws, rng)
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "annotator": name,
-                    "true": np.repeat(names, size),
-                    "given": np.tile(names, size),
-                    "estimate": drawn.mean(0).ravel(),
-                    "low": low.ravel(),
-                    "high": high.ravel(),
-                    "cells": np.repeat(values.sum(0), size),
-                }
-            )
-        )
+        columns = {
+            "annotator": name,
+            "true": np.repeat(names, size),
+            "given": np.tile(names, size),
+            "estimate": drawn.mean(0).ravel(),
+            "low": low.ravel(),
+            "high": high.ravel(),
+            "cells": np.repeat(values.sum(0), size),
+        }
+        parts.append(pd.DataFrame(columns))
     settings = {"level": level, "diagonal": diagonal, "draws": draws, "seed": seed, "classes": names.tolist()}
     settings |= {"annotators": list(given), "estimator": _estimator(source, estimator)}
     return Decision(pd.concat(parts, ignore_index=True), diagnostics, settings, (CLASSIFIER,), matrices)
+
+
+def _draw_matrices(
+    values: np.ndarray, codes: np.ndarray, diagonal: float, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws of the noise matrix [R, C, C] of one annotator, from class probabilities [n, C] and codes of labels [n]."""
+    size, steps = values.shape[1], values.cumsum(1)
+    drawn = np.empty((draws, size, size))
+    prior = np.ones((size, size)) + diagonal * np.eye(size)
+    for number in range(draws):
+        classes = (steps < rng.random((len(values), 1)) * steps[:, -1:]).sum(1)
+        counts = np.bincount(classes * size + codes, minlength=size**2).reshape(size, size)
+        drawn[number] = rng.standard_gamma(prior + counts)
+    return drawn / drawn.sum(-1, keepdims=True)
 
 
 def _read(source: Any, labels: Any, estimator: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
@@ -263,17 +269,16 @@ def _read(source: Any, labels: Any, estimator: str) -> tuple[pd.DataFrame, pd.Da
         if labels is None:
             return table, diagnostics, {}
         frame = labels if isinstance(labels, pd.DataFrame) else pd.DataFrame({"labels": np.asarray(labels, object)})
-        return table, diagnostics, {str(n): _codes(str(n), frame[n], table) for n in frame}
+        return table, diagnostics, {str(name): _codes(str(name), frame[name], table) for name in frame}
     if labels is not None:
         raise ValueError("labels= goes with probabilities; a posterior has the labels that it was conditioned on")
-    fields = source.schema.schema.fields if source.schema is not None else {}
-    states = source.schema.states if source.schema is not None else {}
-    found = [n for n in states if isinstance(fields[n], Annotations)]
-    if not found:
+    fitted = fields_of_kind(source, Annotations)
+    if not fitted:
         raise ValueError("the posterior is not of a program whose labels may be wrong, such as mvae")
+    field, state = next(iter(fitted.items()))
     table, diagnostics = probabilities(source, estimator, "c")
-    codes = source.dataset.batch(np.arange(source.n_cells))[found[0]].cpu().numpy()
-    return table, diagnostics, dict(zip(states[found[0]]["annotators"], codes.T, strict=True))
+    codes = source.dataset.batch(np.arange(source.n_cells))[field].cpu().numpy()
+    return table, diagnostics, dict(zip(state["annotators"], codes.T, strict=True))
 
 
 def _codes(annotator: str, column: pd.Series, table: pd.DataFrame) -> np.ndarray:

@@ -32,9 +32,9 @@ def checked(probability: ArrayLike) -> np.ndarray:
         raise ValueError("there are no cells to decide on")
     if values.shape[1] < 2:
         raise ValueError(f"{values.shape[1]} class(es): a decision needs at least two")
-    bad = np.argwhere(~((values >= -ROUNDING) & (values <= 1 + ROUNDING)))
-    if bad.size:
-        row, column = bad[0]
+    outside = np.argwhere(~((values >= -ROUNDING) & (values <= 1 + ROUNDING)))
+    if outside.size:
+        row, column = outside[0]
         raise ValueError(f"probability of row {row}, class {column} is {values[row, column]}, not in [0, 1]")
     total = values.sum(1)
     off = np.flatnonzero(np.abs(total - 1) > ROUNDING)
@@ -65,9 +65,9 @@ def expected_loss(probability: ArrayLike, loss: ArrayLike | None = None) -> np.n
     costs = np.asarray(loss, dtype=np.float64)
     if costs.shape != (classes, classes):
         raise ValueError(f"loss must be an array {classes} x {classes} (decision x true class), not {costs.shape}")
-    bad = np.argwhere(~np.isfinite(costs))
-    if bad.size:
-        raise ValueError(f"loss of deciding for class {bad[0, 0]} when {bad[0, 1]} is true is not finite")
+    endless = np.argwhere(~np.isfinite(costs))
+    if endless.size:
+        raise ValueError(f"loss of deciding for class {endless[0, 0]} when {endless[0, 1]} is true is not finite")
     return values @ costs.T
 
 
@@ -177,9 +177,9 @@ def _pair(certainty: ArrayLike, flags: ArrayLike, name: str) -> tuple[np.ndarray
         raise ValueError(f"certainty {certainty.shape} and {name} {flags.shape} must have one value a cell each")
     if not len(certainty):
         raise ValueError("there are no cells to decide on")
-    bad = np.flatnonzero(~np.isfinite(certainty))
-    if bad.size:
-        raise ValueError(f"certainty of row {bad[0]} is {certainty[bad[0]]}")
+    missing = np.flatnonzero(~np.isfinite(certainty))
+    if missing.size:
+        raise ValueError(f"certainty of row {missing[0]} is {certainty[missing[0]]}")
     if flags.dtype != bool:
         raise ValueError(f"{name} must be true or false for each cell, not of type {flags.dtype}")
     return certainty, flags

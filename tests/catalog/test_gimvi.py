@@ -318,7 +318,7 @@ def test_the_blends_weight_is_the_one_that_does_best_on_genes_left_out(joined, f
 
 def test_left_out_genes_are_not_looked_at(joined, fitted):
     case = Assays(fitted.posterior(joined, particles=3), None, None)
-    reference, target = case.seen
+    reference, target = case.counts
     other = target.copy()
     other[:, 2] = 50 - other[:, 2]
     np.testing.assert_array_equal(*(across(reference, t, np.array([2])) for t in (target, other)))

@@ -220,13 +220,13 @@ def test_a_program_without_technical_sites_says_so():
 
 def test_expected_counts_know_the_zeros_of_quality(cells):
     """Calibration compares observed counts with expected ones, which zero inflation lowers."""
-    from fieldguide.decisions.expression.counts import expected_counts
+    from fieldguide.decisions.expression.reader import read_expression
 
     posterior = fit("hcv", cells, fields={"quality": "logit_0"}, library="latent", **QUICK).posterior(particles=4)
-    rows, weights, values = next(posterior.chunks(np.arange(6)))
-    share = torch.full((4, 6), 0.25)
+    chunk = next(read_expression(posterior, "plugin").chunks(np.arange(6)))
+    values = chunk.values
     mean = values["log_library"].exp()[..., None] * values["rho"] * values["kept"]
-    torch.testing.assert_close(expected_counts(posterior, rows, share, values), mean.mean(0))
+    torch.testing.assert_close(chunk.expected_counts, mean.mean(0))
     assert (values["kept"] < 1).all()
 
 

@@ -51,18 +51,18 @@ def test_the_shared_prior_keeps_the_rate_that_a_flat_one_breaks():
 def sparse():
     """Sparse counts of two types with known proportions, and a quick fit."""
     source = SparseCounts(1_200, 200, n_types=2, n_batches=1, zeros=0.85, seed=3)
-    counts, types, _ = (np.concatenate([np.asarray(b.toarray() if i == 0 else b) for b in part])
-                        for i, part in enumerate(zip(*source.blocks(), strict=True)))  # fmt: skip
+    blocks, types, _ = zip(*source.blocks(), strict=True)
+    counts, types = np.concatenate([block.toarray() for block in blocks]), np.concatenate(types)
     far_types, _, mean = source._cells(np.random.default_rng(9), source.truth, 15_000)
     rho = mean / mean.sum(1, keepdims=True)
     lfc = np.log2(rho[far_types == 1].mean(0) / rho[far_types == 0].mean(0))
-    seen = counts.sum(0) > 0
+    expressed = counts.sum(0) > 0
     obs = pd.DataFrame({"type": np.array(["a", "b"])[types]}, index=[f"cell_{i}" for i in range(len(types))])
     data = anndata.AnnData(
-        counts[:, seen], obs=obs, var=pd.DataFrame(index=[f"gene_{g}" for g in np.flatnonzero(seen)])
+        counts[:, expressed], obs=obs, var=pd.DataFrame(index=[f"gene_{g}" for g in np.flatnonzero(expressed)])
     )
-    found = fit("scvi", data, max_epochs=40, n_hidden=64, progress=False, early_stopping=None)
-    return data, found.posterior(particles=50), pd.Series(lfc[seen], data.var_names)
+    fitted = fit("scvi", data, max_epochs=40, n_hidden=64, progress=False, early_stopping=None)
+    return data, fitted.posterior(particles=50), pd.Series(lfc[expressed], data.var_names)
 
 
 @pytest.mark.filterwarnings("ignore::fieldguide.decisions.UntrustworthyWeights")

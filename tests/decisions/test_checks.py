@@ -134,11 +134,11 @@ def test_a_check_without_counts_is_named():
 
 def test_means_and_deviations_are_those_of_the_posterior():
     counts = simulated(40)
-    found = posterior(counts, Static(slope=0.5), 4000)
-    estimate = denoised_expression(found, cells=np.array([3, 5]))
+    source = posterior(counts, Static(slope=0.5), 4000)
+    estimate = denoised_expression(source, cells=np.array([3, 5]))
     x = torch.tensor(counts[[3, 5]], dtype=torch.float32)
     grid = torch.linspace(-4, 4, 2001)[:, None, None]
-    rho = torch.softmax(found.program.logits.detach() + grid * 0.5 * torch.linspace(-1, 1, GENES), -1)
+    rho = torch.softmax(source.program.logits.detach() + grid * 0.5 * torch.linspace(-1, 1, GENES), -1)
     rate = rho * x.sum(-1, keepdim=True)
     share = torch.softmax((dist.Poisson(rate).log_prob(x)).sum(-1) - grid[:, :, 0] ** 2 / 2, 0)
     mean = torch.einsum("sb,sbg->bg", share, rho.expand(-1, 2, -1))
@@ -146,21 +146,21 @@ def test_means_and_deviations_are_those_of_the_posterior():
     np.testing.assert_allclose(estimate.table, mean, rtol=0.02)
     np.testing.assert_allclose(estimate.sd, sd, rtol=0.1)
     assert estimate.table.index.tolist() == [3, 5]
-    plugin = denoised_expression(found, estimator="plugin", cells=np.array([3, 5]))
+    plugin = denoised_expression(source, estimator="plugin", cells=np.array([3, 5]))
     assert (plugin.sd > 1.5 * estimate.sd).to_numpy().mean() > 0.9, "the guide is the prior: wider"
 
 
 def test_scales_are_proportions_multiples_and_the_library_of_the_cell():
     counts = simulated(30)
-    found = posterior(counts, Static(slope=0.5))
-    one = denoised_expression(found)
+    source = posterior(counts, Static(slope=0.5))
+    one = denoised_expression(source)
     np.testing.assert_allclose(one.table.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(denoised_expression(found, scale=1e4).table, 1e4 * one.table, rtol=1e-4)
-    np.testing.assert_allclose(denoised_expression(found, scale=1e4).sd, 1e4 * one.sd, rtol=1e-3, atol=1e-3)
-    library = denoised_expression(found, scale="library")
+    np.testing.assert_allclose(denoised_expression(source, scale=1e4).table, 1e4 * one.table, rtol=1e-4)
+    np.testing.assert_allclose(denoised_expression(source, scale=1e4).sd, 1e4 * one.sd, rtol=1e-3, atol=1e-3)
+    library = denoised_expression(source, scale="library")
     np.testing.assert_allclose(library.table.sum(axis=1), counts.sum(1), rtol=1e-5)
-    np.testing.assert_allclose(library.table, impute(found, interval=0).table, rtol=1e-5)
-    assert impute(found, interval=0).low is None
+    np.testing.assert_allclose(library.table, impute(source, interval=0).table, rtol=1e-5)
+    assert impute(source, interval=0).low is None
     assert len(library.plot().axes) == 1
     named = posterior(counts, Static(slope=0.5), size_factor=np.full(30, 7.0, dtype=np.float32))
     np.testing.assert_allclose(denoised_expression(named, scale="library").table.sum(axis=1), 7, rtol=1e-5)
@@ -168,14 +168,14 @@ def test_scales_are_proportions_multiples_and_the_library_of_the_cell():
 
 def test_batches_are_decoded_as_asked():
     counts = simulated(12)
-    found = posterior(counts, Static(doubled=1.0), batch=np.arange(12) % 2)
-    own, first, second = (denoised_expression(found, batch=b).table.to_numpy() for b in (None, "0", "1"))
+    source = posterior(counts, Static(doubled=1.0), batch=np.arange(12) % 2)
+    own, first, second = (denoised_expression(source, batch=b).table.to_numpy() for b in (None, "0", "1"))
     np.testing.assert_allclose(own[::2], first[::2], rtol=1e-5)
     np.testing.assert_allclose(own[1::2], second[1::2], rtol=1e-5)
     assert np.abs(first - second).max() > 0.01
-    np.testing.assert_allclose(denoised_expression(found, batch=True).table, (first + second) / 2, rtol=1e-5)
+    np.testing.assert_allclose(denoised_expression(source, batch=True).table, (first + second) / 2, rtol=1e-5)
     with pytest.raises(ValueError, match="batch: no batch 'z'; batches are 0, 1"):
-        denoised_expression(found, batch="z")
+        denoised_expression(source, batch="z")
     with pytest.raises(ValueError, match="fitted without a field 'batch'"):
         denoised_expression(posterior(counts), batch="0")
 
@@ -190,23 +190,23 @@ def test_predictive_intervals_hold_new_counts_of_the_same_cells():
 
 
 def test_misuse_is_named():
-    found = posterior(simulated(5))
+    source = posterior(simulated(5))
     with pytest.raises(ValueError, match="scale must be a number or 'library', not 'librry'"):
-        denoised_expression(found, scale="librry")
+        denoised_expression(source, scale="librry")
     with pytest.raises(ValueError, match="interval must be a probability"):
-        impute(found, interval=90.0)
+        impute(source, interval=90.0)
     with pytest.raises(ValueError, match="estimator must be one of snis, plugin"):
-        impute(found, estimator="none")
+        impute(source, estimator="none")
 
 
 def test_names_of_cells_and_genes_are_kept(pbmc):
     cells = pbmc[:60, np.asarray(pbmc[:60].X.sum(0)).ravel() > 0].copy()
     before = cells.copy()
     for library in ("observed", "latent"):
-        found = fit("scvi", cells, max_epochs=1, n_hidden=8, library=library, progress=False).posterior(particles=30)
-        estimate = impute(found, interval=0.5, draws=5)
+        source = fit("scvi", cells, max_epochs=1, n_hidden=8, library=library, progress=False).posterior(particles=30)
+        estimate = impute(source, interval=0.5, draws=5)
         for frame in (estimate.table, estimate.sd, estimate.low, estimate.high):
             assert frame.index.equals(cells.obs_names) and list(frame.columns) == list(cells.var_names)
-        check = posterior_predictive_check(found, draws=3)
+        check = posterior_predictive_check(source, draws=3)
         assert list(check.genes.index) == list(cells.var_names) and check.diagnostics.loc["cells", "cells"] == 60
     assert (before.X != cells.X).nnz == 0 and before.obs.equals(cells.obs) and not cells.uns

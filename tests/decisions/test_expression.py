@@ -12,9 +12,9 @@ from scipy.stats import norm
 from torch import nn
 
 from fieldguide.decisions import UntrustworthyWeights, WeakDesign, differential_expression
-from fieldguide.decisions.expression.groups import two_groups
+from fieldguide.decisions.cells import two_groups
+from fieldguide.decisions.expression.fold_changes import effect_threshold, pseudocount
 from fieldguide.decisions.expression.subjects import concentration
-from fieldguide.decisions.expression.thresholds import effect_threshold, pseudocount
 from fieldguide.inference import Posterior, Program
 from fieldguide.inference.data.minibatches import read
 from fieldguide.inference.data.storage import DenseStore

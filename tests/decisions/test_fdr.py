@@ -57,14 +57,14 @@ def test_certain_probabilities_give_no_false_call(truth, target):
 @pytest.mark.parametrize("target", [0.01, 0.05, 0.2])
 def test_calibrated_probabilities_keep_the_rate_on_average(target):
     rng = np.random.default_rng(0)
-    found = []
+    shares = []
     for _ in range(400):
         p = rng.beta(0.3, 0.3, 100)
         truth, called = rng.random(100) < p, calls(p, target)
-        found.append((called & ~truth).sum() / max(called.sum(), 1))
-    error = np.std(found) / len(found) ** 0.5
-    assert np.mean(found) <= target + 3 * error
-    assert np.mean(found) > target / 3, "the rule spends the error it is allowed"
+        shares.append((called & ~truth).sum() / max(called.sum(), 1))
+    error = np.std(shares) / len(shares) ** 0.5
+    assert np.mean(shares) <= target + 3 * error
+    assert np.mean(shares) > target / 3, "the rule spends the error it is allowed"
 
 
 def test_overconfident_probabilities_break_the_rate():

@@ -19,27 +19,27 @@ def one(nuisance, given=None, z=Z, **settings):
 
 
 def test_a_linear_nuisance_has_the_r2_of_its_population():
-    found = one(Z[:, 0] + RNG.normal(size=N))
-    assert found["linear"] == pytest.approx(0.5, abs=0.1) and found["forest"] > 0.25
-    assert found["p_value"] == pytest.approx(0.01) and found["kind"] == "continuous" and found["chance"] == 0
-    assert found["cells"] == found["cells_tested"] == N
+    row = one(Z[:, 0] + RNG.normal(size=N))
+    assert row["linear"] == pytest.approx(0.5, abs=0.1) and row["forest"] > 0.25
+    assert row["p_value"] == pytest.approx(0.01) and row["kind"] == "continuous" and row["chance"] == 0
+    assert row["cells"] == row["cells_tested"] == N
 
 
 def test_a_curved_nuisance_is_seen_by_the_forest_and_the_test_alone():
-    found = one(Z[:, 0] ** 2 + 0.1 * RNG.normal(size=N))
-    assert found["linear"] < 0.1 and found["forest"] > 0.7 and found["p_value"] <= 0.02
+    row = one(Z[:, 0] ** 2 + 0.1 * RNG.normal(size=N))
+    assert row["linear"] < 0.1 and row["forest"] > 0.7 and row["p_value"] <= 0.02
 
 
 def test_noise_is_not_found():
-    found = one(np.random.default_rng(5).normal(size=N))
-    assert found["linear"] < 0.02 and found["forest"] < 0.05 and found["p_value"] > 0.05
+    row = one(np.random.default_rng(5).normal(size=N))
+    assert row["linear"] < 0.02 and row["forest"] < 0.05 and row["p_value"] > 0.05
 
 
 def test_p_values_of_independent_nuisances_are_uniform():
     """60 nuisances with nothing in common with the latents: as many p-values below one half as above."""
     rng = np.random.default_rng(1)
-    table = independence(Z[:80], {f"s{i}": rng.normal(size=80) for i in range(60)}, permutations=19, trees=1,
-                         folds=2).table  # fmt: skip
+    nuisances = {f"s{i}": rng.normal(size=80) for i in range(60)}
+    table = independence(Z[:80], nuisances, permutations=19, trees=1, folds=2).table
     assert 17 <= (table["p_value"] <= 0.5).sum() <= 43 and (table["p_value"] <= 0.05).sum() <= 9
 
 
@@ -65,28 +65,28 @@ def test_what_a_nuisance_shares_with_the_type_does_not_count_given_the_type(kind
 def test_classes_are_scored_against_their_number_and_not_their_sizes():
     """Balanced accuracy: a rare class predicted by none gives one half, though nine cells in ten are right."""
     rare = np.where(np.random.default_rng(3).random(N) < 0.1, "x", "y")
-    found = one(rare)
-    assert found["kind"] == "categorical" and found["chance"] == 0.5 and abs(found["linear"] - 0.5) < 0.12
+    row = one(rare)
+    assert row["kind"] == "categorical" and row["chance"] == 0.5 and abs(row["linear"] - 0.5) < 0.12
     told = one(np.where(Z[:, 0] > 1.2, "x", "y"))
     assert told["linear"] > 0.9 and told["forest"] > 0.85 and told["p_value"] == pytest.approx(0.01)
 
 
 def test_columns_are_found_and_few_cells_tested():
     obs = pd.DataFrame({"s": Z[:, 0], "flag": Z[:, 1] > 0, "type": TYPE}, index=[f"cell {i}" for i in range(N)])
-    found = independence(Z, ["s", "flag"], "type", obs=obs, cells=50, **FAST)
-    assert found.table["cells_tested"].tolist() == [50, 50] and found.table["kind"].tolist() == [
+    answer = independence(Z, ["s", "flag"], "type", obs=obs, cells=50, **FAST)
+    assert answer.table["cells_tested"].tolist() == [50, 50] and answer.table["kind"].tolist() == [
         "continuous",
         "categorical",
     ]
-    assert found.settings["given"] == "type" and found.diagnostics["cells"].tolist() == [200, 200]
+    assert answer.settings["given"] == "type" and answer.diagnostics["cells"].tolist() == [200, 200]
     again = independence(Z, ["s", "flag"], "type", obs=obs, cells=50, **FAST)
-    pd.testing.assert_frame_equal(found.table, again.table)
+    pd.testing.assert_frame_equal(answer.table, again.table)
 
 
 def test_small_categories_are_left_out_and_named():
     kinds = np.array(["a"] * 390 + ["tiny"] * 10)
-    found = independence(Z, {"s": Z[:, 0]}, kinds, **FAST)
-    assert found.table.loc["s", "cells"] == 390 and "Left out: 10 cells of 'tiny', fewer than 20." in found.notes
+    answer = independence(Z, {"s": Z[:, 0]}, kinds, **FAST)
+    assert answer.table.loc["s", "cells"] == 390 and "Left out: 10 cells of 'tiny', fewer than 20." in answer.notes
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -57,13 +57,13 @@ def test_with_calibrated_probabilities_the_realised_loss_is_the_expected_one():
     rng = np.random.default_rng(0)
     p = rng.dirichlet([0.3, 0.3, 0.3, 0.3], 40_000)
     truth = (p.cumsum(1) > rng.random(len(p))[:, None]).argmax(1)
-    found = reject_option(p, cost=0.25)
-    chosen = found.table["decision"].astype(object).to_numpy()
-    lost = np.where(found.table["rejected"], 0.25, chosen != truth.astype(str))
-    assert abs(lost.mean() - found.settings["expected_loss"]) < 5 * lost.std() / 200
+    decision = reject_option(p, cost=0.25)
+    chosen = decision.table["decision"].astype(object).to_numpy()
+    lost = np.where(decision.table["rejected"], 0.25, chosen != truth.astype(str))
+    assert abs(lost.mean() - decision.settings["expected_loss"]) < 5 * lost.std() / 200
     other = np.where(p.max(1) <= 0.6, 0.25, p.argmax(1) != truth)
     assert lost.mean() < other.mean(), "another threshold loses more"
-    accepted = ~found.table["rejected"].to_numpy()
+    accepted = ~decision.table["rejected"].to_numpy()
     assert abs((chosen == truth.astype(str))[accepted].mean() - p.max(1)[accepted].mean()) < 0.01
 
 
@@ -104,20 +104,19 @@ def test_rejection_curve_against_counting():
 
 def test_evaluation_of_known_and_unknown_cells():
     table = pd.DataFrame({"a": [0.9, 0.2, 0.55, 0.6], "b": [0.1, 0.8, 0.45, 0.4]}, index=list("wxyz"))
-    found = evaluate_rejection(table, ["a", "b", "new", "b"])
-    assert found.settings["accuracy"] == pytest.approx(2 / 3) and found.settings["unknown"] == 1
-    assert found.settings["average_precision"] == 1
-    assert found.table.index.tolist() == ["w", "x", "z", "y"]
-    np.testing.assert_allclose(found.table["risk"], [0, 0, 1 / 3, 1 / 2])
-    np.testing.assert_allclose(found.table["recall"], [1, 1, 1, 0])
-    np.testing.assert_allclose(found.table["precision"], [1 / 3, 1 / 2, 1, np.nan])
-    assert len(found.plot().axes) == 2
+    decision = evaluate_rejection(table, ["a", "b", "new", "b"])
+    assert decision.settings["accuracy"] == pytest.approx(2 / 3) and decision.settings["unknown"] == 1
+    assert decision.settings["average_precision"] == 1
+    assert decision.table.index.tolist() == ["w", "x", "z", "y"]
+    np.testing.assert_allclose(decision.table["risk"], [0, 0, 1 / 3, 1 / 2])
+    np.testing.assert_allclose(decision.table["recall"], [1, 1, 1, 0])
+    np.testing.assert_allclose(decision.table["precision"], [1 / 3, 1 / 2, 1, np.nan])
+    assert len(decision.plot().axes) == 2
     known = evaluate_rejection(table, ["a", "b", "a", "b"])
     assert "recall" not in known.table and len(known.plot().axes) == 1
     decision = reject_option(table, cost=0.3)
-    assert decision.table["decision"].astype(object).where(~decision.table["rejected"], None).tolist() == [
-        "a", "b", None, None,
-    ]  # fmt: skip
+    decided = decision.table["decision"].astype(object).where(~decision.table["rejected"], None)
+    assert decided.tolist() == ["a", "b", None, None]
     assert decision.table.loc["y", "second"] == "b" and decision.table.loc["y", "margin"] == pytest.approx(0.1)
     assert len(decision.plot().axes) == 2
 
@@ -178,19 +177,19 @@ def test_m1m2_conforms_and_so_do_its_options():
         with pytest.raises(ValueError, match="28 x 28|must be one of"):
             fit("m1m2", data, progress=False, max_epochs=1, **arguments)
     wide = {"x": np.random.default_rng(0).random((24, 784)), "labels": np.arange(24) % 2}
-    found = fit("m1m2", wide, progress=False, max_epochs=1, encoder="conv", n_decoder=8, n_latent=3)
-    assert class_probabilities(found.posterior(particles=3)).shape == (24, 2)
+    fitted = fit("m1m2", wide, progress=False, max_epochs=1, encoder="conv", n_decoder=8, n_latent=3)
+    assert class_probabilities(fitted.posterior(particles=3)).shape == (24, 2)
 
 
 def test_labels_are_kept_where_known_and_probabilities_sum_to_one(fitted):
     labels = few_labels()
     posterior = fitted.posterior(particles=30)
     for estimator in ("plugin", "snis"):
-        found = class_probabilities(posterior, estimator)
-        assert found.columns.tolist() == [str(k) for k in range(9)]
-        np.testing.assert_allclose(found.sum(axis=1), 1)
+        table = class_probabilities(posterior, estimator)
+        assert table.columns.tolist() == [str(k) for k in range(9)]
+        np.testing.assert_allclose(table.sum(axis=1), 1)
         known = ~np.isnan(labels)
-        assert (found.to_numpy()[known, labels[known].astype(int)] > 1 - 1e-6).all()
+        assert (table.to_numpy()[known, labels[known].astype(int)] > 1 - 1e-6).all()
     unseen = fitted.posterior({"x": X[:5]}, particles=30)
     assert class_probabilities(unseen, "snis").to_numpy().max() < 1 and unseen.n_cells == 5
     assert class_probabilities(unseen, cells=np.array([3, 1])).index.tolist() == [3, 1]
@@ -209,13 +208,13 @@ def test_the_snis_probability_is_the_normalised_estimate_of_each_classs_evidence
 
 def test_a_decision_from_a_posterior_carries_its_diagnostics(fitted):
     posterior = fitted.posterior({"x": X[:60]}, particles=40)
-    found = reject_option(posterior, cost=0.2)
-    assert {"khat_median", "ess_median", "shift_median"} <= set(found.diagnostics.columns)
-    assert found.settings["threshold"] == 0.8 and len(found.table) == 60
+    decision = reject_option(posterior, cost=0.2)
+    assert {"khat_median", "ess_median", "shift_median"} <= set(decision.diagnostics.columns)
+    assert decision.settings["threshold"] == 0.8 and len(decision.table) == 60
     names = [str(y) for y in Y[:60]]
     evaluated = evaluate_rejection(posterior, names)
     assert evaluated.settings["unknown"] == sum(n == "9" for n in names)
-    found.plot(), evaluated.plot()
+    decision.plot(), evaluated.plot()
     narrow = fit("m1m2", {"x": X, "labels": few_labels()}, max_epochs=1, progress=False, **SMALL)
     with torch.no_grad():
         narrow.program.encoder_z.head.bias[4:] = -6.0
@@ -277,24 +276,24 @@ def test_minibatches_estimate_the_loss_of_the_whole_without_bias(monkeypatch):
 
 def test_relaxed_classes_in_training_and_discrete_ones_outside():
     data = {"x": X[:60], "labels": few_labels()[:60]}
-    found = fit("m1m2", data, objective=ELBO(2), classes="relaxed", max_epochs=3, progress=False, **SMALL)
-    assert found.program.steps == 3 and found.program.temperature == 1
-    batch = found.dataset.batch(np.arange(6))
-    assert Step(found.program, batch).weights(2).enumerated == ("c",)
-    weights = Step(found.program.train(), batch).weights(2)
+    fitted = fit("m1m2", data, objective=ELBO(2), classes="relaxed", max_epochs=3, progress=False, **SMALL)
+    assert fitted.program.steps == 3 and fitted.program.temperature == 1
+    batch = fitted.dataset.batch(np.arange(6))
+    assert Step(fitted.program, batch).weights(2).enumerated == ("c",)
+    weights = Step(fitted.program.train(), batch).weights(2)
     c = weights.draws["c"]
     assert weights.enumerated == () and c.shape == (2, 6, 9) and c.requires_grad
     torch.testing.assert_close(c.sum(-1), torch.ones(2, 6))
     free = batch["labels"] < 0
     assert ((c[:, free] > 1e-3).sum(-1) > 1).any(), "draws are inside the simplex, not rounded"
-    for gradient in torch.autograd.grad(weights.log_w.sum(), [*found.program.encoder_c.parameters()]):
+    for gradient in torch.autograd.grad(weights.log_w.sum(), [*fitted.program.encoder_c.parameters()]):
         assert torch.isfinite(gradient).all()
     with torch.no_grad():
-        found.program.steps.fill_(10_000)
-    found.program.anneal()
-    assert found.program.temperature == 0.5
-    found.program.eval()
-    posterior = found.posterior({"x": X[:3]}, particles=20)
+        fitted.program.steps.fill_(10_000)
+    fitted.program.anneal()
+    assert fitted.program.temperature == 0.5
+    fitted.program.eval()
+    posterior = fitted.posterior({"x": X[:3]}, particles=20)
     np.testing.assert_allclose(class_probabilities(posterior).sum(axis=1), 1)
 
 
@@ -350,9 +349,9 @@ def test_classes_from_a_mixture_of_guides(fitted):
     mixture = mix([fitted, fitted.refit(IWAE(3), guide="student_t", **settings)], prior=0.1)
     posterior = mixture.posterior({"x": X[:6]}, particles=40)
     for estimator in ("plugin", "snis"):
-        found = class_probabilities(posterior, estimator)
-        np.testing.assert_allclose(found.sum(axis=1), 1)
-        assert found.columns.tolist() == [str(k) for k in range(9)]
+        table = class_probabilities(posterior, estimator)
+        np.testing.assert_allclose(table.sum(axis=1), 1)
+        assert table.columns.tolist() == [str(k) for k in range(9)]
     assert posterior.draw("c", 5).shape == (5, 6, 9)
 
 
@@ -366,8 +365,8 @@ def test_nines_are_rejected_by_a_model_of_the_other_digits():
     for digit in range(9):
         labels[np.flatnonzero(y[train] == digit)[:40]] = digit
     data = {"x": x[train] / 16, "labels": labels}
-    found = fit("m1m2", data, max_epochs=60, n_hidden=64, n_decoder=128, progress=False)
-    settings = evaluate_rejection(found.posterior({"x": x[test] / 16}, particles=25), y[test].astype(str)).settings
+    fitted = fit("m1m2", data, max_epochs=60, n_hidden=64, n_decoder=128, progress=False)
+    settings = evaluate_rejection(fitted.posterior({"x": x[test] / 16}, particles=25), y[test].astype(str)).settings
     assert settings["accuracy"] > 0.9
     assert settings["average_precision"] > 2 * settings["base_rate"]
     assert settings["aurc"] < 0.08

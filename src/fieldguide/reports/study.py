@@ -160,7 +160,7 @@ def compare(
 
 def _check_question(data: Any, groupby: str | None, group: Any, reference: Any) -> None:
     """Raise on what the decision would refuse after minutes of fitting."""
-    from fieldguide.decisions.expression.groups import two_groups
+    from fieldguide.decisions.cells import two_groups
 
     table = data.obs if isinstance(data, anndata.AnnData) else None
     if isinstance(data, anndata.AnnData) and not data.var_names.is_unique:

@@ -79,7 +79,7 @@ def test_the_runner_itself():
 def documented() -> set[str]:
     """The full names in the API pages: each ``::: name``, and ``name.member`` for each entry of its members list."""
     names, owner = set(), ""
-    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
+    for page in sorted((ROOT / "docs" / "reference" / "api").glob("*.md")):
         for line in page.read_text(encoding="utf-8").splitlines():
             if match := re.match(r":::\s+([\w.]+)", line):
                 owner = match[1]
@@ -96,7 +96,7 @@ def test_every_public_name_has_its_place_in_the_api_pages(module):
     places = {name.rsplit(".", 1)[-1] for name in known}
     # A room may pass on the name of a file in it (fieldguide.inference.fit): one place in the pages is enough.
     missing = sorted(name for name in public - known if name.rsplit(".", 1)[-1] not in places)
-    assert not missing, f"add to docs/api/*.md: {', '.join(missing)}"
+    assert not missing, f"add to docs/reference/api/*.md: {', '.join(missing)}"
 
 
 def test_docstrings_are_markdown():

@@ -28,11 +28,11 @@ PUBLIC += [
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """The (mark, code) of each Python block; code keeps its line number by leading newlines, for tracebacks."""
-    found = []
+    marked = []
     for match in FENCE.finditer(text):
         mark = "no-run" if "no-run" in match["info"] else match["comment"] or ""
-        found.append((mark, "\n" * text.count("\n", 0, match.start("code")) + match["code"]))
-    return found
+        marked.append((mark, "\n" * text.count("\n", 0, match.start("code")) + match["code"]))
+    return marked
 
 
 def pages():
@@ -102,8 +102,8 @@ def test_every_public_name_has_its_place_in_the_api_pages(module):
 def test_docstrings_are_markdown():
     """The API pages read docstrings as Markdown, where Sphinx roles and ruled tables come out as they are typed."""
     foreign = re.compile(r":(?:class|func|mod|meth|attr|data|obj):`|^[ ]*=+ +=[= ]*$", re.M)
-    found = []
+    places = []
     for path in (p for room in ("catalog", "decisions", "inference") for p in sorted((ROOT / room).rglob("*.py"))):
         text = path.read_text(encoding="utf-8")
-        found += [f"{path.name}:{text.count(chr(10), 0, m.start()) + 1}" for m in foreign.finditer(text)]
-    assert not found, f"write `name` in backticks, and lists or Markdown tables: {', '.join(found)}"
+        places += [f"{path.name}:{text.count(chr(10), 0, m.start()) + 1}" for m in foreign.finditer(text)]
+    assert not places, f"write `name` in backticks, and lists or Markdown tables: {', '.join(places)}"

@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its Python runs page by page, and every public name is in the API pages.
+"""The documentation tells the truth: its Python runs page by page, pages are found, every public name is in the API pages.
 
 A block fenced as ``python`` runs after the blocks above it, in the names they left and in an empty working folder.
 A comment on the line before a block changes that: ``<!-- no-run -->`` leaves the block out (so does the fence
@@ -18,7 +18,7 @@ FENCE = re.compile(
     r"^(?:<!--[ ]*(?P<comment>[\w-]+)[ ]*-->\n+)?```python(?P<info>[^\n]*)\n(?P<code>.*?)^```[ ]*$",
     re.M | re.S,
 )
-PUBLIC = ["fieldguide.catalog", "fieldguide.catalog.data", "fieldguide.inference", "fieldguide.decisions"]
+PUBLIC = [f"fieldguide.{name}" for name in ("catalog", "catalog.data", "inference", "decisions", "reports")]
 PUBLIC += [
     f"fieldguide.{name}"
     for name in ("catalog.likelihoods", "catalog.data.simulate")
@@ -76,6 +76,31 @@ def test_the_runner_itself():
     assert error.traceback[-1].lineno + 1 == 4, "a traceback names the line of the page"
 
 
+def linked(page: Path) -> set[Path]:
+    """The pages that a page links to."""
+    targets = re.findall(r"\]\(([\w./-]+\.md)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8"))
+    return {(page.parent / target).resolve() for target in targets}
+
+
+@pytest.mark.parametrize("start", ["README.md", "docs/index.md"])
+def test_every_page_is_one_link_away(start):
+    pages = {page.resolve() for page in (ROOT / "docs").rglob("*.md")}
+    missed = pages - linked(ROOT / start) - {(ROOT / start).resolve()}
+    assert not missed, f"link from {start}: {', '.join(sorted(page.name for page in missed))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_pages_that_are_there(page):
+    assert not [target for target in linked(page) if not target.is_file()]
+
+
+def test_every_system_has_a_page_in_the_readme():
+    from fieldguide.catalog import entries
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in entries().index if f"| [`{name}`](docs/" not in text]
+
+
 def documented() -> set[str]:
     """The full names in the API pages: each ``::: name``, and ``name.member`` for each entry of its members list."""
     names, owner = set(), ""
@@ -103,7 +128,11 @@ def test_docstrings_are_markdown():
     """The API pages read docstrings as Markdown, where Sphinx roles and ruled tables come out as they are typed."""
     foreign = re.compile(r":(?:class|func|mod|meth|attr|data|obj):`|^[ ]*=+ +=[= ]*$", re.M)
     places = []
-    for path in (p for room in ("catalog", "decisions", "inference") for p in sorted((ROOT / room).rglob("*.py"))):
+    for path in (
+        p
+        for room in ("catalog", "decisions", "inference", "src/fieldguide/reports")
+        for p in sorted((ROOT / room).rglob("*.py"))
+    ):
         text = path.read_text(encoding="utf-8")
         places += [f"{path.name}:{text.count(chr(10), 0, m.start()) + 1}" for m in foreign.finditer(text)]
     assert not places, f"write `name` in backticks, and lists or Markdown tables: {', '.join(places)}"

@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its Python runs page by page, pages are found, every public name is in the API pages.
+"""The documentation tells the truth: its Python runs page by page, pages are linked, public names are in the API.
 
 A block fenced as ``python`` runs after the blocks above it, in the names they left and in an empty working folder.
 A comment on the line before a block changes that: ``<!-- no-run -->`` leaves the block out (so does the fence
@@ -95,10 +95,24 @@ def test_links_lead_to_pages_that_are_there(page):
 
 
 def test_every_system_has_a_page_in_the_readme():
-    from fieldguide.catalog import entries
+    from fieldguide.catalog import entries, get
 
+    ours = [name for name in entries().index if get(name).program.__module__.startswith("fieldguide.catalog.")]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not [name for name in entries().index if f"| [`{name}`](docs/" not in text]
+    assert not [name for name in ours if f"| [`{name}`](docs/" not in text]
+
+
+def test_the_map_of_the_house_is_true():
+    """Every file and folder that CONTRIBUTING.md names is there, but for those that are named NAME, ROOM or FOLDER."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:md|py|yml|txt)|(?:[\w.-]+/)+)`", text)
+    room = ""
+    for line in text.partition("```text")[2].partition("```")[0].splitlines():
+        room = line.split()[0] if re.match(r"\w+/ ", line) else room
+        named += [room + line.split()[0]] if re.match(r"  \w+/ ", line) else []
+    assert len(named) > 60
+    paths = [path for path in named if not re.search("NAME|ROOM|FOLDER", path) and path != "figures.py"]
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 def documented() -> set[str]:
@@ -128,11 +142,8 @@ def test_docstrings_are_markdown():
     """The API pages read docstrings as Markdown, where Sphinx roles and ruled tables come out as they are typed."""
     foreign = re.compile(r":(?:class|func|mod|meth|attr|data|obj):`|^[ ]*=+ +=[= ]*$", re.M)
     places = []
-    for path in (
-        p
-        for room in ("catalog", "decisions", "inference", "src/fieldguide/reports")
-        for p in sorted((ROOT / room).rglob("*.py"))
-    ):
+    rooms = [ROOT / room for room in ("catalog", "decisions", "inference", "src/fieldguide/reports")]
+    for path in (path for room in rooms for path in sorted(room.rglob("*.py"))):
         text = path.read_text(encoding="utf-8")
         places += [f"{path.name}:{text.count(chr(10), 0, m.start()) + 1}" for m in foreign.finditer(text)]
     assert not places, f"write `name` in backticks, and lists or Markdown tables: {', '.join(places)}"

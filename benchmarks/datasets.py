@@ -6,7 +6,8 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
-from metrics import log_normalised
+
+from benchmarks.metrics import log_normalised
 
 
 def folder(relative):

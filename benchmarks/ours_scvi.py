@@ -1,6 +1,6 @@
 """Fit fieldguide's scVI as told by a JSON file of options; the twin of `peer_scvi.py`.
 
-    python benchmarks/ours_scvi.py options.json out/
+    python -m benchmarks.ours_scvi options.json out/
 
 Reads the options of `common.OPTIONS` and writes the files that `peer_scvi.py` describes, and importance-sampling
 diagnostics where a posterior was asked for.

@@ -1,4 +1,4 @@
-"""The messages that docs/write.md explains are messages that the code gives."""
+"""The messages that docs/reference/programs.md explains are messages that the code gives."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ ROW = re.compile(r"^\| `(?P<message>[^`]+)`(?P<whose>[^|]*)\|", re.M)
 
 
 def explained() -> list[str]:
-    page = (ROOT / "docs" / "write.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "programs.md").read_text(encoding="utf-8")
     rows = ROW.finditer(page[page.index("## Errors") :])
     return [row["message"] for row in rows if not row["whose"].strip()]
 

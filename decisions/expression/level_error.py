@@ -4,7 +4,7 @@ A posterior over the latents of each cell takes the decoder as known. But the de
 from that group's counts of the gene, and where these are few (which is the rule in single cells) it learnt their
 noise. Averaged over the cells the latents' own uncertainty vanishes, and what is left is far too narrow: on sparse
 simulated data three of four 95 % intervals of fold changes missed the truth, and half of the genes called at an
-expected FDR of 5 % were false (``benchmarks/sparse_de.py``).
+expected FDR of 5 % were false (``benchmarks/decisions/sparse_de.py``).
 
 So a group's level is compared with its counts once more. For each gene the true mean is the model's mean times an
 unknown factor c with the prior Gamma(1/2, 1/2): mean one, and worth half a count, so that the model decides where

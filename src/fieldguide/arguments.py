@@ -51,15 +51,15 @@ def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
     from fieldguide.catalog import get
 
     known = [p for p in signature(get(name).program).parameters if p != "self"]
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for key, value in (pair(word, "--model", "NAME=VALUE") for word in words):
         if key not in known:
             raise ValueError(f"--model: {name} has no argument '{key}'; there are {', '.join(known)}")
         try:
-            found[key] = literal_eval(value)
+            arguments[key] = literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+            arguments[key] = value
+    return arguments
 
 
 def chosen_objective(name: str, objective: str | None, particles: int | None) -> Any:
@@ -87,7 +87,7 @@ def constraints_of(words: Sequence[str]) -> tuple | None:
 
     if list(words) == ["none"]:
         return ()
-    found = []
+    constraints = []
     for word in words:
         match = re.fullmatch(r"\s*hsic\((.*)\)\s*", word)
         if match is None:
@@ -110,8 +110,8 @@ def constraints_of(words: Sequence[str]) -> tuple | None:
             settings["rule"] = AugmentedLagrangian()
         if isinstance(settings.get("weight", 0.0), str):
             raise ValueError(f"--constraint {word!r}: weight must be a number, not {settings['weight']!r}")
-        found.append(hsic(*names, **settings))
-    return tuple(found) or None
+        constraints.append(hsic(*names, **settings))
+    return tuple(constraints) or None
 
 
 def _number(value: str) -> float | str:

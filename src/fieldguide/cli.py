@@ -108,7 +108,7 @@ def fit(
     from fieldguide import inference
 
     arguments = model_arguments(name, model)
-    found = inference.fit(
+    fitted = inference.fit(
         name,
         read_h5ad(data, backed),
         fields=field_places(fields),
@@ -124,10 +124,10 @@ def fit(
         compile=compile,
         **arguments,
     )
-    found.save(output)
-    last = found.history.iloc[-1]
+    fitted.save(output)
+    last = fitted.history.iloc[-1]
     losses = ", ".join(f"{name} {last[name]:.2f}" for name in ("train", "validation") if name in last)
-    print(f"{found.name} under {found.objective}: {len(found.history)} epochs, loss per cell: {losses}")
+    print(f"{fitted.name} under {fitted.objective}: {len(fitted.history)} epochs, loss per cell: {losses}")
     print(f"saved to {output}")
 
 
@@ -163,7 +163,7 @@ def compare(
     Args:
         name: Name of the catalog entry.
         data: An h5ad file, which is not changed; by default the embedded blood cells.
-        objectives: Short names; by default every objective that the model supports.
+        objectives: Short names; by default elbo, iwae, wake and chi, as far as the model supports them.
         particles: K, of the objectives that draw several particles; by default their own (embedded cells: 5).
         output: Folder for report.html, tables, results.h5ad and posterior draws.
         overwrite: Replace an older report at that place.
@@ -174,7 +174,7 @@ def compare(
         fdr: Target of the expected false discovery rate.
         unit: group (populations), cells (pairs of random cells), or the obs column of subjects.
         max_epochs: By default about eight million visits to a cell, at most 400 epochs (embedded cells: 50).
-        batch_size: Cells in a minibatch; by default 128 (embedded cells: 32).
+        batch_size: Cells in a minibatch; by default 128 (embedded cells: 64).
         learning_rate: Step size of Adam; by default the entry's own, or 0.001 (embedded cells: 0.005).
         seed: Equal seeds give equal tables.
         validation: Share of the cells that are held out.
@@ -352,14 +352,14 @@ def impute(
     from fieldguide.inference import load
 
     posterior = load(fit).posterior(read_h5ad(data), draws, seed)
-    found = impute_genes(posterior, modality, head=head, interval=interval)
-    found.to_anndata().write_h5ad(output)
+    imputed = impute_genes(posterior, modality, head=head, interval=interval)
+    imputed.to_anndata().write_h5ad(output)
     columns = ["trust", "trust_se", "reference_score", "reference_detection", "imputed_detection"]
-    table = found.table.sort_values("trust", ascending=False).loc[:, columns]
+    table = imputed.table.sort_values("trust", ascending=False).loc[:, columns]
     show_table(table.head(top).reset_index().round(3).astype(str), right=True)
-    for note in found.notes:
+    for note in imputed.notes:
         print(note)
-    print(f"{len(table)} genes in {len(found.counts)} cells of {found.settings['modality']}, saved to {output}")
+    print(f"{len(table)} genes in {len(imputed.counts)} cells of {imputed.settings['modality']}, saved to {output}")
 
 
 def policy() -> None:
@@ -367,10 +367,8 @@ def policy() -> None:
     raise ValueError("fieldguide policy takes evaluate or learn; --help says what each needs")
 
 
-COMMANDS = {
-    "compare": compare, "fit": fit, "de": de, "join": join, "impute": impute, "policy": policy, "allocate": allocate,
-    "list": list_, "cite": cite,
-}  # fmt: skip
+COMMANDS = {function.__name__: function for function in (compare, fit, de, join, impute, policy, allocate)}
+COMMANDS |= {"list": list_, "cite": cite}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -72,24 +72,20 @@ def evaluate(
     """
     for path in filter(None, (output, report)):
         check_output(path)
-    from fieldguide.decisions import BanditLog, evaluate_policy
+    from fieldguide.decisions import evaluate_policy
 
     chances = _named(_csv(policy))
-    columns = [name.split(",") for name in (action, reward, propensity)]
-    taken = _csv(log)
-    taken = taken.astype(dict.fromkeys(taken.columns.intersection(columns[0]), str))
-    read = BanditLog.read(taken, *columns, actions=list(chances.columns))
+    bandit_log = _bandit_log(_csv(log), (action, reward, propensity), list(chances.columns))
     known = None if logging is None else _named(_csv(logging))
     alike = None if embedding is None else _csv(embedding).rename(index=str)
     settings = {"level": level, "interval": interval, "seed": seed}
-    found = evaluate_policy(read, chances, logging=known, top=top, embedding=alike, **settings)
-    _show(found, "estimator")
-    best = found.table.iloc[1] if len(found.table) > 1 else found.table.iloc[0]
-    summary = f"{len(read)} contexts; {found.table.index[-1 if len(found.table) < 2 else 1]}: {best['value']:.5g} "
-    summary += (
-        f"({best['low']:.5g} to {best['high']:.5g}), the log's own mean {found.table.loc['logging', 'value']:.5g}."
-    )
-    _write(found, output, report, "Value of a policy", summary, ESTIMATE)
+    evaluation = evaluate_policy(bandit_log, chances, logging=known, top=top, embedding=alike, **settings)
+    _show(evaluation, "estimator")
+    best = evaluation.table.iloc[1] if len(evaluation.table) > 1 else evaluation.table.iloc[0]
+    own = evaluation.table.loc["logging", "value"]
+    summary = f"{len(bandit_log)} contexts; {best.name}: {best['value']:.5g} "
+    summary += f"({best['low']:.5g} to {best['high']:.5g}), the log's own mean {own:.5g}."
+    _write(evaluation, output, report, "Value of a policy", summary, ESTIMATE)
 
 
 def learn(
@@ -123,23 +119,20 @@ def learn(
     for path in filter(None, (output, report)):
         check_output(path)
     from fieldguide.catalog import learn_policy
-    from fieldguide.decisions import BanditLog
 
     chances, taken, features = _named(_csv(logging)), _csv(log), _csv(context)
     missing = taken.index.difference(features.index)
     if len(missing):
         raise ValueError(f"{context} has no row {missing[0]!r}")
-    columns = [name.split(",") for name in (action, reward, propensity)]
-    taken = taken.astype(dict.fromkeys(taken.columns.intersection(columns[0]), str))
-    read = BanditLog.read(taken, *columns, actions=list(chances.columns))
+    bandit_log = _bandit_log(taken, (action, reward, propensity), list(chances.columns))
     x = features.loc[taken.index].to_numpy(dtype=float)
     size: Any = int(top) if top.isdigit() else top
-    found = learn_policy(read, x, chances, top=size, seed=seed, max_epochs=max_epochs)
-    _show(found.evaluation, "estimator")
-    summary = f"p = {found.top} actions; evaluated on {found.evaluation.settings['rows']} rows that chose nothing."
+    learned = learn_policy(bandit_log, x, chances, top=size, seed=seed, max_epochs=max_epochs)
+    _show(learned.evaluation, "estimator")
+    summary = f"p = {learned.top} actions; evaluated on {learned.evaluation.settings['rows']} rows that chose nothing."
     print(summary)
-    _write(found.evaluation, None, report, "Learned policy", summary, ESTIMATE)
-    write_table(found.predict(x, chances.loc[taken.index].to_numpy(), taken.index).frame(), output)
+    _write(learned.evaluation, None, report, "Learned policy", summary, ESTIMATE)
+    write_table(learned.predict(x, chances.loc[taken.index].to_numpy(), taken.index).frame(), output)
     print(f"policy: {output}")
 
 
@@ -174,26 +167,24 @@ def allocate(
     costs, rewards = _csv(cost), _csv(reward)
     prices: Any = costs.iloc[0] if len(costs) == 1 else costs
     chance = None if redeemed is None else _csv(redeemed)
-    found = decisions.allocate(rewards, prices, budget, redeemed=chance, overspend=overspend, integer=integer)
+    allocation = decisions.allocate(rewards, prices, budget, redeemed=chance, overspend=overspend, integer=integer)
     if draws is not None:
         paid = () if chance is None else (_like(rewards, costs), _like(rewards, chance))
-        found.spread = found.outcomes(_npy(draws), *paid)
-    certificate = found.diagnostics.iloc[0]
-    show_table(found.table["option"].value_counts().rename("customers").reset_index().astype(str), right=True)
-    summary = (
-        f"value {found.value:.6g}, spent {certificate['spent']:.6g} of {budget:.6g}, gap {certificate['gap']:.2g}; "
-    )
-    summary += f"another unit of budget would bring {certificate['multiplier']:.5g}."
+        allocation.spread = allocation.outcomes(_npy(draws), *paid)
+    certificate = allocation.diagnostics.iloc[0]
+    show_table(allocation.table["option"].value_counts().rename("customers").reset_index().astype(str), right=True)
+    summary = f"value {allocation.value:.6g}, spent {certificate['spent']:.6g} of {budget:.6g}, "
+    summary += f"gap {certificate['gap']:.2g}; another unit of budget would bring {certificate['multiplier']:.5g}."
     if overspend is not None:
         summary += f" Spending within {certificate['spending_bound']:.6g} at probability {1 - overspend:g}."
-    if found.spread is not None:
-        spread = found.spread.settings
+    if allocation.spread is not None:
+        spread = allocation.spread.settings
         summary += f" Over draws, 90 %: value {spread['value_low']:.6g} to {spread['value_high']:.6g}"
         summary += f", spent {spread['spent_low']:.6g} to {spread['spent_high']:.6g}." if chance is not None else "."
     print(summary)
-    for note in found.notes:
+    for note in allocation.notes:
         print(note)
-    _write(found, output, report, "Allocation of a budget", summary, SPENDING)
+    _write(allocation, output, report, "Allocation of a budget", summary, SPENDING)
 
 
 def _csv(path: Path) -> Any:
@@ -225,7 +216,17 @@ def _like(rewards: Any, table: Any) -> Any:
     return (table if len(table) == 1 else table.loc[rewards.index])[list(rewards.columns)].to_numpy()
 
 
+def _bandit_log(table: Any, columns: tuple[str, str, str], actions: list[str]) -> Any:
+    """Return the log in a table, from its columns of actions, rewards and propensities (several as a,b)."""
+    from fieldguide.decisions import BanditLog
+
+    action, reward, propensity = (name.split(",") for name in columns)
+    table = table.astype(dict.fromkeys(table.columns.intersection(action), str))
+    return BanditLog.read(table, action, reward, propensity, actions=actions)
+
+
 def _named(table: Any) -> Any:
+    """Return the table with strings as names of its columns."""
     return table.set_axis(table.columns.astype(str), axis=1)
 
 

@@ -44,8 +44,8 @@ def test_allocate(shop, capsys):
     reward.to_csv("reward.csv")
     pd.DataFrame([[0, 1, 2]], columns=names).to_csv("cost.csv")
     assert main(["allocate", "reward.csv", "cost.csv", "3.5", "--report", "budget.html"]) == 0
-    found = pd.read_csv("allocation.csv", index_col=0, keep_default_na=False)
-    assert found.loc["b", "option"] == "two" and found["cost"].sum() == pytest.approx(3.5)
+    allocation = pd.read_csv("allocation.csv", index_col=0, keep_default_na=False)
+    assert allocation.loc["b", "option"] == "two" and allocation["cost"].sum() == pytest.approx(3.5)
     assert "value 1.2, spent 3.5 of 3.5" in capsys.readouterr().out
     assert "What no policy within the budget can exceed." in (shop / "budget.html").read_text(encoding="utf-8")
     assert main(["allocate", "reward.csv", "cost.csv", "3.5", "--integer"]) == 0

@@ -140,25 +140,25 @@ def test_equal_gene_names_are_refused(cells):
 
 
 def test_without_a_question_there_are_no_decisions(cells, tmp_path):
-    found = compare("scvi", cells, ["elbo"], **QUICK, progress=False)
-    assert found.decisions == {} and "de_genes" not in found.table
-    page = report(found, tmp_path / "out").read_text(encoding="utf-8")
+    study = compare("scvi", cells, ["elbo"], **QUICK, progress=False)
+    assert study.decisions == {} and "de_genes" not in study.table
+    page = report(study, tmp_path / "out").read_text(encoding="utf-8")
     assert "Differential expression" not in page and not list((tmp_path / "out").glob("de_*"))
 
 
 def test_a_program_of_ones_own_can_be_compared(tmp_path):
     rng = np.random.default_rng(0)
     data = {"x": rng.normal(size=(60, 5)) @ rng.normal(size=(5, 6))}
-    found = compare_fits("ppca", data, {"one": "elbo", "ten": IWAE(10)}, max_epochs=3, draws=40, progress=False)
-    assert list(found.table.index) == ["one", "ten"] and np.isfinite(found.table["bound"]).all()
+    comparison = compare_fits("ppca", data, {"one": "elbo", "ten": IWAE(10)}, max_epochs=3, draws=40, progress=False)
+    assert list(comparison.table.index) == ["one", "ten"] and np.isfinite(comparison.table["bound"]).all()
     study = compare("ppca", data, ["elbo"], max_epochs=3, draws=40, posterior_draws=30, progress=False)
     report(study, tmp_path / "out")
     assert not (tmp_path / "out" / "results.h5ad").exists(), "a dict of arrays has no annotation to add to"
 
 
 def test_few_held_out_cells_are_evaluated_when_there_are_many(cells):
-    found = compare_fits("scvi", cells, ["elbo"], max_epochs=1, draws=30, cells=10, progress=False)
-    assert found.held_out["elbo"].n_cells == found.settings["cells"] == 10
+    comparison = compare_fits("scvi", cells, ["elbo"], max_epochs=1, draws=30, cells=10, progress=False)
+    assert comparison.held_out["elbo"].n_cells == comparison.settings["cells"] == 10
 
 
 def test_the_folder_is_complete(folder, study):
@@ -201,11 +201,11 @@ def test_the_data_with_results(folder, study, cells):
 
 
 def test_the_posterior_draws(folder, study, cells):
-    found = arviz.from_netcdf(str(folder / "posterior_elbo.nc"))
-    z = found["posterior"]["z"]
+    inference_data = arviz.from_netcdf(str(folder / "posterior_elbo.nc"))
+    z = inference_data["posterior"]["z"]
     assert z.shape == (1, 30, len(cells), 3) and len(cells) < CELLS_KEPT
     assert list(z["cell"].values) == list(cells.obs_names)
-    log_weight = found["sample_stats"]["log_weight"].values[0]
+    log_weight = inference_data["sample_stats"]["log_weight"].values[0]
     np.testing.assert_allclose(log_weight, study.posteriors["elbo"].log_weights)
 
 
@@ -215,11 +215,11 @@ class _Page(HTMLParser):
         self.links, self.ids, self.images, self.tags = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
+        attributes = dict(attrs)
         self.tags.append(tag)
-        self.links += [found[k] for k in ("href", "src") if k in found]
-        self.ids += [found["id"]] if "id" in found else []
-        self.images += [found] if tag == "img" else []
+        self.links += [attributes[k] for k in ("href", "src") if k in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.images += [attributes] if tag == "img" else []
 
 
 def test_the_page_needs_no_other_file(folder):
@@ -256,8 +256,8 @@ def test_names_from_the_data_cannot_break_the_page(cells, tmp_path):
     odd.obs["kind"] = odd.obs["bulk_labels"].astype(str).replace(names)
     odd.var_names = [f"<b>{name}" for name in odd.var_names]
     question = {"groupby": "kind", "group": names["CD19+ B"], "reference": names["Dendritic"]}
-    found = compare("scvi", odd, ["elbo"], **question, **QUICK, progress=False)
-    text = report(found, tmp_path / "out").read_text(encoding="utf-8")
+    study = compare("scvi", odd, ["elbo"], **question, **QUICK, progress=False)
+    text = report(study, tmp_path / "out").read_text(encoding="utf-8")
     assert "<script" not in text and "<b>" not in text and "&lt;script&gt;B" in text
 
 

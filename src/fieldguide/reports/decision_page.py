@@ -1,15 +1,13 @@
 """Any decision as one HTML page that needs no other file: table, diagnostics, figure, settings and what they mean."""
 
-from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
-from io import BytesIO
 
 import numpy as np
 import pandas as pd
 
 from fieldguide.decisions import Decision
-from fieldguide.reports.frame import framed
+from fieldguide.reports.frame import embedded, framed, svg_of
 
 ROWS = 50
 """Rows of a table that are shown."""
@@ -61,10 +59,7 @@ def _cell(value: object) -> str:
 def _figure(decision: Decision, title: str) -> str:
     if decision.draw is None:
         return ""
-    file = BytesIO()
-    decision.plot().savefig(file, format="svg")
-    source = b64encode(file.getvalue()).decode()
-    return f'<figure><img alt="{escape(title)}" src="data:image/svg+xml;base64,{source}"></figure>'
+    return embedded(svg_of(decision.plot()), title)
 
 
 def _listed(entries: Mapping[str, str]) -> str:

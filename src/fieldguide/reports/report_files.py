@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.inference.comparison import TIMES
-from fieldguide.reports import study_figures as figures
 from fieldguide.reports.complete_folder import MARK, complete_folder
 from fieldguide.reports.study import DEFINITIONS, Study
+from fieldguide.reports.study_figures import OF_DECISIONS, OF_FITS, svg
 from fieldguide.reports.study_page import page
 
 CELLS_KEPT = 500
@@ -48,8 +48,8 @@ def report(study: Study, path: str | Path, overwrite: bool = False) -> Path:
 def write(study: Study, folder: Path) -> None:
     """Write all files of the study into an empty folder."""
     files = _tables(study, folder) | _posteriors(study, folder) | _annotated(study, folder)
-    names = ["training", "latent", "khat", *(["fdr", "volcano"] if study.decisions else [])]
-    drawn = {name: figures.svg(getattr(figures, name), study) for name in names}
+    figures = OF_FITS | OF_DECISIONS if study.decisions else OF_FITS
+    drawn = {name: svg(draw, study) for name, draw in figures.items()}
     entry = next(iter(study.fits.values())).entry
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     html = page(study, drawn, files, getattr(entry, "cite", "").strip(), date)
@@ -82,12 +82,12 @@ def _tables(study: Study, folder: Path) -> Mapping[str, str]:
 
 def _posteriors(study: Study, folder: Path) -> Mapping[str, str]:
     """InferenceData of each fit, for arviz; of some of the cells where there are many."""
-    kept, what = np.arange(next(iter(study.posteriors.values())).n_cells), "all cells"
-    if len(kept) > CELLS_KEPT:
+    cells, what = np.arange(next(iter(study.posteriors.values())).n_cells), "all cells"
+    if len(cells) > CELLS_KEPT:
         what = f"{CELLS_KEPT} random cells"
-        kept = np.sort(np.random.default_rng(study.settings["seed"]).choice(kept, CELLS_KEPT, replace=False))
+        cells = np.sort(np.random.default_rng(study.settings["seed"]).choice(cells, CELLS_KEPT, replace=False))
     for label, posterior in study.posteriors.items():
-        posterior.to_arviz(kept).to_netcdf(str(folder / f"posterior_{label}.nc"), engine="h5netcdf")
+        posterior.to_arviz(cells).to_netcdf(str(folder / f"posterior_{label}.nc"), engine="h5netcdf")
     text = f"posterior draws of the latents of {what}, with log likelihood and log weights: arviz.from_netcdf reads it"
     return {"posterior_….nc": text}
 

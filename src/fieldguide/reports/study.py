@@ -13,6 +13,7 @@ import pandas as pd
 from fieldguide import inference
 from fieldguide.catalog.data import pbmc68k_700
 from fieldguide.decisions import Decision, UntrustworthyWeights, WeakDesign, differential_expression
+from fieldguide.decisions.cells import two_groups
 from fieldguide.inference.comparison import DEFINITIONS as OF_THE_FIT
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.three_steps import MIX
@@ -138,9 +139,9 @@ def compare(
     delta = 0.25 if delta is None else delta
     if group is not None:
         _check_question(data, groupby, group, reference)
-    found = inference.compare(entry, data, objectives, seed=seed, progress=progress, **settings)
+    comparison = inference.compare(entry, data, objectives, seed=seed, progress=progress, **settings)
     annotated = data if isinstance(data, anndata.AnnData) else None
-    study = Study(found.table, found.fits, found.held_out, found.settings, annotated)
+    study = Study(comparison.table, comparison.fits, comparison.held_out, comparison.settings, annotated)
     study.settings |= {"data": source, "posterior_draws": posterior_draws, "groupby": groupby}
     study.posteriors = {label: fit.posterior(particles=posterior_draws, seed=seed) for label, fit in study.fits.items()}
     question = {"delta": delta, "fdr": fdr, "unit": unit, "seed": seed}
@@ -151,7 +152,7 @@ def compare(
             study.decisions[label], study.warnings[label] = _decide(posterior, groupby, group, reference, question)
         study.table = _with_decisions(study)
     if mix and len(study.fits) > 1:
-        study.steps = steps = inference.three_step(found, progress=progress)
+        study.steps = steps = inference.three_step(comparison, progress=progress)
         if group is not None and steps.mixture is not None:
             posterior = steps.mixture.posterior(particles=posterior_draws, seed=seed)
             study.decisions[MIX], study.warnings[MIX] = _decide(posterior, groupby, group, reference, question)
@@ -160,8 +161,6 @@ def compare(
 
 def _check_question(data: Any, groupby: str | None, group: Any, reference: Any) -> None:
     """Raise on what the decision would refuse after minutes of fitting."""
-    from fieldguide.decisions.cells import two_groups
-
     table = data.obs if isinstance(data, anndata.AnnData) else None
     if isinstance(data, anndata.AnnData) and not data.var_names.is_unique:
         twice = data.var_names[data.var_names.duplicated()][0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fieldguide.reports.frame import svg_of
 from fieldguide.reports.study import Study
 
 OBJECTIVES = ("#2563a8", "#d9730d", "#2f8f5b", "#8a4fbf", "#c23b3b", "#0e8a93", "#8a6d1f", "#5b6470")
@@ -52,10 +53,8 @@ def svg(draw: Callable[..., Any], study: Study) -> bytes:
     """Return the figure as an SVG file; its text stays text."""
     import matplotlib
 
-    file = BytesIO()
     with matplotlib.rc_context(STYLE):
-        draw(study).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    text = file.getvalue().decode("utf-8")
+        text = svg_of(draw(study)).decode("utf-8")
     return text.replace("'DejaVu Sans'", FONTS).replace("DejaVu Sans", FONTS.replace("'", "")).encode("utf-8")
 
 
@@ -117,10 +116,10 @@ def latent(study: Study) -> Any:
 
 def khat(study: Study) -> Any:
     """Draw the histogram of k-hat over held-out cells for each objective, with the thresholds 0.5 and 0.7."""
-    found = {label: posterior.khat for label, posterior in study.held_out.items()}
+    khats = {label: posterior.khat for label, posterior in study.held_out.items()}
     bins = np.arange(-0.3, 2.0001, 0.1)
-    figure, panels = _panels(len(found), height=2.8, share=True)
-    for axes, colour, (label, values) in zip(panels, _colours(study), found.items(), strict=False):
+    figure, panels = _panels(len(khats), height=2.8, share=True)
+    for axes, colour, (label, values) in zip(panels, _colours(study), khats.items(), strict=False):
         for low, high, shade in ((-0.3, 0.5, "#e7f4ea"), (0.5, 0.7, "#fdf3d8"), (0.7, 2.0, "#fbe9e7")):
             axes.axvspan(low, high, color=shade, linewidth=0)
         axes.hist(np.clip(values, -0.25, 2.0), bins, color=colour, alpha=0.85, rwidth=0.92)
@@ -177,6 +176,11 @@ def volcano(study: Study) -> Any:
         axes.grid(axis="y")
     panels[0].set_ylabel("fold change / its posterior sd (absolute)")
     return figure
+
+
+OF_FITS = {"training": training, "latent": latent, "khat": khat}
+OF_DECISIONS = {"fdr": fdr, "volcano": volcano}
+"""The figures by name: those of every study, and those of a study with decisions."""
 
 
 def _name_genes(axes: Any, lfc: np.ndarray, certain: np.ndarray, called: np.ndarray, names: list[str]) -> None:
@@ -247,6 +251,6 @@ def _coloured(groups: pd.Series | None, n_cells: int) -> list[tuple[str, np.ndar
         return [("", np.full(n_cells, True), LABELS[0])]
     names = [str(n) for n in groups.value_counts().sort_index().sort_values(ascending=False, kind="stable").index]
     shown = names if len(names) <= len(LABELS) else names[: len(LABELS) - 1]
-    found = [(name, (groups == name).to_numpy(), colour) for name, colour in zip(shown, LABELS, strict=False)]
+    labelled = [(name, (groups == name).to_numpy(), colour) for name, colour in zip(shown, LABELS, strict=False)]
     rest = (~groups.isin(shown)).to_numpy()
-    return [*found, (f"{len(names) - len(shown)} others", rest, "#c5ccd3")] if rest.any() else found
+    return [*labelled, (f"{len(names) - len(shown)} others", rest, "#c5ccd3")] if rest.any() else labelled

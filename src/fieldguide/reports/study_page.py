@@ -1,7 +1,6 @@
 """The report as one HTML page that needs no other file: style and figures are inside it."""
 
 import platform
-from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
 from importlib.metadata import version
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fieldguide.decisions import Decision
-from fieldguide.reports.frame import framed
+from fieldguide.reports.frame import embedded, framed
 from fieldguide.reports.study import DEFINITIONS, Study
 from fieldguide.reports.study_figures import OBJECTIVES
 from fieldguide.reports.summary import COLUMNS, findings, question, shown
@@ -89,7 +88,7 @@ def page(study: Study, figures: Mapping[str, bytes], files: Mapping[str, str], c
         ("genes", "Differential expression", _genes(study, figures)),
         ("settings", "Settings and versions", _settings(study)),
         ("citation", "Citation", f"<pre>{escape(cite)}</pre>" if cite else ""),
-        ("files", "Files in this folder", _definitions({name: text for name, text in files.items()}, "file")),
+        ("files", "Files in this folder", _definitions(files, "file")),
     ]
     return framed(title, _size(study), sections, date, top=_findings(study))
 
@@ -161,11 +160,7 @@ def _figure(name: str, figures: Mapping[str, bytes]) -> str:
     if name not in figures:
         return ""
     alternative, caption = CAPTIONS[name]
-    source = b64encode(figures[name]).decode("ascii")
-    return (
-        f'<figure><img alt="{escape(alternative)}" src="data:image/svg+xml;base64,{source}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    return embedded(figures[name], alternative, caption)
 
 
 def _genes(study: Study, figures: Mapping[str, bytes]) -> str:
@@ -192,20 +187,20 @@ def _gene_table(decision: Decision, file: str) -> str:
     table = decision.table.loc[decision.table["is_de"]]
     columns = [name for name in TABLE if name in table]
     head = "".join(f'<th title="{escape(TABLE[n][2])}">{escape(TABLE[n][0])}</th>' for n in columns)
-    found = []
+    tables = []
     for up, where in ((True, decision.settings["group"]), (False, decision.settings["reference"])):
         part = table.loc[(table["lfc"] > 0) == up]
         rows = "".join(
             f"<tr><td>{escape(str(gene))}</td>" + "".join(f"<td>{TABLE[n][1].format(row[n])}</td>" for n in columns)
             for gene, row in part.head(LISTED).iterrows()
         )
-        found.append(
+        tables.append(
             f"<h3>Higher in {escape(str(where))}: {len(part)} genes</h3>"
             f'<div class="scroll"><table><thead><tr><th>gene</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         )
     meanings = {TABLE[n][0]: TABLE[n][2] for n in columns}
     key = _definitions(meanings, file.removesuffix(".csv").replace(" ", "-"))
-    return "".join(found) + (
+    return "".join(tables) + (
         f"<p>All genes are in <code>{escape(file)}</code>.</p><details><summary>What the columns mean</summary>{key}"
         "</details>"
     )

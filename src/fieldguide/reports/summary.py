@@ -50,9 +50,9 @@ def question(study: Study) -> str:
 
 def findings(study: Study) -> list[tuple[str, str]]:
     """Return (topic, sentence) of what the numbers say, and of what they do not allow to say."""
-    found = [("Fit", _on_bounds(study.table)), ("Trust", _on_weights(study))]
-    found += [("Proposals", _on_proposals(study.steps))] if study.steps is not None else []
-    return [*found, ("Genes", _on_genes(study))] if study.decisions else found
+    sentences = [("Fit", _on_bounds(study.table)), ("Trust", _on_weights(study))]
+    sentences += [("Proposals", _on_proposals(study.steps))] if study.steps is not None else []
+    return [*sentences, ("Genes", _on_genes(study))] if study.decisions else sentences
 
 
 def _on_bounds(table: pd.DataFrame) -> str:

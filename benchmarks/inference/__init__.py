@@ -1,0 +1,1 @@
+"""What an objective, a constraint or a mixture of guides buys, and what it costs."""

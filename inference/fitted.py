@@ -73,7 +73,7 @@ class Fit:
     """
 
     program: Program
-    entry: Entry
+    entry: Any
     schema: FittedSchema | None
     objective: Objective
     arguments: dict[str, Any]
@@ -86,6 +86,9 @@ class Fit:
     constraints: tuple[Constraint, ...] = ()
     annotation: Any = None
     restarts: pd.DataFrame | None = None
+
+    def __post_init__(self) -> None:
+        self.entry: Entry = as_entry(self.entry)
 
     @property
     def name(self) -> str:

@@ -88,7 +88,7 @@ class Fit:
     restarts: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
-        self.entry: Entry = as_entry(self.entry)
+        self.entry = as_entry(self.entry)
 
     @property
     def name(self) -> str:

@@ -48,7 +48,7 @@ class Settings:
         unknown = sorted(set(given) - {f.name for f in fields(cls)})
         if unknown:
             raise TypeError(
-                f"there is no setting '{unknown[0]}'; a training has {', '.join(f.name for f in fields(cls))}"
+                f"unexpected keyword argument '{unknown[0]}': the settings of a training are {', '.join(f.name for f in fields(cls))}"
             )
         asked = {name: value for name, value in given.items() if value is not None or name == "early_stopping"}
         own = {name: value for name, value in vars(defaults).items() if value is not None and name != "validation"}

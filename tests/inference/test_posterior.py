@@ -96,7 +96,7 @@ def test_resampled_draws_have_the_posterior_moments():
         found.draw("z", 401, resample=False)
     with pytest.raises(KeyError, match="no site 'w'; there are z"):
         found.draw("w")
-    with pytest.raises(ValueError, match="'snis' or 'plugin'"):
+    with pytest.raises(ValueError, match="one of snis, plugin"):
         found.expect(lambda v: v["z"], estimator="mean")
 
 

@@ -53,7 +53,7 @@ def sparse():
     source = SparseCounts(1_200, 200, n_types=2, n_batches=1, zeros=0.85, seed=3)
     counts, types, _ = (np.concatenate([np.asarray(b.toarray() if i == 0 else b) for b in part])
                         for i, part in enumerate(zip(*source.blocks(), strict=True)))  # fmt: skip
-    far_types, _, mean = source._cells(np.random.default_rng(9), source.truth, 15_000)
+    far_types, _, mean = source.draw_cells(np.random.default_rng(9), source.truth, 15_000)
     rho = mean / mean.sum(1, keepdims=True)
     lfc = np.log2(rho[far_types == 1].mean(0) / rho[far_types == 0].mean(0))
     seen = counts.sum(0) > 0

@@ -6,7 +6,7 @@ import torch
 
 from fieldguide.catalog import sample_under
 from fieldguide.catalog.data.factor_graphs import factor_graph_sim
-from fieldguide.decisions import causal_graph
+from fieldguide.decisions import causal_graph, graph_ensemble, interventional_scores
 from fieldguide.inference import fit
 
 D, N = 5, 60_000
@@ -127,5 +127,9 @@ def test_what_cannot_be_drawn(world):
     with pytest.raises(TypeError, match="tolerance"):
         sample_under(fitted, [], n=2, tolerance=1e-3)
     other = fit("ppca", {"x": world.data.X}, n_latent=1, max_epochs=1, progress=False)
-    with pytest.raises(TypeError, match="PPCA has no causal graph"):
+    with pytest.raises(TypeError, match=r"PPCA has no causal graph .* needs a method simulate\(noise, targets, held\)"):
         sample_under(other, [])
+    with pytest.raises(TypeError, match=r"PPCA has no graph: it needs a method edge_weights\(\)"):
+        graph_ensemble([other])
+    with pytest.raises(TypeError, match=r"it needs a method one_step\(batch\)"):
+        interventional_scores(other)

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.graphs.program import graph_program, known_genes
+from fieldguide.decisions.graphs.program import GraphProgram, graph_program, known_genes
 from fieldguide.inference.data.interventions import CONTROL, NONE
 
 BATCH = 1024
@@ -44,7 +44,7 @@ def interventional_scores(fitted: Any, data: Any = None) -> Decision:
     TypeError
         If the program does not predict genes from the others.
     """
-    program = graph_program(fitted, "one_step")
+    program: GraphProgram = graph_program(fitted, "one_step")
     dataset = fitted.read(data)
     fitted.program.eval()
     parts = []

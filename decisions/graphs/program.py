@@ -1,7 +1,7 @@
 """What the decisions on graphs ask of a fitted program, and of its data: its methods, and the names of its genes."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ SAID = {
 """By method: what a program without it lacks, and how the method is called."""
 
 
+@runtime_checkable
 class GraphProgram(Protocol):
     """A program with a causal graph of d genes: what its decisions call, each of them some of this.
 
@@ -57,8 +58,8 @@ class GraphProgram(Protocol):
         ...
 
 
-def graph_program(fitted: Any, method: str) -> GraphProgram:
-    """Return the program of a fit, which must have one method of a `GraphProgram`.
+def graph_program(fitted: Any, method: str) -> Any:
+    """Return the program of a fit, which must have one method of a `GraphProgram` (it need not have all).
 
     Raises
     ------
@@ -69,7 +70,7 @@ def graph_program(fitted: Any, method: str) -> GraphProgram:
     if not callable(getattr(program, method, None)):
         lacks, call = SAID[method]
         raise TypeError(f"{type(program).__name__} {lacks}: it needs a method {call}")
-    return cast(GraphProgram, program)
+    return program
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def read_edges(source: Any, genes: Any = None) -> Edges:
     """Return the probabilities of edges that a source of `fieldguide.decisions.causal_graph` says."""
     settled = None
     if hasattr(source, "program"):
-        program = graph_program(source, "edge_weights")
+        program: GraphProgram = graph_program(source, "edge_weights")
         genes = known_genes(source) if genes is None else genes
         settled = getattr(program, "settled_edges", lambda: None)()
         source = getattr(program, "edge_probabilities", program.edge_weights)()

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.graphs.program import gene_names, graph_program
+from fieldguide.decisions.graphs.program import GraphProgram, gene_names, graph_program
 from fieldguide.inference.data.interventions import NONE
 from fieldguide.inference.fitted import Fit
 
@@ -58,7 +58,7 @@ def sample_under(
     ConvergenceError
         If there is no steady state within the tolerance.
     """
-    program = graph_program(fitted, "simulate")
+    program: GraphProgram = graph_program(fitted, "simulate")
     names = gene_names(fitted)
     place = {name: i for i, name in enumerate(names)}
     targets = [targets] if isinstance(targets, str) else list(targets)

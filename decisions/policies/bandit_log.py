@@ -7,11 +7,32 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.messages import named, refuse
+from fieldguide.decisions.policies.policy import Policy, labels
+from fieldguide.decisions.policies.slates import DESIGNS, coefficients
+from fieldguide.inference.checked import one_of
 
-DESIGNS = ("iid", "plackett_luce")
+
+@dataclass(frozen=True)
+class Within:
+    """The logged items as items of some candidates.
+
+    Attributes
+    ----------
+    place : int64 [n, l]
+        Where each logged action stands among the candidates; -1 where it is none.
+    share : float64 [n, l]
+        What each item counts for under the design, so that the mean over a slate of share times policy times reward is
+        its value: ``1 / rho`` for independent draws (see `fieldguide.decisions.policies.slates`).
+    reward : float64 [n, l]
+    """
+
+    place: np.ndarray
+    share: np.ndarray
+    reward: np.ndarray
 
 
 @dataclass
@@ -98,7 +119,7 @@ class BanditLog:
         design: str = "iid",
     ) -> "BanditLog":
         """Return the log of arrays [n] or [n, l], with codes of actions; see `read`."""
-        names = pd.RangeIndex(actions) if isinstance(actions, int) else pd.Index(actions)
+        names = labels(actions)
         codes, gained, chance = (_wide(v, t) for v, t in ((action, np.int64), (reward, float), (propensity, float)))
         if not codes.size:
             raise ValueError("the log is empty")
@@ -106,15 +127,14 @@ class BanditLog:
             raise ValueError(
                 f"action {codes.shape}, reward {gained.shape} and propensity {chance.shape} differ in shape"
             )
-        index = pd.RangeIndex(len(codes)) if rows is None else pd.Index(rows)
-        if design not in DESIGNS:
-            raise ValueError(f"design must be one of {', '.join(DESIGNS)}, not {design!r}")
+        index = labels(len(codes) if rows is None else rows)
+        one_of("design", design, DESIGNS)
         if not names.is_unique:
             raise ValueError(f"action {names[names.duplicated()][0]!r} is there more than once")
 
         def place(what: str):
-            item = lambda column: f" (item {column})" if codes.shape[1] > 1 else ""  # noqa: E731
-            return lambda row, column: f"{what} of row {named(index, row)}{item(column)}"
+            item = " (item {})" if codes.shape[1] > 1 else ""
+            return lambda row, column: f"{what} of row {named(index, row)}{item.format(column)}"
 
         refuse((codes < 0) | (codes >= len(names)), codes, place("action"), f", not one of {len(names)}")
         refuse(~np.isfinite(gained), gained, place("reward"), ", not a number")
@@ -136,6 +156,11 @@ class BanditLog:
     def __len__(self) -> int:
         return len(self.action)
 
+    def within(self, candidates: Policy) -> Within:
+        """Return the logged items among the candidates of each context (`Policy.top` of the logging policy)."""
+        shares = coefficients(torch.tensor(np.log(self.propensity)), self.design) * self.action.shape[1]
+        return Within(candidates.place(self.action), shares.numpy(), self.reward)
+
     def take(self, rows: ArrayLike) -> "BanditLog":
         """Return the log of some rows (numbers, or true and false)."""
         at = np.asarray(rows)
@@ -145,5 +170,5 @@ class BanditLog:
 
 
 def _wide(values: ArrayLike, kind) -> np.ndarray:
-    found = np.asarray(values, dtype=kind)
-    return found[:, None] if found.ndim == 1 else found
+    table = np.asarray(values, dtype=kind)
+    return table[:, None] if table.ndim == 1 else table

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from fieldguide.catalog.declare import get
 from fieldguide.decisions import BanditLog, Decision, NoSupport, evaluate_policy
 from fieldguide.decisions.decision import caution
-from fieldguide.decisions.policies.policy import Policy, labels, rank_quantile
+from fieldguide.decisions.policies.bandit_log import Within
+from fieldguide.decisions.policies.policy import Policy, labels
 from fieldguide.inference import Fit, OffPolicyValue, fit
 
 QUANTILES = (0.5, 0.8, 0.9, 0.95)
@@ -43,8 +43,8 @@ def policy_data(context: ArrayLike, logging: Policy, log: BanditLog | None = Non
     data.obsm["candidates"] = logging.codes
     data.obsm["log_propensity"] = np.log(np.maximum(logging.probability, 1e-30)).astype(np.float32)
     if log is not None:
-        items = log.within(logging)
-        data.obsm["position"], data.obsm["reward"], data.obsm["weight"] = items.place, items.reward, items.share
+        within = log.within(logging)
+        data.obsm["position"], data.obsm["reward"], data.obsm["weight"] = within.place, log.reward, within.share
     return data
 
 
@@ -143,7 +143,7 @@ def fit_self_normalised(
         raise ValueError(f"rounds must be at least 1, not {rounds}")
     base, rows, previous, translation = objective or OffPolicyValue(), [], None, 0.0
     for _ in range(rounds):
-        fitted = fit(get("poxm"), data, objective=replace(base, translation=translation), **settings)
+        fitted = fit("poxm", data, objective=replace(base, translation=translation), **settings)
         value, weight = _logged(fitted)
         rows.append({"translation": translation, "value": value, "mean_weight": weight})
         if not 0.5 <= weight <= 2:
@@ -229,44 +229,27 @@ def learn_policy(
     x = np.asarray(context) if not hasattr(context, "tocsr") else context
     if np.shape(x)[0] != len(log):
         raise ValueError(f"context has {np.shape(x)[0]} rows, the log {len(log)}")
-    whole = _Part(x, log, Policy.read(logging, log.actions, log.rows, "logging", whole=False))
+    whole = log.within(Policy.read(logging, log.actions, log.rows, "logging", whole=False))
     train, choosing, judging = _parts(len(log), held_out, top == "auto", seed)
     arguments = {"n_actions": len(log.actions), "validation": 0.0, "early_stopping": None, "progress": False}
     arguments |= {"seed": seed} | settings
-    fits, rows = {}, []
-    for p in _sizes(whole.take(train), top):
-        fits[p] = _fitted(whole.take(train).top(p), objective, self_normalise, arguments)
+    fits, rows, learning = {}, [], whole.take(train)
+    for p in _sizes(learning, top):
+        fits[p] = _fitted(x[train], learning.top(p), objective, self_normalise, arguments)
         rows.append({"top": p, "translation": getattr(fits[p].objective, "translation", np.nan)})
         if len(choosing):
-            chosen = _judged(fits[p], whole.take(choosing).top(p), [estimator], level, seed)
-            rows[-1] |= chosen.table.loc[estimator].to_dict()
+            value = _judged(fits[p], x[choosing], whole.take(choosing).top(p), [estimator], level, seed)
+            rows[-1] |= value.table.loc[estimator].to_dict()
     best = max(rows, key=lambda row: row["low"])["top"] if len(choosing) else rows[0]["top"]
-    evaluation = _judged(fits[best], whole.take(judging).top(best), None, level, seed)
+    evaluation = _judged(fits[best], x[judging], whole.take(judging).top(best), None, level, seed)
     trained_on = log.rows[np.sort(np.concatenate([train, choosing]))]
     return LearnedPolicy(fits[best], best, pd.DataFrame(rows).set_index("top"), evaluation, log.actions, trained_on)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some contexts, what was logged in them, and the logging policy there."""
-
-    context: Any
-    log: BanditLog
-    logging: Policy
-
-    def take(self, rows: np.ndarray) -> "_Part":
-        log = self.log.take(rows)
-        return _Part(self.context[rows], log, self.logging.aligned(log.actions, log.rows, "logging"))
-
-    def top(self, p: int) -> "_Part":
-        """The same with the p best actions of the logging policy as candidates."""
-        return replace(self, logging=self.logging.top(p))
-
-
-def _fitted(part: _Part, objective: OffPolicyValue | None, self_normalise: bool, arguments: dict[str, Any]) -> Fit:
+def _fitted(x: Any, part: Within, objective: OffPolicyValue | None, self_normalise: bool, arguments: dict) -> Fit:
     """A policy among the candidates, learnt from a part of the log; warns where they hold too little of it."""
-    data, p = policy_data(part.context, part.logging, part.log), part.logging.probability.shape[1]
-    mass = float(part.logging.probability.sum(1).mean())
+    data, probability = policy_data(x, part.candidates, part.log), part.candidates.probability
+    p, mass = probability.shape[1], float(probability.sum(1).mean())
     rewarded = int(((data.obsm["reward"] > 0) & (data.obsm["position"] >= 0)).sum())
     if mass < 0.1:
         caution(f"the {p} candidates hold {mass:.0%} of the logging policy: most of the log says nothing", NoSupport)
@@ -274,12 +257,12 @@ def _fitted(part: _Part, objective: OffPolicyValue | None, self_normalise: bool,
         caution(f"{rewarded} rewarded items of the log are among the {p} candidates: too few to learn from", NoSupport)
     if self_normalise:
         return fit_self_normalised(data, objective, **arguments)[0]
-    return fit(get("poxm"), data, objective=objective, **arguments)
+    return fit("poxm", data, objective=objective, **arguments)
 
 
-def _judged(fitted: Fit, part: _Part, estimators: Sequence[str] | None, level: float, seed: int) -> Decision:
+def _judged(fitted: Fit, x: Any, part: Within, estimators: Sequence[str] | None, level: float, seed: int) -> Decision:
     """What a policy is worth by a part of the log."""
-    policy = policy_of(fitted, part.context, part.logging)
+    policy = policy_of(fitted, x, part.candidates)
     return evaluate_policy(part.log, policy, estimators=estimators, level=level, seed=seed)
 
 
@@ -295,14 +278,12 @@ def _parts(n: int, held_out: float, choose: bool, seed: int) -> tuple[np.ndarray
     return np.sort(order[len(out) :]), np.sort(out[:half]), np.sort(out[half:])
 
 
-def _sizes(part: _Part, top: int | str) -> list[int]:
+def _sizes(part: Within, top: int | str) -> list[int]:
     """Sizes of the selected set to try."""
     if isinstance(top, int):
         return [top]
-    if top != "auto" and not (top.startswith("q") and top[1:].replace(".", "", 1).isdigit()):
+    if top == "auto":
+        return sorted({part.covering(share) for share in QUANTILES})
+    if not (top.startswith("q") and top[1:].replace(".", "", 1).isdigit()):
         raise ValueError(f"top must be a number, 'auto' or a quantile such as 'q0.9', not {top!r}")
-    width, length = part.logging.probability.shape[1], part.log.action.shape[1]
-    items = part.log.within(part.logging.top(width))
-    ranks = np.where(items.place < 0, width, items.place + 1)
-    shares = QUANTILES if top == "auto" else (float(top[1:]),)
-    return sorted({min(rank_quantile(ranks, items.reward, share, length), width) for share in shares})
+    return [part.covering(float(top[1:]))]

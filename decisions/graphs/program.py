@@ -10,26 +10,18 @@ from torch import Tensor
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.program import Batch
 
-SAID = {
-    "edge_weights": ("has no graph", "edge_weights()"),
-    "one_step": ("does not predict genes from others", "one_step(batch)"),
-    "simulate": ("has no causal graph to draw cells from", "simulate(noise, targets, held)"),
+LACKING = {
+    "edge_weights": "has no graph: it needs a method edge_weights()",
+    "one_step": "does not predict genes from others: it needs a method one_step(batch)",
+    "simulate": "has no causal graph to draw cells from: it needs a method simulate(noise, targets, held)",
 }
-"""By method: what a program without it lacks, and how the method is called."""
 
 
 @runtime_checkable
 class GraphProgram(Protocol):
-    """A program with a causal graph of d genes: what its decisions call, each of them some of this.
+    """A program with a causal graph of d genes: what the decisions on it call, each of them some of this.
 
-    `fieldguide.decisions.causal_graph` calls ``edge_weights`` and, where there are any, ``edge_probabilities`` and
-    ``settled_edges``; `fieldguide.decisions.interventional_scores`, ``one_step``; `fieldguide.decisions.sample_under`,
-    ``simulate``, and it reads ``interventions`` where there is one.
-
-    Attributes
-    ----------
-    interventions : {"perfect", "imperfect"}
-        Imperfect ones force no value on a gene; perfect where the program does not say.
+    ``interventions`` is "perfect" where a program does not say; "imperfect" ones force no value on a gene.
     """
 
     interventions: str
@@ -39,11 +31,11 @@ class GraphProgram(Protocol):
         ...
 
     def edge_probabilities(self) -> Tensor | tuple[Tensor, Tensor]:
-        """Return what to report as probabilities; by default `edge_weights`."""
+        """Return what to report as probabilities; `edge_weights` where a program does not say."""
         ...
 
     def settled_edges(self) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
-        """Return the edges that the program predicts with, bool, or None where they are not settled (the default)."""
+        """Return the edges that the program predicts with, bool; None (or no such method) where none are settled."""
         ...
 
     def one_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,32 +51,18 @@ class GraphProgram(Protocol):
 
 
 def graph_program(fitted: Any, method: str) -> Any:
-    """Return the program of a fit, which must have one method of a `GraphProgram` (it need not have all).
-
-    Raises
-    ------
-    TypeError
-        Naming the method that is missing.
-    """
+    """Return the program of a fit, which must have one method of a `GraphProgram`; raises TypeError, naming it."""
     program = fitted.program
     if not callable(getattr(program, method, None)):
-        lacks, call = SAID[method]
-        raise TypeError(f"{type(program).__name__} {lacks}: it needs a method {call}")
+        raise TypeError(f"{type(program).__name__} {LACKING[method]}")
     return program
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Checked probabilities of edges.
+    """Checked probabilities of edges, as a table [d, d] (row to column) or a pair [d, m] (gene to factor, and back).
 
-    Attributes
-    ----------
-    table : float64 [d, d], or pair of [d, m]
-        Between genes (row to column), or of the edges gene -> factor and factor -> gene.
-    settled : bool arrays of the same form, or None
-        The edges that the program of a fit predicts with.
-    genes : sequence or None
-        Names.
+    ``settled`` are the edges that the program of a fit predicts with, in that form; ``genes`` names; or None.
     """
 
     table: np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -103,9 +81,8 @@ def read_edges(source: Any, genes: Any = None) -> Edges:
     if isinstance(source, tuple):
         into, out_of = (_probabilities(part) for part in source)
         if into.shape != out_of.shape:
-            raise ValueError(
-                f"weights into and out of factors must both be [d, m], not {into.shape} and {out_of.shape}"
-            )
+            shapes = f"{into.shape} and {out_of.shape}"
+            raise ValueError(f"weights into and out of factors must both be [d, m], not {shapes}")
         return Edges((into, out_of), settled, genes)
     genes = source.index if isinstance(source, pd.DataFrame) and genes is None else genes
     table = _probabilities(source)

@@ -11,9 +11,9 @@ from fieldguide.decisions.decision import Decision, caution
 from fieldguide.decisions.messages import named
 from fieldguide.decisions.policies.action_embedding import Embedding
 from fieldguide.decisions.policies.bandit_log import BanditLog
-from fieldguide.decisions.policies.estimators import DM, ESTIMATORS, IPS, MIPS, SIS, Feedback, ratio
+from fieldguide.decisions.policies.estimators import DM, ESTIMATORS, IPS, MIPS, SIS, Feedback
 from fieldguide.decisions.policies.figures import estimates
-from fieldguide.decisions.policies.intervals import intervals, standard_error, weight_diagnostics
+from fieldguide.decisions.policies.intervals import compared
 from fieldguide.decisions.policies.policy import Policy, read_table
 
 
@@ -104,18 +104,15 @@ def evaluate_policy(
         embedding = Embedding.of_categories(embedding, log)
     candidates = None if top is None else rho.top(top)
     q = None if reward_model is None else read_table(reward_model, log.actions, log.rows, "reward_model")
+    masses = None if candidates is None else pi.among(candidates).probability.sum(1)
+    unsupported = _unsupported(pi, rho, log)
     feedback = _feedback(log, pi, rho, embedding, candidates, q)
     chosen = _chosen(estimators, feedback)
-    table = _estimates(chosen, feedback, level, interval, resamples, seed)
-    diagnostics = pd.DataFrame.from_dict(
-        {n: weight_diagnostics(e, feedback) for n, e in chosen.items()}, orient="index"
-    )
-    diagnostics = diagnostics.rename_axis("estimator")
-    diagnostics["unsupported"] = unsupported = _unsupported(pi, rho, log)
+    table, diagnostics = compared(chosen, feedback, level, interval, resamples, seed)
+    diagnostics["unsupported"] = unsupported
     if embedding is not None:
         marginal = [name for name, e in chosen.items() if isinstance(e, MIPS)]
         diagnostics.loc[marginal, "unsupported"] = embedding.unseen(pi)
-    masses = None if candidates is None else pi.among(candidates).probability.sum(1)
     diagnostics["set_mass"] = np.nan if masses is None else float(masses.mean())
     _warn(pi, log, diagnostics, unsupported, 0 if masses is None else int((masses == 0).sum()))
     items = log.action.shape[1]
@@ -168,22 +165,6 @@ def _feedback(
         if q is not None:
             feedback.direct_inside = torch.tensor(selected.total(q) / np.maximum(mass, 1e-300))
     return feedback
-
-
-def _estimates(
-    chosen: dict[str, IPS | DM], feedback: Feedback, level: float, interval: str, resamples: int, seed: int
-) -> pd.DataFrame:
-    """Value, standard error and interval of every estimator, the log's own mean reward first."""
-    terms = {"logging": (feedback.reward.mean(1), None)} | {name: e.terms(feedback) for name, e in chosen.items()}
-    ends = intervals(list(terms.values()), level, interval, resamples=resamples, seed=seed)
-    rows = [
-        {"value": ratio(top, bottom), "se": standard_error(top, bottom), "low": low, "high": high}
-        for (top, bottom), (low, high) in zip(terms.values(), ends, strict=True)
-    ]
-    table = pd.DataFrame(rows, index=pd.Index(list(terms), name="estimator"))
-    own = table.loc["logging", "value"]
-    table["over_logging"] = table["value"] / own if own else np.nan
-    return table
 
 
 def _unsupported(pi: Policy, rho: Policy | None, log: BanditLog) -> float:

@@ -1,14 +1,15 @@
 """How far an off-policy estimate can be trusted: standard errors, intervals, and what the weights look like."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 from statistics import NormalDist
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.policies.estimators import DM, IPS, Feedback
+from fieldguide.decisions.policies.estimators import DM, IPS, Feedback, ratio
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.weights.psis import khat_limit, pareto_k
 
@@ -17,6 +18,26 @@ FEW = 10
 """Different values among the largest tenth of the weights below which they are no tail."""
 BLOCK = 2**24
 """Numbers of resampled counts that are held at once."""
+
+
+def compared(
+    estimators: Mapping[str, IPS | DM], feedback: Feedback, level: float, interval: str, resamples: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return value, standard error and interval of each estimator, and its `weight_diagnostics`: a row for each.
+
+    The first row of the values is the mean reward of the log itself.
+    """
+    terms = {"logging": (feedback.reward.mean(1), None)} | {n: e.terms(feedback) for n, e in estimators.items()}
+    ends = intervals(list(terms.values()), level, interval, resamples=resamples, seed=seed)
+    rows = [
+        {"value": ratio(top, bottom), "se": standard_error(top, bottom), "low": low, "high": high}
+        for (top, bottom), (low, high) in zip(terms.values(), ends, strict=True)
+    ]
+    table = pd.DataFrame(rows, index=pd.Index(list(terms), name="estimator"))
+    own = table.loc["logging", "value"]
+    table["over_logging"] = table["value"] / own if own else np.nan
+    weights = {name: weight_diagnostics(e, feedback) for name, e in estimators.items()}
+    return table, pd.DataFrame.from_dict(weights, orient="index").rename_axis("estimator")
 
 
 def influences(top: Tensor, bottom: Tensor | None) -> Tensor:

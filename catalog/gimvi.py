@@ -274,7 +274,7 @@ class GIMVI(Program):
 
     # ---- guide --------------------------------------------------------------------------------------------
     def guide(self, batch: Batch) -> None:
-        latent, features = self.has_latent_library(batch), self.features_of(batch)
+        latent, features = self.has_latent_library(batch), self.seen(batch)
         with self.cells(batch):
             pyro.sample("z", self.encode(features, batch))
             if latent is not None:
@@ -293,7 +293,7 @@ class GIMVI(Program):
         loc, log_scale = self.encoder_z(self.encoder_shared(hidden)).chunk(2, -1)
         return dist.Normal(loc, bounded_exp(log_scale, -8, 8, 1e-3)).to_event(1)
 
-    def features_of(self, batch: Batch) -> Tensor:
+    def seen(self, batch: Batch) -> Tensor:
         """What the guide sees of the counts, [B, G]; zero for genes that it does not read, or not this time."""
         modality = batch["modality"]
         mask = self.mask(batch) * self.read[modality]
@@ -321,7 +321,7 @@ class GIMVI(Program):
             losses = add_term(losses, prior, "theta")
         if self.mixing == "none":
             return losses
-        z = self.encode(self.features_of(batch), batch).rsample()
+        z = self.encode(self.seen(batch), batch).rsample()
         if self.mixing == "mmd":
             distance = mmd(multiquadric_gram(z), modality, self.n_modality).to(z.dtype)
             return add_term(by_group(losses), self.kappa * distance, "phi")

@@ -136,7 +136,15 @@ class BanditLog:
         return len(self.action)
 
     def within(self, candidates: Policy) -> "Within":
-        """Return the log beside the candidates of each context (those of the logging policy, by `Policy.top`)."""
+        """Return the log beside the candidates of each context (those of the logging policy, by `Policy.top`).
+
+        Examples
+        --------
+        >>> log = BanditLog.of([1, 0], [1, 0], [0.25, 0.5], actions=3)
+        >>> within = log.within(Policy.read([0.5, 0.25, 0.25], 3, 2).top(1))
+        >>> within.place.tolist(), within.share.round(6).tolist()
+        ([[-1], [0]], [[4.0], [2.0]])
+        """
         return Within(self, candidates)
 
     def take(self, rows: ArrayLike) -> "BanditLog":

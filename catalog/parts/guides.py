@@ -153,7 +153,13 @@ class SeluEncoder(nn.Module):
     """Like `Encoder`, by two layers, each linear - SELU with dropout between them; a body may come before them."""
 
     def __init__(
-        self, n_in: int, n_out: int, n_hidden: int, dropout=0.0, guide="mean_field", body: nn.Module | None = None
+        self,
+        n_in: int,
+        n_out: int,
+        n_hidden: int,
+        dropout: float = 0.0,
+        guide: str = "mean_field",
+        body: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(

@@ -10,7 +10,7 @@ from fieldguide.catalog.declare import Entry, citation, entries, entry, get
 from fieldguide.catalog.procedures.edge_strengths import contractive_view, edge_strengths
 from fieldguide.catalog.procedures.policies import LearnedPolicy, fit_self_normalised, learn_policy, policy_data
 from fieldguide.catalog.procedures.responses import response, response_draws, response_ensemble
-from fieldguide.decisions.graphs.simulated_interventions import sample_under
+from fieldguide.decisions import sample_under
 
 __all__ = [
     "Entry",

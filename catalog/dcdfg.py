@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -10,31 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fieldguide.catalog.declare import entry
-from fieldguide.catalog.parts.edge_masks import GumbelOneHot, softmax
+from fieldguide.catalog.parts.edge_masks import GumbelOneHot
 from fieldguide.catalog.parts.observational_moments import unforced
-from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part
-from fieldguide.inference import (
-    ELBO,
-    Acyclicity,
-    AugmentedLagrangian,
-    Constraint,
-    EdgeCount,
-    Matrix,
-    Penalty,
-    Program,
-    Schema,
-    Targets,
-    intervention_mask,
-)
+from fieldguide.catalog.parts.settling_graph import SettlingGraph
+from fieldguide.inference import ELBO, Acyclicity, AugmentedLagrangian, Constraint, EdgeCount, Matrix, Penalty, Schema
 from fieldguide.inference.checked import one_of
+from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
-
-SPEED = 2.0
-"""How much faster logits of masks move than other parameters, at the one learning rate there is."""
-SURE = 1e4
-"""Logit of what is settled."""
-DOUBT = 1.0
-"""Largest logit of an edge against none, of either sign, after the order is fixed."""
 
 
 @entry(
@@ -57,7 +38,7 @@ DOUBT = 1.0
   year = {2022}
 }""",
 )
-class DCDFG(Program):
+class DCDFG(SettlingGraph):
     r"""Structural equations of d genes with a mask over edges.
 
     For each cell with expression x [d], of which the genes I were intervened on, and for m factors f::
@@ -106,12 +87,7 @@ class DCDFG(Program):
     latent = "expected"
     centre: Tensor
     spread: Tensor
-    settled: Tensor
-    kept: Tensor
-    doubt: Tensor
-    allowed: Tensor
     w1: Tensor
-    against: Tensor
 
     def __init__(
         self,
@@ -125,7 +101,6 @@ class DCDFG(Program):
         order: float = 0.55,
         settle: float = 0.8,
     ) -> None:
-        super().__init__()
         one_of("mechanism", mechanism, ("mlp", "linear"))
         one_of("interventions", interventions, ("perfect", "imperfect"))
         if n_features < 2:
@@ -134,15 +109,9 @@ class DCDFG(Program):
             raise ValueError("rank and masks must be at least 1, or None")
         if prior is not None and (masks is None or not 0 < prior < 1):
             raise ValueError("prior must be a probability in (0, 1), and needs masks that cells share (masks=1, say)")
-        if not 0 < settle <= 1:
-            raise ValueError(f"settle must be a share in (0, 1], not {settle}")
-        if not 0 < order <= 1:
-            raise ValueError(f"order must be a share in (0, 1], not {order}")
-        self.rank, self.mechanism, self.interventions = rank, mechanism, interventions
-        self.masks, self.prior, self.order, self.settle = masks, prior, order, settle
-        m, choices = (n_features, 2) if rank is None else (rank, 3)
-        self.shape = (n_features, m, choices)
-        self.guide_logits = nn.Parameter(torch.zeros(self.shape))
+        super().__init__(n_features, rank, order, settle)
+        self.mechanism, self.interventions, self.masks, self.prior = mechanism, interventions, masks, prior
+        m = self.shape[1]
         if mechanism == "mlp":
             gain = (2 / (1 + 0.01**2)) ** 0.5
             for name, shape in {"w1": (n_hidden, n_features), "w2": (n_hidden, n_hidden), "w3": (1, n_hidden)}.items():
@@ -160,122 +129,22 @@ class DCDFG(Program):
             self.own_log_variance = nn.Parameter(torch.zeros(n_features))
         self.register_buffer("centre", torch.zeros(n_features))
         self.register_buffer("spread", torch.ones(n_features))
-        self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("kept", torch.zeros(self.shape))
-        self.register_buffer("doubt", torch.zeros(self.shape))
-        self.register_buffer("allowed", torch.ones(self.shape, dtype=torch.bool))
-        self.register_buffer("against", torch.full((2,), -1))  # what `left_out` said when the order was fixed
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Centre and scale each gene by the cells in which it was not intervened on."""
-        seen = unforced(batches, self.intervened)
-        self.centre.copy_(seen.centre)
-        self.spread.copy_(seen.spread)
-        self._said = seen.remarks
+        moments = unforced(batches, self.intervened)
+        self.centre.copy_(moments.centre)
+        self.spread.copy_(moments.spread)
+        self._said = moments.remarks
 
     def remarks(self) -> list[str]:
-        said: list[str] = list(getattr(self, "_said", ()))
-        if self.settle < 1 and not self.settled:
-            said.append(
-                "the training ended before the graph was settled: its mechanisms were trained under random masks"
-            )
-        left_out, wanted = self.left_out()
-        if left_out:
-            said.append(
-                f"acyclicity was not reached: of {wanted} edges of probability 1/2 or more, {left_out} would close a "
-                "cycle, the least probable ones, and are left out of the graph; more epochs may reach it"
-            )
-        return said
+        return [*getattr(self, "_said", ()), *super().remarks()]
 
     def intervened(self, batch: Batch) -> Tensor:
         """Return which genes were intervened on, bool [B, d]."""
         if "targets" not in batch:
             return torch.zeros(batch["x"].shape, dtype=torch.bool, device=batch["x"].device)
         return intervention_mask(batch["targets"], self.shape[0])
-
-    # The graph
-
-    def logits(self) -> Tensor:
-        """Logits of the masks [d, m, 3] (into a factor, out of it, none), or [d, d, 2] (edge, none)."""
-        return torch.where(self.settled, (self.kept - 1) * SURE, self._free_logits())
-
-    def _free_logits(self) -> Tensor:
-        return torch.where(self.allowed, SPEED * self.guide_logits, -SURE)
-
-    def _split(self, probabilities: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if self.rank is None:
-            return probabilities[..., 0] * (1 - torch.eye(self.shape[0], device=probabilities.device))
-        return probabilities[..., 0], probabilities[..., 1]
-
-    def edge_weights(self) -> Tensor | tuple[Tensor, Tensor]:
-        """Return probabilities of edges into and out of factors [d, m], or between genes [d, d]; 0 or 1 if settled."""
-        free = softmax(self._free_logits())
-        return self._split(torch.where(self.settled, self.kept + 0 * free, free))
-
-    def edge_probabilities(self) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the probabilities as they were when the graph was settled, or as they are."""
-        return self._split(torch.where(self.settled, self.doubt, softmax(self._free_logits())).detach())
-
-    def settled_edges(self) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
-        """Return the settled edges, in the form of `edge_weights`; None if there are none yet."""
-        if not self.settled:
-            return None
-        parts = self._split(self.kept)
-        return parts.cpu().numpy() > 0 if isinstance(parts, Tensor) else tuple(p.cpu().numpy() > 0 for p in parts)  # pyright: ignore
-
-    @torch.no_grad()
-    def fix_order(self) -> None:
-        """Allow from now on the edges of the largest acyclic graph only, the most probable first; see the class."""
-        self.against.copy_(torch.tensor(self.left_out()))
-        self.allowed.copy_(self._acyclic(0.0))
-        self.allowed[..., -1] = True
-        odds = SPEED * (self.guide_logits - self.guide_logits[..., -1:])
-        self.guide_logits.copy_(odds.clamp(-DOUBT, DOUBT) / SPEED)
-
-    @torch.no_grad()
-    def settle_graph(self, threshold: float = 0.5) -> None:
-        """Keep the edges that `fieldguide.decisions.causal_graph` would, and no others, from now on."""
-        self.doubt.copy_(softmax(self._free_logits()))
-        self.kept.copy_(self._acyclic(threshold))
-        self.settled.fill_(True)
-
-    def _acyclic(self, threshold: float = 0.5) -> Tensor:
-        """One-hot masks of the acyclic graph of largest probabilities."""
-        parts = self.edge_probabilities()
-        if isinstance(parts, Tensor):
-            on = [acyclic_part(parts.cpu().numpy(), threshold)]
-        else:
-            on = list(acyclic_factors(parts[0].cpu().numpy(), parts[1].cpu().numpy(), threshold))
-        on.append(~np.any(on, 0))
-        return torch.from_numpy(np.stack(on, -1)).to(self.kept)
-
-    def left_out(self) -> tuple[int, int]:
-        """Return how many edges of probability 1/2 or more the acyclic graph leaves out, and how many there are.
-
-        Edges between genes and factors, or between genes where there are no factors; if the order is fixed, as it was
-        then.
-        """
-        if self.against[0] >= 0:
-            return int(self.against[0]), int(self.against[1])
-        parts = self.edge_probabilities()
-        wanted = sum(int((part >= 0.5).sum()) for part in ([parts] if isinstance(parts, Tensor) else parts))
-        kept = int((self.kept if self.settled else self._acyclic())[..., :-1].sum())
-        return max(0, wanted - kept), wanted
-
-    def unfinished(self) -> bool:
-        return self.settle < 1 and not bool(self.settled)
-
-    def training_loss(self, step, objective):
-        """Return the loss of the objective, after fixing the order or settling the graph when it is time."""
-        if not torch.compiler.is_compiling() and self.settle < 1 and not self.settled:
-            share = float(step.scalars.get("progress", 0.0))
-            if share >= self.settle:
-                self.settle_graph()
-            elif share >= self.order and self.against[0] < 0:
-                self.fix_order()
-        return objective(step)
-
-    # The equations
 
     def expected(self, x: Tensor, masks: Tensor) -> Tensor:
         """Return the standardised mean of each gene given the others [..., B, d], under the masks of G groups of cells.
@@ -322,8 +191,7 @@ class DCDFG(Program):
 
         Before it is settled, by the graph that would be.
         """
-        masks = self.kept if self.settled else self._acyclic()
-        mean, scale, counts = self.conditional(batch, masks)
+        mean, scale, counts = self.conditional(batch, self.final_masks())
         return mean, dist.Normal(mean, scale).log_prob(batch["x"]), counts
 
     @torch.no_grad()
@@ -342,8 +210,7 @@ class DCDFG(Program):
         held : Tensor [B, d]
             What targets of perfect interventions are forced to.
         """
-        masks = self.kept if self.settled else self._acyclic()
-        x = self.centre.expand(noise.shape).clone()
+        masks, x = self.final_masks(), self.centre.expand(noise.shape).clone()
         forced = intervention_mask(targets, self.shape[0]) & (self.interventions == "perfect")
         for _ in range(self.shape[0] + 1):
             mean, scale, _ = self.conditional({"x": x, "targets": targets}, masks)

@@ -58,12 +58,12 @@ def entries() -> pd.DataFrame:
     """
     rows = {
         name: {
-            "title": found.title,
-            "reads": ", ".join(found.schema.fields) if found.schema else "a dict of arrays",
-            "objectives": ", ".join(found.supports),
-            "cite": found.cite.partition("{")[2].partition(",")[0],
+            "title": declared.title,
+            "reads": ", ".join(declared.schema.fields) if declared.schema else "a dict of arrays",
+            "objectives": ", ".join(declared.supports),
+            "cite": declared.cite.partition("{")[2].partition(",")[0],
         }
-        for name, found in all_entries().items()
+        for name, declared in all_entries().items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name").sort_index()
 

@@ -12,14 +12,14 @@ from torch.distributions import Distribution
 
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.count_math import LIMIT
-from fieldguide.catalog.parts.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.parts.networks import one_hot
+from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
+from fieldguide.catalog.parts.networks import NormLayers, bounded_exp, one_hot
 from fieldguide.inference import ELBO, Category, Counts, Modality, Program, Schema
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.constraints.measures import mmd, multiquadric_gram
 from fieldguide.inference.program import Batch
+from fieldguide.inference.step import Losses, add_term, by_group
 
-LIKELIHOODS = ("nb", "zinb", "poisson")
 UNMEASURED = -1e4
 """Logit of a gene that the modality of the cell does not measure: its mean is zero, and zero counts say nothing."""
 
@@ -148,8 +148,9 @@ class GIMVI(Program):
         self.n_modality, self.n_rows = n_modality, n_batch if self.by_batch else n_modality
         self.features, self.kappa, self.efficiency, self.balance = features, kappa, efficiency, balance
         self.mixing = mixing if n_modality > 1 and kappa > 0 else "none"
-        self.register_buffer("measured", torch.ones(n_modality, n_genes) if measured is None
-                             else torch.as_tensor(measured, dtype=torch.get_default_dtype()))  # fmt: skip
+        everything = torch.ones(n_modality, n_genes)
+        table = everything if measured is None else torch.as_tensor(measured, dtype=torch.get_default_dtype())
+        self.register_buffer("measured", table)
         if self.measured.shape != (n_modality, n_genes):
             raise ValueError(f"measured is {tuple(self.measured.shape)}, not {n_modality} modalities x {n_genes} genes")
         read = self.measured if encoder == "by_modality" else self.measured.prod(0).expand(n_modality, -1)
@@ -159,11 +160,11 @@ class GIMVI(Program):
         heads = n_modality if encoder == "by_modality" else 1
         self.encoder_heads = nn.ModuleList(nn.Linear(n_genes, n_hidden) for _ in range(heads))
         self.encoder_masking = nn.Dropout(masking)
-        self.encoder_shared = Hidden(n_hidden, n_hidden, 1, dropout, first=True)
+        self.encoder_shared = NormLayers(n_hidden, n_hidden, 1, dropout, first=True)
         self.encoder_z = nn.Linear(n_hidden, 2 * n_latent)
         if "latent" in self.library:
-            self.encoder_depth = nn.Sequential(Hidden(n_genes, n_hidden, 1, dropout), nn.Linear(n_hidden, 2))
-        self.decoder = Hidden(n_latent, n_hidden, n_layers) if n_layers else nn.Identity()
+            self.encoder_depth = nn.Sequential(NormLayers(n_genes, n_hidden, 1, dropout), nn.Linear(n_hidden, 2))
+        self.decoder = NormLayers(n_latent, n_hidden, n_layers) if n_layers else nn.Identity()
         width = n_hidden if n_layers else n_latent
         self.head_rho = nn.Linear(width, n_genes)
         if "zinb" in self.likelihood:
@@ -173,7 +174,7 @@ class GIMVI(Program):
         if efficiency and n_modality > 1:
             self.log_efficiency = nn.Parameter(torch.zeros(n_modality - 1, n_genes))
         if self.mixing == "critic":
-            self.critic = nn.Sequential(Hidden(n_latent, 32, 2), nn.Linear(32, n_modality))
+            self.critic = nn.Sequential(NormLayers(n_latent, 32, 2), nn.Linear(32, n_modality))
         self.register_buffer("origin", torch.zeros(n_latent))
         self.register_buffer("library_prior", torch.tensor([[0.0, 1.0]]).repeat(self.n_rows, 1))
         self.register_buffer("row_modality", torch.full((self.n_rows, n_modality), 1 / n_modality))
@@ -187,8 +188,8 @@ class GIMVI(Program):
     # ---- what the data says before training ---------------------------------------------------------------
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Learn priors of latent libraries, shares of modalities, and the scale of the guide's features."""
-        seen = [(b["counts"] * self.mask(b), b["modality"], self.rows(b), b["index"]) for b in batches]
-        counts, modality, rows, index = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        used = [(b["counts"] * self.mask(b), b["modality"], self.rows(b), b["index"]) for b in batches]
+        counts, modality, rows, index = (torch.cat(parts) for parts in zip(*used, strict=True))
         totals = counts.sum(-1)
         empty = torch.nonzero(totals == 0)
         if len(empty):
@@ -230,14 +231,14 @@ class GIMVI(Program):
                 log_library = torch.where(latent, drawn, log_library)
             hidden = self.decoder(z)
             logits = self.logits(hidden, batch)
-            seen = torch.where(mask > 0, logits, UNMEASURED)
+            own = torch.where(mask > 0, logits, UNMEASURED)
             if not self.training:
-                rho = torch.exp(logits - torch.logsumexp(seen, -1, keepdim=True))
+                rho = torch.exp(logits - torch.logsumexp(own, -1, keepdim=True))
                 pyro.deterministic("rho", rho, event_dim=1)
                 pyro.deterministic("log_library", log_library, event_dim=0)
                 pyro.deterministic("log_theta", self.log_theta(batch, mask), event_dim=1)
                 pyro.deterministic("measured", mask, event_dim=1)
-            pyro.sample("counts", self.observation(seen, log_library.unsqueeze(-1), hidden, batch), obs=counts)
+            pyro.sample("counts", self.observation(own, log_library.unsqueeze(-1), hidden, batch), obs=counts)
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Unnormalised log expression of all genes, [..., B, G]."""
@@ -248,18 +249,18 @@ class GIMVI(Program):
 
     def observation(self, logits: Tensor, log_library: Tensor, hidden: Tensor, batch: Batch) -> Distribution:
         """Distribution of the counts, of mean exp(log_library) * softmax(logits), [..., B, G]."""
-        kinds = set(self.likelihood)
+        kinds, parameters = set(self.likelihood), [logits, log_library]
         if kinds == {"poisson"}:
-            return Poisson.from_logits(logits, log_library)
+            return LIKELIHOODS["poisson"].from_logits(*parameters)
         log_theta = self.log_dispersion[self.rows(batch)]
         if "poisson" in kinds:  # the limit of no overdispersion
             log_theta = torch.where(self.is_kind("poisson", batch), LIMIT, log_theta)
         if "zinb" not in kinds:
-            return NegativeBinomial.from_logits(logits, log_library, log_theta)
+            return LIKELIHOODS["nb"].from_logits(*parameters, log_theta)
         gate = self.head_gate(hidden)
         if kinds != {"zinb"}:  # elsewhere structural zeros have probability 1e-25
             gate = torch.where(self.is_kind("zinb", batch), gate, -LIMIT)
-        return ZeroInflatedNegativeBinomial.from_logits(logits, log_library, log_theta, gate)
+        return LIKELIHOODS["zinb"].from_logits(*parameters, log_theta, gate)
 
     def log_theta(self, batch: Batch, mask: Tensor) -> Tensor:
         """Log inverse dispersion of every gene [B, G]; genes without data in the modality have that of the others."""
@@ -280,7 +281,7 @@ class GIMVI(Program):
                 loc, log_scale = self.encoder_depth(features).unbind(-1)
                 anchor = (batch["counts"] * self.mask(batch)).sum(-1).clamp(min=1).log()
                 with pyro.poutine.mask(mask=latent):
-                    pyro.sample("log_depth", dist.Normal(anchor + loc, (log_scale - 2).clamp(-8, 3).exp()))
+                    pyro.sample("log_depth", dist.Normal(anchor + loc, bounded_exp(log_scale - 2, -8, 3)))
 
     def encode(self, features: Tensor, batch: Batch) -> Distribution:
         """Guide of z: head of the modality, shared block, Gaussian."""
@@ -290,7 +291,7 @@ class GIMVI(Program):
             heads = torch.stack([head(features) for head in self.encoder_heads], -2)
             hidden = (one_hot(batch["modality"], self.n_modality).unsqueeze(-1) * heads).sum(-2)
         loc, log_scale = self.encoder_z(self.encoder_shared(hidden)).chunk(2, -1)
-        return dist.Normal(loc, log_scale.clamp(-8, 8).exp() + 1e-3).to_event(1)
+        return dist.Normal(loc, bounded_exp(log_scale, -8, 8, 1e-3)).to_event(1)
 
     def seen(self, batch: Batch) -> Tensor:
         """What the guide sees of the counts, [B, G]; zero for genes that it does not read, or not this time."""
@@ -306,7 +307,7 @@ class GIMVI(Program):
         return ((values - self.feature_loc[modality]) / self.feature_scale[modality]).clamp(-10, 10) * mask
 
     # ---- training -----------------------------------------------------------------------------------------
-    def training_loss(self, step: Any, objective: Callable) -> Any:
+    def training_loss(self, step: Any, objective: Callable) -> Losses:
         """Return the objective with modalities balanced, the prior of efficiencies, and the mixing terms by group."""
         batch, modality = step.batch, step.batch["modality"]
         if self.balance:
@@ -317,18 +318,17 @@ class GIMVI(Program):
         if hasattr(self, "log_efficiency"):
             prior = 0.5 * ((self.log_efficiency / self.efficiency) ** 2).sum() / self.n_cells
             prior = prior - prior.detach()  # the value stays that of the objective
-            losses = losses + prior if isinstance(losses, Tensor) else _plus(losses, "theta", prior)
+            losses = add_term(losses, prior, "theta")
         if self.mixing == "none":
             return losses
         z = self.encode(self.seen(batch), batch).rsample()
-        groups = losses if isinstance(losses, dict) else {"theta": losses, "phi": losses}
         if self.mixing == "mmd":
-            return _plus(groups, "phi", self.kappa * mmd(multiquadric_gram(z), modality, self.n_modality).to(z.dtype))
+            distance = mmd(multiquadric_gram(z), modality, self.n_modality).to(z.dtype)
+            return add_term(by_group(losses), self.kappa * distance, "phi")
         caught, fooled = self.confusion(z, modality)
         step.log("critic", caught)
-        groups = _plus(groups, "phi", self.kappa * fooled)
-        told = self.confusion(z.detach(), modality)[0]
-        return groups | {"critic": told}
+        losses = add_term(by_group(losses), self.kappa * fooled, "phi")
+        return by_group(losses) | {"critic": self.confusion(z.detach(), modality)[0]}
 
     def confusion(self, z: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
         """Mean -log critic(own modality), and -log of the others, of equal weight each; modalities count equally."""
@@ -342,12 +342,12 @@ class GIMVI(Program):
     # ---- small ones ---------------------------------------------------------------------------------------
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Model ``theta``, guide ``phi``, and ``critic`` where there is one."""
-        found = super().groups()
+        groups = super().groups()
         if self.mixing == "critic":
             critic = {id(p) for p in self.critic.parameters()}
-            found["theta"] = [p for p in found["theta"] if id(p) not in critic]
-            found["critic"] = list(self.critic.parameters())
-        return found
+            groups["theta"] = [p for p in groups["theta"] if id(p) not in critic]
+            groups["critic"] = list(self.critic.parameters())
+        return groups
 
     def mask(self, batch: Batch) -> Tensor:
         """1 where a cell's counts of a gene are to be used: its modality measures it, nobody withholds it; [B, G]."""
@@ -369,25 +369,7 @@ class GIMVI(Program):
         return torch.tensor([k == "latent" for k in self.library], device=self.origin.device)[batch["modality"]]
 
 
-class Hidden(nn.Module):
-    """Layers, each linear - layer normalisation - ReLU - dropout; ``first`` normalises the input before them."""
-
-    def __init__(self, n_in: int, n_hidden: int, n_layers: int, dropout: float = 0.0, first: bool = False) -> None:
-        super().__init__()
-        steps: list[nn.Module] = [nn.LayerNorm(n_in), nn.ReLU(), nn.Dropout(dropout)] if first else []
-        for width in [n_in] + [n_hidden] * (n_layers - 1):
-            steps += [nn.Linear(width, n_hidden), nn.LayerNorm(n_hidden), nn.ReLU(), nn.Dropout(dropout)]
-        self.steps = nn.Sequential(*steps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.steps(x)
-
-
-def _plus(losses: dict[str, Tensor], group: str, term: Tensor) -> dict[str, Tensor]:
-    return {name: loss + term if name == group else loss for name, loss in losses.items()}
-
-
-def _each(name: str, value: str | Sequence[str], n: int, allowed: tuple[str, ...]) -> tuple[str, ...]:
+def _each(name: str, value: str | Sequence[str], n: int, allowed: Iterable[str]) -> tuple[str, ...]:
     given = [value] if isinstance(value, str) else list(value)
     for one in given:
         one_of(name, one, allowed)

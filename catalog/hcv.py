@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fieldguide.catalog.declare import entry
-from fieldguide.catalog.parts.guides import Encoder
-from fieldguide.catalog.parts.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.parts.networks import GaussianEncoder, Layers, join
+from fieldguide.catalog.parts.guides import Encoder, ScalarEncoder
+from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
+from fieldguide.catalog.parts.networks import Layers, join
 from fieldguide.inference import ELBO, Continuous, Counts, Program, Schema, hsic
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.program import Batch
 
-LIKELIHOODS = ("zinb", "nb")
 TECHNICAL = 25
 """Width of the network from u to zero inflation and metrics (published code)."""
 LEAST_SPREAD = 0.05
@@ -101,15 +100,15 @@ class HCV(Program):
         guide: str = "mean_field",
     ) -> None:
         super().__init__()
-        one_of("likelihood", likelihood, LIKELIHOODS)
+        one_of("likelihood", likelihood, ("zinb", "nb"))
         one_of("library", library, ("observed", "latent"))
         self.likelihood, self.library = likelihood, library
         self.loud = (n_genes / n_quality) ** 0.5  # a few metrics weigh as much as many genes when training starts
-        seen = {"n_layers": n_layers, "dropout": dropout}
-        self.encoder_z = Encoder(n_genes, n_latent, n_hidden, guide, **seen)
-        self.encoder_u = Encoder(n_genes + n_quality, n_nuisance, n_hidden, guide, **seen)
+        size = {"n_layers": n_layers, "dropout": dropout}
+        self.encoder_z = Encoder(n_genes, n_latent, n_hidden, guide, **size)
+        self.encoder_u = Encoder(n_genes + n_quality, n_nuisance, n_hidden, guide, **size)
         if library == "latent":
-            self.encoder_library = GaussianEncoder(n_genes, 1, n_hidden, dropout=dropout)
+            self.encoder_library = ScalarEncoder(n_genes, n_hidden, dropout=dropout)
         self.decoder = Layers(n_latent, n_hidden, n_layers, n_nuisance)
         self.head_rho = nn.Linear(n_hidden + n_nuisance, n_genes)
         self.technical = Layers(n_nuisance, TECHNICAL)
@@ -135,8 +134,8 @@ class HCV(Program):
             gate = self.head_gate(technical) if self.likelihood == "zinb" else None
             if not self.training:
                 pyro.deterministic("rho", torch.softmax(logits, -1), event_dim=1)
-                kept = torch.ones_like(logits) if gate is None else torch.sigmoid(-gate)
-                pyro.deterministic("kept", kept, event_dim=1)
+                open_share = torch.ones_like(logits) if gate is None else torch.sigmoid(-gate)
+                pyro.deterministic("kept", open_share, event_dim=1)
             pyro.sample("quality", self.metrics(technical), obs=batch["quality"])
             pyro.sample("counts", self.observation(logits, self.log_library(batch), gate), obs=batch["counts"])
 
@@ -146,8 +145,7 @@ class HCV(Program):
             pyro.sample("z", self.encoder_z(features))
             pyro.sample("u", self.encoder_u(join(features, self.loud * batch["quality"])))
             if self.library == "latent":
-                loc, scale = self.encoder_library(features)
-                pyro.sample("log_library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
+                pyro.sample("log_library", self.encoder_library(features))
 
     def log_library(self, batch: Batch) -> Tensor:
         """Natural log of the library size, [..., B, 1]."""
@@ -162,6 +160,5 @@ class HCV(Program):
 
     def observation(self, logits: Tensor, log_library: Tensor, gate: Tensor | None) -> Distribution:
         """Distribution of the counts, of mean exp(log_library) * softmax(logits) before inflation, [..., B, G]."""
-        if gate is None:
-            return NegativeBinomial.from_logits(logits, log_library, self.log_dispersion)
-        return ZeroInflatedNegativeBinomial.from_logits(logits, log_library, self.log_dispersion, gate)
+        gates = [] if gate is None else [gate]
+        return LIKELIHOODS[self.likelihood].from_logits(logits, log_library, self.log_dispersion, *gates)

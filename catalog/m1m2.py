@@ -9,16 +9,16 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from fieldguide.catalog.declare import entry
-from fieldguide.catalog.parts.guides import guide_head
-from fieldguide.catalog.parts.networks import join
+from fieldguide.catalog.parts.guides import SeluEncoder
+from fieldguide.catalog.parts.networks import image_layers, join
 from fieldguide.inference import ELBO, Program, Schema
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.fields import UnitInterval
 from fieldguide.inference.data.labels import Labels
 from fieldguide.inference.program import Batch, batch_size
+from fieldguide.inference.step import add_term
 
 CERTAIN = 1000.0
 """Difference of logits that stands for certainty: its exponential is zero, but its gradient is a number."""
@@ -117,14 +117,14 @@ class M1M2(Program):
         one_of("classes", classes, ("enumerated", "relaxed"))
         self.n_labels, self.classes = n_labels, classes
         self.labelled, self.classification = labelled, classification
-        body = _convolutions(n_features, n_channels, dropout) if encoder == "conv" else nn.Identity()
+        body = image_layers(n_features, n_channels, dropout) if encoder == "conv" else nn.Identity()
         width = 4 * n_channels if encoder == "conv" else n_features
-        self.encoder_z = Encoder(width, n_latent, n_hidden, dropout, guide, body)
+        self.encoder_z = SeluEncoder(width, n_latent, n_hidden, dropout, guide, body)
         self.encoder_c = nn.Sequential(
             nn.Linear(n_latent, n_labels), nn.SELU(), nn.Dropout(dropout), nn.Linear(n_labels, n_labels)
         )
-        self.encoder_u = Encoder(n_latent + n_labels, n_latent, n_hidden, dropout, guide)
-        self.prior_z = Encoder(n_latent + n_labels, n_latent, n_hidden)
+        self.encoder_u = SeluEncoder(n_latent + n_labels, n_latent, n_hidden, dropout, guide)
+        self.prior_z = SeluEncoder(n_latent + n_labels, n_latent, n_hidden)
         n_decoder = n_decoder or n_features
         self.decoder = nn.Sequential(nn.Linear(n_latent, n_decoder), nn.SELU(), nn.Linear(n_decoder, n_features))
         self.register_buffer("origin", torch.zeros(n_latent))
@@ -195,9 +195,7 @@ class M1M2(Program):
             )
         losses = objective(step)
         term = self.classification * (torch.where(known, self.cross_entropy(batch), 0.0).mean() / share)
-        if isinstance(losses, Tensor):
-            return losses + term
-        return {name: loss + term if name == "phi" else loss for name, loss in losses.items()}
+        return add_term(losses, term, "phi")
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         """Return -log q(label | z) [B] at one draw of z from q(z | x); of no meaning where there is no label."""
@@ -209,42 +207,3 @@ class M1M2(Program):
         every, rate, least = ANNEAL
         self.temperature.copy_(torch.exp(-rate * every * (self.steps // every)).clamp(min=least))
         self.steps.add_(1)
-
-
-class Encoder(nn.Module):
-    """Distribution of latents [..., D] from inputs [..., I]: linear, SELU, dropout, linear, SELU, and a head by name.
-
-    A body comes before the layers.
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        n_hidden: int,
-        dropout: float = 0.0,
-        guide: str = "mean_field",
-        body: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            body or nn.Identity(),
-            nn.Linear(n_in, n_hidden),
-            nn.SELU(),
-            nn.Dropout(dropout),
-            nn.Linear(n_hidden, n_hidden),
-            nn.SELU(),
-        )
-        self.head = guide_head(guide, n_hidden, n_out)
-
-    def forward(self, x: Tensor) -> Distribution:
-        return self.head(self.layers(x))
-
-
-def _convolutions(n_features: int, n_channels: int, dropout: float) -> nn.Module:
-    if n_features != 784:
-        raise ValueError(f"encoder='conv' is for images of 28 x 28 = 784 features, not {n_features}")
-    layers: list[nn.Module] = [nn.Unflatten(-1, (1, 28, 28))]
-    for n_in, n_out in ((1, n_channels), (n_channels, 2 * n_channels), (2 * n_channels, 4 * n_channels)):
-        layers += [nn.Conv2d(n_in, n_out, 3), nn.SELU(), nn.MaxPool2d(2), nn.Dropout(dropout)]
-    return nn.Sequential(*layers, nn.Flatten(-3))

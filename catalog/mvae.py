@@ -20,6 +20,7 @@ from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.fields import UnitInterval, Values
 from fieldguide.inference.data.labels import Annotations
 from fieldguide.inference.program import Batch
+from fieldguide.inference.step import add_term
 
 FORMS = ("A", "B", "C")
 OBSERVATIONS = ("bernoulli", "gaussian", "nb")
@@ -203,11 +204,11 @@ class MVAE(Program):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Check that every class and every annotator has a label among the training cells."""
         codes = torch.cat([b["labels"] for b in batches])
-        for what, n, seen in (
+        for what, n, present in (
             ("class", self.n_labels, codes[codes >= 0].unique()),
             ("annotator", self.n_annotators, torch.nonzero((codes >= 0).any(0)).flatten()),
         ):
-            absent = sorted(set(range(n)) - set(seen.tolist()))
+            absent = sorted(set(range(n)) - set(present.tolist()))
             if absent:
                 raise SchemaError(
                     f"field 'labels': {what} number {absent[0]} (of {n}, from 0) has no label among training cells: "
@@ -227,8 +228,8 @@ class MVAE(Program):
 
     def log_noise(self) -> Tensor:
         """Return the log of the noise matrices [A, C, C]: annotator, true class, label."""
-        found = torch.softmax((self.speed or 1) * self.noise_logits, -1)
-        return ((1 - self.n_labels * LEAST) * found + LEAST).log()
+        matrices = torch.softmax((self.speed or 1) * self.noise_logits, -1)
+        return ((1 - self.n_labels * LEAST) * matrices + LEAST).log()
 
     def noise(self) -> np.ndarray:
         """Return the noise matrices as learnt, float64 [A, C, C]: annotator, true class, label; rows sum to one."""
@@ -276,16 +277,14 @@ class MVAE(Program):
         """Log probability of a cell's labels under each true class, [B, C]; zero where it has none."""
         codes = batch["labels"]
         annotators = torch.arange(self.n_annotators, device=codes.device)
-        found = log_noise[annotators, :, codes.clamp(min=0)]  # [B, A, C]
-        return torch.where((codes >= 0)[..., None], found, 0.0).sum(1)
+        given = log_noise[annotators, :, codes.clamp(min=0)]  # [B, A, C]
+        return torch.where((codes >= 0)[..., None], given, 0.0).sum(1)
 
     def training_loss(self, step: Any, objective: Callable) -> Any:
         """Return the objective, the classification term, and the prior of the noise matrix; see the class."""
         losses = objective(step)
         term = self.classification(step.batch) + self.penalty() / (step.total or len(step.batch["labels"]))
-        if isinstance(losses, Tensor):
-            return losses + term
-        return {name: loss + term for name, loss in losses.items()}  # each group takes its gradients from its own
+        return add_term(losses, term)
 
     def classification(self, batch: Batch) -> Tensor:
         """Classification term of the form, at one draw of z from q(z | x): mean over the cells of a minibatch."""
@@ -304,9 +303,9 @@ def _data(sizes: dict[str, int]) -> tuple[str, int]:
     """Name and width of the one field of data that there is."""
     present = [name for name, size in sizes.items() if size]
     if len(present) != 1:
-        found = f"both '{present[0]}' and '{present[1]}'" if present else "none"
+        there = f"both '{present[0]}' and '{present[1]}'" if present else "none"
         raise SchemaError(
-            f"the data must be one of 'x' (features in [0, 1]), 'values' (real numbers), 'counts'; there is {found}: "
+            f"the data must be one of 'x' (features in [0, 1]), 'values' (real numbers), 'counts'; there is {there}: "
             "say where it is and switch the others off, such as fields={'x': 'X', 'counts': None}"
         )
     return present[0], sizes[present[0]]

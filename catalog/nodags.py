@@ -4,104 +4,19 @@ from collections.abc import Iterable
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions import Normal
 
 from fieldguide.catalog.declare import entry
-from fieldguide.catalog.parts.contractive import ContractiveMap, Mechanism, steady_state
-from fieldguide.catalog.parts.log_determinant import (
-    exact_log_det,
-    minor_log_det,
-    roulette_log_det,
-    safe_stop,
-    series_log_det,
-)
+from fieldguide.catalog.parts.contractive import ContractiveMap
+from fieldguide.catalog.parts.log_determinant import LOG_DETS, safe_stop
 from fieldguide.catalog.parts.observational_moments import unforced
+from fieldguide.catalog.parts.steady_state import SteadyState, steady_state
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
-
-LOG_DETS = ("exact", "series", "roulette")
-
-
-class SteadyState(TorchDistribution):
-    """The distribution of the solution of x = f(x) + e with independent normal e, where forced genes are given.
-
-    Parameters
-    ----------
-    mechanism : Mechanism
-        f.
-    loc, scale : Tensor [n]
-        Of e.
-    targets : int64 Tensor [B, M]
-        Codes of the forced genes, -1 for none. Their own terms are not part of the density.
-    log_det : {"exact", "series", "roulette"}
-    terms : int
-        Of the series.
-    stop : float
-        Of the roulette.
-    values : Tensor [B, n], optional
-        What forced genes are forced to when sampling; 0 by default.
-    """
-
-    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
-    support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
-    has_rsample = True
-
-    def __init__(
-        self,
-        mechanism: Mechanism,
-        loc: Tensor,
-        scale: Tensor,
-        targets: Tensor,
-        log_det: str = "exact",
-        terms: int = 10,
-        stop: float = 0.5,
-        values: Tensor | None = None,
-    ) -> None:
-        self.mechanism, self.loc, self.scale, self.targets, self.values = mechanism, loc, scale, targets, values
-        self.forced = intervention_mask(targets, len(loc))
-        self.log_det, self.n_terms, self.stop = log_det, terms, stop
-        self._known: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
-        super().__init__(targets.shape[:-1], loc.shape, validate_args=False)
-
-    def expand(self, batch_shape, _instance=None):
-        if torch.Size(batch_shape) == self.batch_shape:
-            return self
-        new = SteadyState.__new__(SteadyState)
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
-        return new
-
-    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return e [B, n], and log |det(I - U J(x))| [B] without the rows (and so the columns) of forced genes."""
-        if self._known is None or self._known[0] is not x:
-            self._known = (x, (x - self.mechanism.value(x), self._log_det(x)))
-        return self._known[1]
-
-    def _log_det(self, x: Tensor) -> Tensor:
-        if self.log_det == "exact":
-            if self.mechanism.constant:
-                return minor_log_det(self.mechanism.jacobian(torch.zeros_like(self.loc)), self.targets)
-            return exact_log_det(self.mechanism.jacobian(x).masked_fill(self.forced[..., None], 0.0))
-        back = self.mechanism.pull(x)
-        pull = lambda v: back(v.masked_fill(self.forced, 0.0))  # noqa: E731
-        if self.log_det == "series":
-            return series_log_det(pull, x, self.n_terms)
-        return roulette_log_det(pull, x, self.stop)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        noise, log_det = self.terms(value)
-        each = Normal(self.loc, self.scale, validate_args=False).log_prob(noise)
-        return each.masked_fill(self.forced, 0.0).sum(-1) + log_det
-
-    def rsample(self, sample_shape=()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
-        noise = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        values = None if self.values is None else self.values.expand(shape)
-        return steady_state(self.mechanism, noise, self.forced.expand(shape), values, implicit=torch.is_grad_enabled())
+from fieldguide.inference.step import add_term
 
 
 @entry(
@@ -198,11 +113,12 @@ class NODAGS(Program):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Centre the data: at the mean of the cells without a target, or of those where a gene is no target."""
-        seen = unforced(batches, lambda batch: intervention_mask(self.targets_of(batch), batch["x"].shape[1]))
-        if seen.always:
-            raise ValueError(f"{seen.always[0]} is a target in every training cell: nothing acts on it; leave it out")
-        self.centre.copy_(seen.centre if seen.control is None else seen.control)
-        self._said = seen.remarks
+        moments = unforced(batches, lambda batch: intervention_mask(self.targets_of(batch), batch["x"].shape[1]))
+        if moments.always:
+            gene = moments.always[0]
+            raise ValueError(f"{gene} is a target in every training cell: nothing acts on it; leave it out")
+        self.centre.copy_(moments.centre if moments.control is None else moments.control)
+        self._said = moments.remarks
 
     def remarks(self) -> list[str]:
         return list(getattr(self, "_said", ()))
@@ -258,7 +174,7 @@ class NODAGS(Program):
         held : Tensor [B, n]
             What they are forced to.
         tolerance, max_iterations
-            Of `fieldguide.catalog.parts.contractive.steady_state`.
+            Of `fieldguide.catalog.parts.steady_state.steady_state`.
         """
         centre, forced = self.centre.double(), intervention_mask(targets, len(self.centre))
         e = self.loc.double() + self.log_noise.exp().double() * noise.double()
@@ -268,10 +184,8 @@ class NODAGS(Program):
 
     def training_loss(self, step, objective):
         """Return the objective's loss; in training, with the penalty on edges."""
-        loss = objective(step)
+        losses = objective(step)
         if not self.training or not self.sparsity:
-            return loss
+            return losses
         penalty = self.sparsity * self.map.sizes().sum()
-        if isinstance(loss, dict):
-            return loss | {"theta": loss["theta"] + penalty}
-        return loss + penalty
+        return add_term(losses, penalty, "theta")

@@ -72,11 +72,11 @@ class PPCA(Program):
     def guide(self, batch: Batch) -> None:
         x = batch["x"]
         if self.family == "mean_field":
-            found = dist.Normal(self.guide_loc(x), self.guide_log_scale.exp()).to_event(1)
+            posterior = dist.Normal(self.guide_loc(x), self.guide_log_scale.exp()).to_event(1)
         else:
-            found = self.guide_head(x)
+            posterior = self.guide_head(x)
         with self.cells(batch):
-            pyro.sample("z", found)
+            pyro.sample("z", posterior)
 
     def exact_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean [B, D] and covariance [D, D] of the posterior of z."""

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.catalog.declare import entry
-from fieldguide.catalog.parts.guides import Encoder
-from fieldguide.catalog.parts.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from fieldguide.catalog.parts.networks import GaussianEncoder, Layers, one_hot
+from fieldguide.catalog.parts.guides import Encoder, ScalarEncoder
+from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
+from fieldguide.catalog.parts.networks import Layers, one_hot
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.program import Batch
 
-LIKELIHOODS = ("nb", "zinb", "poisson")
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
 
 
@@ -108,10 +107,10 @@ class SCVI(Program):
         self.likelihood, self.dispersion, self.library = likelihood, dispersion, library
         self.encode_covariates = encode_covariates
         n_covariates = (n_batch if n_batch > 1 else 0) + sum(self.n_categorical) + n_continuous
-        seen = {"n_covariates": n_covariates if encode_covariates else 0, "dropout": dropout}
-        self.encoder_z = Encoder(n_genes, n_latent, n_hidden, guide, n_layers=n_layers, **seen)
+        reads = {"n_covariates": n_covariates if encode_covariates else 0, "dropout": dropout}
+        self.encoder_z = Encoder(n_genes, n_latent, n_hidden, guide, n_layers=n_layers, **reads)
         if library == "latent":
-            self.encoder_library = GaussianEncoder(n_genes, 1, n_hidden, **seen)
+            self.encoder_library = ScalarEncoder(n_genes, n_hidden, **reads)
         self.register_buffer("library_prior", torch.tensor([[0.0, 1.0]]).repeat(n_batch, 1))
         self.decoder = Layers(n_latent, n_hidden, n_layers, n_covariates)
         self.head_rho = nn.Linear(n_hidden, n_genes)
@@ -128,8 +127,8 @@ class SCVI(Program):
         """Set the prior of a latent library: mean and variance of the log totals of each batch's training cells."""
         if self.library == "observed":
             return
-        seen = [(self.codes(b), b["counts"].sum(-1).log()) for b in batches]
-        codes, totals = torch.cat([c for c, _ in seen]), torch.cat([t for _, t in seen])
+        pairs = [(self.codes(b), b["counts"].sum(-1).log()) for b in batches]
+        codes, totals = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         for code in codes.unique():
             inside = totals[codes == code]
             variance = inside.var() if len(inside) > 1 else totals.var()
@@ -152,8 +151,7 @@ class SCVI(Program):
         with self.cells(batch):
             pyro.sample("z", self.encoder_z(features, covariates))
             if self.library == "latent":
-                loc, scale = self.encoder_library(features, covariates)
-                pyro.sample("log_library", dist.Normal(loc.squeeze(-1), scale.squeeze(-1)))
+                pyro.sample("log_library", self.encoder_library(features, covariates))
 
     def log_library(self, batch: Batch) -> Tensor:
         """Natural log of the library size, [..., B, 1]."""
@@ -165,19 +163,20 @@ class SCVI(Program):
 
     def observation(self, logits: Tensor, log_library: Tensor, hidden: Tensor, batch: Batch) -> dist.TorchDistribution:
         """Distribution of the counts, of mean exp(log_library) * softmax(logits), [..., B, G]."""
-        if self.likelihood == "poisson":
-            return Poisson.from_logits(logits, log_library)
-        if self.dispersion == "gene-cell":
-            log_dispersion = self.head_dispersion(hidden)
-        elif self.dispersion == "gene":
-            log_dispersion = self.log_dispersion
-        else:
-            log_dispersion = self.log_dispersion[
-                self.codes(batch) if self.dispersion == "gene-batch" else batch["labels"]
-            ]
+        parameters = [logits, log_library]
+        if self.likelihood != "poisson":
+            parameters.append(self.log_theta(hidden, batch))
         if self.likelihood == "zinb":
-            return ZeroInflatedNegativeBinomial.from_logits(logits, log_library, log_dispersion, self.head_gate(hidden))
-        return NegativeBinomial.from_logits(logits, log_library, log_dispersion)
+            parameters.append(self.head_gate(hidden))
+        return LIKELIHOODS[self.likelihood].from_logits(*parameters)
+
+    def log_theta(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Log inverse dispersion of each gene, [G] or [..., B, G]."""
+        if self.dispersion == "gene-cell":
+            return self.head_dispersion(hidden)
+        if self.dispersion == "gene":
+            return self.log_dispersion
+        return self.log_dispersion[self.codes(batch) if self.dispersion == "gene-batch" else batch["labels"]]
 
     def codes(self, batch: Batch) -> Tensor:
         """Batch of each cell [B]; zero when there is one batch."""

@@ -16,6 +16,7 @@ from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.graphs.ensemble import GraphEnsemble, graph_ensemble
 from fieldguide.decisions.graphs.graph import Graph, causal_graph, graph_scores
 from fieldguide.decisions.graphs.held_out_regimes import interventional_scores
+from fieldguide.decisions.graphs.simulated_interventions import sample_under
 from fieldguide.decisions.imputation.genes import Imputed, impute_genes
 from fieldguide.decisions.labels.classes import class_probabilities, evaluate_rejection, reject_option
 from fieldguide.decisions.labels.noisy import noise_matrix, relabel, suspects, true_labels
@@ -75,6 +76,7 @@ __all__ = [
     "relabel",
     "response_curve",
     "risk_coverage",
+    "sample_under",
     "suspects",
     "true_labels",
 ]

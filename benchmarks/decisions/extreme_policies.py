@@ -28,8 +28,7 @@ from benchmarks.datasets import folder
 from fieldguide.catalog import policy_data
 from fieldguide.catalog.data.extreme import action_probabilities, draw_log, logging_policy, xmc_sim
 from fieldguide.catalog.procedures.policies import policy_of
-from fieldguide.decisions.policies.policy import Policy
-from fieldguide.decisions.policies.top_actions import rank_quantile
+from fieldguide.decisions.policies.policy import Policy, rank_quantile
 from fieldguide.inference import OffPolicyValue, fit
 from fieldguide.inference.objectives.off_policy import policy_of as log_policy_of
 

@@ -52,14 +52,15 @@ def two_assays(
     (12, 8, 4)
     """
     if not 0 < n_measured < n_genes:
-        raise ValueError(f"n_measured must be between 1 and {n_genes - 1}, the genes that sequencing has, "
-                         f"not {n_measured}")  # fmt: skip
+        raise ValueError(
+            f"n_measured must be between 1 and {n_genes - 1}, the genes that sequencing has, not {n_measured}"
+        )
     rng = np.random.default_rng(seed)
     loadings, level = rng.normal(0, 0.6, (n_latent, n_genes)), rng.normal(0, 1.5, n_genes)
     centres = rng.normal(0, np.sqrt(2), (clusters, n_latent))
     efficiency = np.exp(rng.normal(0, capture, n_genes))
     names = np.array([f"gene{g}" for g in range(n_genes)])
-    found = []
+    assays = []
     for number, (count, total, spread) in enumerate(zip(cells, totals, (0.4, 0.5), strict=True)):
         cluster = rng.integers(clusters, size=count)
         rate = np.exp((centres[cluster] + rng.normal(size=(count, n_latent))) @ loadings + level)
@@ -75,5 +76,5 @@ def two_assays(
         if number == 1:
             truth = rate[:, n_measured:] / rate[:, :n_measured].sum(1, keepdims=True)
             data.obsm["truth"] = pd.DataFrame(truth, index=rows, columns=names[n_measured:])
-        found.append(data[counts[:, :n_measured].sum(1) > 0].copy())
-    return found[0], found[1]
+        assays.append(data[counts[:, :n_measured].sum(1) > 0].copy())
+    return assays[0], assays[1]

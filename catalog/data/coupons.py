@@ -52,5 +52,5 @@ def coupon_sim(seed: int, n: int, gamma: float = 1.5, d: int = 10, n_levels: int
     obs = pd.DataFrame(index=[f"customer{seed}.{i}" for i in range(n)])
     obs["level"], obs["response"], obs["propensity"] = given.numpy(), response.numpy(), chance.double().numpy()
     obs["ips"] = np.minimum(1 / (n_levels * obs["propensity"]), cap)
-    found = anndata.AnnData(x.numpy(), obs=obs)
-    return CouponWorld(found, truth.double().numpy(), logging.double().numpy(), level.double().numpy())
+    customers = anndata.AnnData(x.numpy(), obs=obs)
+    return CouponWorld(customers, truth.double().numpy(), logging.double().numpy(), level.double().numpy())

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fieldguide.catalog.parts.contractive import ACTIVATIONS
+from fieldguide.inference.checked import one_of
 
 KINDS = ("linear", "tanh", "relu", "selu", "gelu", "mixed")
 MIXED = 0.5
@@ -58,12 +59,12 @@ def random_graph(d: int, density: float, rng: np.random.Generator, acyclic: bool
     """
     if d < 2 or not 0 < density <= d:
         raise ValueError(f"d must be at least 2 and density in (0, d], not {d} and {density}")
-    found = np.zeros((d, d), dtype=bool)
+    graph = np.zeros((d, d), dtype=bool)
     for gene in range(d):
         others = np.arange(gene) if acyclic else np.delete(np.arange(d), gene)
         count = min(len(others), rng.binomial(d - 1, density / d))
-        found[rng.choice(others, count, replace=False), gene] = True
-    return found
+        graph[rng.choice(others, count, replace=False), gene] = True
+    return graph
 
 
 def cyclic_sim(
@@ -105,8 +106,7 @@ def cyclic_sim(
     graph : bool array [d, d], optional
         From row to column; drawn at random by default.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    one_of("kind", kind, KINDS)
     if not contractive and not acyclic:
         raise ValueError("with cycles, a map that is not contractive may have no steady state: acyclic=True")
     rng = np.random.default_rng(seed)

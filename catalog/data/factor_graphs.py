@@ -6,6 +6,8 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checked import one_of
+
 MECHANISMS = ("linear", "nonlinear")
 FEATURE_NOISE = 0.4
 
@@ -74,8 +76,7 @@ def factor_graph_sim(
     >>> world.data.shape, world.data.obs["targets"].nunique()
     ((20, 10), 4)
     """
-    if mechanism not in MECHANISMS:
-        raise ValueError(f"mechanism must be one of {', '.join(MECHANISMS)}, not {mechanism!r}")
+    one_of("mechanism", mechanism, MECHANISMS)
     if not 1 <= m <= d:
         raise ValueError(f"there are between 1 and {d} factors, not {m}")
     if not 1 <= most_targets <= d:

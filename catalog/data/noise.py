@@ -81,9 +81,10 @@ def annotate(truth: ArrayLike, noise: ArrayLike, seed: int = 0) -> np.ndarray:
     truth, noise = np.asarray(truth), np.asarray(noise, dtype=float)
     if noise.ndim != 2 or noise.shape[0] != noise.shape[1]:
         raise ValueError(f"a noise matrix is square, not of shape {noise.shape}")
-    bad = np.flatnonzero((np.abs(noise.sum(1) - 1) > 1e-6) | (noise < 0).any(1))
-    if bad.size:
-        raise ValueError(f"row {bad[0]} of the noise matrix is no distribution: {noise[bad[0]].tolist()}")
+    no_distribution = np.flatnonzero((np.abs(noise.sum(1) - 1) > 1e-6) | (noise < 0).any(1))
+    if no_distribution.size:
+        row = no_distribution[0]
+        raise ValueError(f"row {row} of the noise matrix is no distribution: {noise[row].tolist()}")
     outside = np.flatnonzero((truth < 0) | (truth >= len(noise)))
     if outside.size:
         raise ValueError(f"true class {truth[outside[0]]} of row {outside[0]} has no row in the noise matrix")
@@ -126,12 +127,12 @@ def noisy_clusters(
     rng, classes = np.random.default_rng(seed), len(matrices[0])
     truth = rng.integers(0, classes, n_cells)
     centres = separation * rng.normal(size=(classes, n_features))
-    found = {"values": centres[truth] + rng.normal(size=(n_cells, n_features)), "truth": truth}
+    data = {"values": centres[truth] + rng.normal(size=(n_cells, n_features)), "truth": truth}
     for a, matrix in enumerate(matrices):
         given = annotate(truth, matrix, seed=int(rng.integers(2**31)))
         name = "labels" if len(matrices) == 1 else f"labels_{a}"
-        found[name] = np.where(rng.random(n_cells) < labelled, given, -1)
-    return found
+        data[name] = np.where(rng.random(n_cells) < labelled, given, -1)
+    return data
 
 
 def _checked(classes: int, rate: float) -> None:

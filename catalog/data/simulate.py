@@ -329,7 +329,7 @@ class SparseCounts:
             "batch_share": rng.dirichlet(np.full(batches, 5.0), size=types),
             "scale": np.array(1.0),
         }
-        _, _, mean = self._cells(rng, truth, 1_000)
+        _, _, mean = self.draw_cells(rng, truth, 1_000)
         low, high = 0.0, 30.0  # natural log of the scale
         while high - low > 1e-9:
             middle = (low + high) / 2
@@ -338,7 +338,7 @@ class SparseCounts:
         return truth | {"scale": np.exp(low)}
 
     @staticmethod
-    def _cells(rng: np.random.Generator, truth: dict, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw_cells(rng: np.random.Generator, truth: dict, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Types [n], batches [n] and NB means [n, G] of n new cells."""
         types = rng.choice(len(truth["type_share"]), n, p=truth["type_share"])
         bounds = truth["batch_share"][types].cumsum(1)[:, :-1]
@@ -351,7 +351,7 @@ class SparseCounts:
         """Yield counts (CSR, float32), type codes and batch codes of at most 4,096 cells; empty cells are left out."""
         for number, start in enumerate(range(0, self.n_cells, BLOCK)):
             rng = np.random.default_rng((self.seed, 1 + number))
-            types, batches, mean = self._cells(rng, self.truth, min(BLOCK, self.n_cells - start))
+            types, batches, mean = self.draw_cells(rng, self.truth, min(BLOCK, self.n_cells - start))
             counts = negative_binomial(rng, mean, self.truth["theta"])
             keep = counts.any(1)
             yield sp.csr_matrix(counts[keep], dtype=np.float32), types[keep], batches[keep]

@@ -1,4 +1,4 @@
-"""Contractive maps between genes, with a bound on their slope that holds by construction, and their steady states.
+"""Contractive maps between genes, with a bound on their slope that holds by construction.
 
 A map f is contractive if ``|f(x) - f(y)| <= c |x - y|`` with c < 1. Then ``x = f(x) + e`` has exactly one solution for
 every e (Banach), which iterating finds, and ``log det(I - J)`` of its Jacobian J is a convergent power series.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fieldguide.inference.checked import one_of
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
@@ -31,10 +33,6 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 """Each activation, its derivative, and the largest slope it has anywhere."""
 
 GATES = ("none", "shared", "per_cell")
-
-
-class ConvergenceError(RuntimeError):
-    """A fixed-point iteration did not reach its tolerance."""
 
 
 def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
@@ -144,9 +142,9 @@ class Mechanism:
 
     def jacobian(self, x: Tensor) -> Tensor:
         """Return d f_i / d x_j as [..., n, n], row i and column j."""
-        found = torch.einsum("...hi,...hij->...ij", self.slopes(x), self.weight)
+        unscaled = torch.einsum("...hi,...hij->...ij", self.slopes(x), self.weight)
         scale = self.scale(x)
-        return found * scale[..., None, :] / scale[..., :, None]
+        return unscaled * scale[..., None, :] / scale[..., :, None]
 
     def pull(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the function v -> J(x)'v [..., n], which never makes J."""
@@ -191,9 +189,8 @@ class ContractiveMap(nn.Module):
         precondition: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (("activation", activation, tuple(ACTIVATIONS)), ("gates", gates, GATES)):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        one_of("activation", activation, ACTIVATIONS)
+        one_of("gates", gates, GATES)
         if bound is not None and not 0 < bound < 1:
             raise ValueError(f"bound must be a number in (0, 1), or None, not {bound}")
         if n < 2:
@@ -232,78 +229,7 @@ class ContractiveMap(nn.Module):
 def lipschitz(mechanism: Mechanism) -> Tensor:
     """Return an upper bound [...] on the slope of a map, in the coordinates s x."""
     stacked = mechanism.weight.flatten(-3, -2)
-    found = spectral_bound(stacked) * ACTIVATIONS[mechanism.activation][2]
+    inner = spectral_bound(stacked) * ACTIVATIONS[mechanism.activation][2]
     if mechanism.out is None:
-        return found
-    return found * mechanism.out.double().square().sum(-2).clamp(min=1e-280).sqrt().amax(-1)
-
-
-def steady_state(
-    mechanism: Mechanism,
-    noise: Tensor,
-    forced: Tensor | None = None,
-    values: Tensor | None = None,
-    tolerance: float = 1e-6,
-    max_iterations: int = 10_000,
-    implicit: bool = False,
-) -> Tensor:
-    """Solve ``x = f(x) + e``, where forced genes have given values instead, by fixed-point iteration in float64.
-
-    Parameters
-    ----------
-    mechanism : Mechanism
-    noise : Tensor [..., n]
-        e.
-    forced : bool Tensor [..., n], optional
-    values : Tensor [..., n], optional
-        Of the forced genes; zero by default.
-    tolerance : float
-        Largest error of any gene. By Banach's theorem the error after a step of length s is at most ``s c / (1 - c)``
-        for the bound c of `lipschitz`, and iteration stops only when this is below. If c >= 1 there is no such bound:
-        then it stops when a step is below a hundredth of the tolerance.
-    max_iterations : int
-    implicit : bool
-        Make the result differentiable, by one linear solve with I - J at the solution (implicit function theorem).
-
-    Returns
-    -------
-    Tensor [..., n]
-        In the precision of ``noise``.
-
-    Raises
-    ------
-    ConvergenceError
-        If the tolerance is not reached within ``max_iterations``, with the cell and the error.
-    """
-    exact = noise.double()
-    keep = torch.ones_like(exact) if forced is None else (~forced).to(exact)
-    held = torch.zeros_like(exact) if values is None else (1 - keep) * values.to(exact)
-    precise = mechanism.to(exact)
-    with torch.no_grad():
-        scale, inner = precise.scale(exact), precise.unscaled()
-        slope = lipschitz(inner)[..., None]
-        factor = torch.where(slope < 1, slope / (1 - slope), 100.0)
-        within = tolerance * scale.min()
-        shift = keep * exact * scale + held * scale
-        u, error = shift, torch.full_like(exact, torch.inf)
-        for _ in range(max_iterations):
-            following = keep * inner.value(u) + shift
-            error, u = (following - u).norm(dim=-1, keepdim=True) * factor, following
-            if not torch.isfinite(error).all() or (error <= within).all():
-                break
-        if not (error <= within).all():
-            flat = torch.nan_to_num(error.reshape(-1), nan=torch.inf)
-            worst = int(flat.argmax())
-            raise ConvergenceError(
-                f"no steady state of cell {worst} within {max_iterations} iterations: its error may be "
-                f"{float(flat[worst]):.2g}, above {float(within):.2g}; the map is "
-                f"{'barely ' if (slope < 1).all() else 'not '}contractive (slope up to {float(slope.max()):.4g})"
-            )
-        x = u / scale
-    if implicit:
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        with torch.no_grad():
-            system = eye - keep[..., None] * precise.jacobian(x)
-        residual = keep * (precise.value(x) + exact) + held - x
-        x = x + torch.linalg.solve(system, residual[..., None])[..., 0]
-    return x.to(noise)
+        return inner
+    return inner * mechanism.out.double().square().sum(-2).clamp(min=1e-280).sqrt().amax(-1)

@@ -118,9 +118,12 @@ def _digamma_tail(z: Tensor) -> Tensor:
 def entries_poisson(x: Tensor, log_mean: Tensor, dense: bool) -> list[Tensor]:
     """Log probability and slope in log mu."""
     mean = log_mean.exp()
-    minus_log_factorial = lambda x, dense: [-torch.lgamma(x + 1)]  # noqa: E731
-    (value,) = add_above(1, [x * log_mean - mean], minus_log_factorial, x, dense=dense)
+    (value,) = add_above(1, [x * log_mean - mean], _minus_log_factorial, x, dense=dense)
     return [value, x - mean]
+
+
+def _minus_log_factorial(x: Tensor, dense: bool) -> list[Tensor]:
+    return [-torch.lgamma(x + 1)]
 
 
 def entries_nb(x: Tensor, log_mean: Tensor, log_theta: Tensor, dense: bool) -> list[Tensor]:

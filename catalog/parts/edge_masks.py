@@ -25,7 +25,7 @@ class GumbelOneHot(dist.OneHotCategorical):
         logits = self.logits.expand(self._extended_shape(torch.Size(sample_shape)))
         noise = -(-torch.rand_like(logits).log()).log()
         soft = softmax(logits + noise)
-        return _largest(soft.detach()) + (soft - soft.detach())
+        return one_hot_of_largest(soft.detach()) + (soft - soft.detach())
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Return one-hot draws without a gradient."""
@@ -44,14 +44,13 @@ def _divergence(one: GumbelOneHot, other: GumbelOneHot) -> Tensor:
     return (softmax(one.logits) * (one.logits - other.logits)).sum(-1)
 
 
-def _largest(values: Tensor) -> Tensor:
-    """One-hot of the largest of few values, the first of equal ones; several times as fast as ``argmax``."""
-    parts = values.unbind(-1)
-    best, free, found = values.movedim(-1, 0).amax(0), True, []
-    for part in parts:
-        found.append((part == best) & free)
-        free = ~found[-1] & free
-    return torch.stack(found, -1).to(values.dtype)
+def one_hot_of_largest(values: Tensor) -> Tensor:
+    """Return the one-hot of the largest of few values, the first of equal ones; several times as fast as ``argmax``."""
+    best, free, chosen = values.movedim(-1, 0).amax(0), True, []
+    for part in values.unbind(-1):
+        chosen.append((part == best) & free)
+        free = ~chosen[-1] & free
+    return torch.stack(chosen, -1).to(values.dtype)
 
 
 def softmax(logits: Tensor) -> Tensor:

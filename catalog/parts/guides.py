@@ -25,7 +25,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from fieldguide.catalog.parts.networks import Layers
+from fieldguide.catalog.parts.networks import Layers, bounded_exp
+from fieldguide.inference.checked import one_of
 
 
 class MeanField(nn.Linear):
@@ -40,7 +41,7 @@ class MeanField(nn.Linear):
     def loc_scale(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return location and scale [..., D]."""
         loc, log_variance = nn.functional.linear(hidden, self.weight, self.bias).chunk(2, dim=-1)
-        return loc, (log_variance.clamp(-15, 15).exp() + 1e-4).sqrt()
+        return loc, bounded_exp(log_variance, -15, 15, 1e-4).sqrt()
 
     def forward(self, hidden: Tensor) -> Distribution:
         return dist.Normal(*self.loc_scale(hidden)).to_event(1)
@@ -110,8 +111,7 @@ def guide_head(guide: str, n_hidden: int, n_out: int) -> nn.Module:
     >>> guide_head("student_t", 8, 3)(torch.zeros(5, 8)).df
     tensor([2., 2., 2., 2., 2.], grad_fn=<AddBackward0>)
     """
-    if guide not in FAMILIES:
-        raise ValueError(f"guide must be one of {', '.join(FAMILIES)}, not {guide!r}")
+    one_of("guide", guide, FAMILIES)
     return FAMILIES[guide](n_hidden, n_out)
 
 
@@ -134,6 +134,46 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Distribution:
         return self.head(self.layers(x, covariates))
+
+
+class ScalarEncoder(Encoder):
+    """Network from inputs [..., I] to the Gaussian of one latent [...], such as the log library size of a cell."""
+
+    head: MeanField
+
+    def __init__(self, n_in: int, n_hidden: int, **layers) -> None:
+        super().__init__(n_in, 1, n_hidden, **layers)
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Distribution:
+        loc, scale = self.head.loc_scale(self.layers(x, covariates))
+        return dist.Normal(loc.squeeze(-1), scale.squeeze(-1))
+
+
+class SeluEncoder(nn.Module):
+    """Like `Encoder`, by two layers, each linear - SELU with dropout between them; a body may come before them."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        n_hidden: int,
+        dropout: float = 0.0,
+        guide: str = "mean_field",
+        body: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            body or nn.Identity(),
+            nn.Linear(n_in, n_hidden),
+            nn.SELU(),
+            nn.Dropout(dropout),
+            nn.Linear(n_hidden, n_hidden),
+            nn.SELU(),
+        )
+        self.head = guide_head(guide, n_hidden, n_out)
+
+    def forward(self, x: Tensor) -> Distribution:
+        return self.head(self.layers(x))
 
 
 class EllipticalStudentT(TorchDistribution):

@@ -8,6 +8,7 @@ Shapes: K particles (any leading dimensions), B cells, G genes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -17,7 +18,7 @@ from torch.distributions.utils import lazy_property
 
 from fieldguide.catalog.parts.count_math import LIMIT, broadcast, log_likelihood
 
-__all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
+__all__ = ["LIKELIHOODS", "NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
 
 
 def _dense(counts: Tensor) -> bool:
@@ -98,8 +99,8 @@ class _Counts(TorchDistribution):
         for name, parameter in parameters.items():
             setattr(self, name, parameter)
         vars(self)["arg_constraints"] = dict.fromkeys(parameters, constraints.real_vector)
-        self._softmax, self._parameters = "logits" in parameters, list(parameters.values())
-        shape = broadcast(*self._parameters)
+        self._softmax, self.parameters = "logits" in parameters, list(parameters.values())
+        shape = broadcast(*self.parameters)
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     @classmethod
@@ -148,11 +149,11 @@ class _Counts(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         if torch.compiler.is_compiling():
-            out = _captured(self._model, self._softmax, value, self._parameters)[0]
-        elif torch.is_grad_enabled() and any(p.requires_grad for p in self._parameters):
-            out = _LogLikelihood.apply(self._model, self._softmax, value, *self._parameters)
+            out = _captured(self._model, self._softmax, value, self.parameters)[0]
+        elif torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters):
+            out = _LogLikelihood.apply(self._model, self._softmax, value, *self.parameters)
         else:
-            call = (self._model, self._softmax, value, self._parameters)
+            call = (self._model, self._softmax, value, self.parameters)
             out = log_likelihood(*call, slopes=False, dense=_dense(value))[0]
         if out.shape == self.batch_shape:
             return out
@@ -364,3 +365,11 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     def _draw(self, shape):
         return super()._draw(shape) * torch.bernoulli(torch.sigmoid(-self.gate_logits).expand(shape))
+
+
+LIKELIHOODS: dict[str, Any] = {
+    "nb": NegativeBinomial,
+    "zinb": ZeroInflatedNegativeBinomial,
+    "poisson": Poisson,
+}
+"""The distributions by the names that entries take; parameters of ``from_logits`` in the order of the classes."""

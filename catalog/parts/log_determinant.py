@@ -13,6 +13,7 @@ from math import ceil, log, log1p
 import torch
 from torch import Tensor
 
+LOG_DETS = ("exact", "series", "roulette")
 Pull = Callable[[Tensor], Tensor]
 
 

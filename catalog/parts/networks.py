@@ -52,20 +52,36 @@ class Layers(nn.Module):
         return x
 
 
-class GaussianEncoder(nn.Module):
-    """Mean and standard deviation [..., D] of a diagonal Gaussian, given inputs [..., I].
+class NormLayers(nn.Module):
+    """Layers, each linear - layer normalisation - ReLU - dropout; ``first`` normalises the input before them.
 
-    The log variance is clamped to [-15, 15] and a variance of 1e-4 is added, against overflow and collapse.
+    Unlike `Layers`, they see no other cell of the minibatch.
     """
 
-    def __init__(self, n_in: int, n_out: int, n_hidden: int, **layers) -> None:
+    def __init__(self, n_in: int, n_hidden: int, n_layers: int, dropout: float = 0.0, first: bool = False) -> None:
         super().__init__()
-        self.layers = Layers(n_in, n_hidden, **layers)
-        self.head = nn.Linear(n_hidden, 2 * n_out)
+        steps: list[nn.Module] = [nn.LayerNorm(n_in), nn.ReLU(), nn.Dropout(dropout)] if first else []
+        for width in [n_in] + [n_hidden] * (n_layers - 1):
+            steps += [nn.Linear(width, n_hidden), nn.LayerNorm(n_hidden), nn.ReLU(), nn.Dropout(dropout)]
+        self.steps = nn.Sequential(*steps)
 
-    def forward(self, x: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        loc, log_variance = self.head(self.layers(x, covariates)).chunk(2, dim=-1)
-        return loc, (log_variance.clamp(-15, 15).exp() + 1e-4).sqrt()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(x)
+
+
+def image_layers(n_features: int, n_channels: int, dropout: float) -> nn.Sequential:
+    """Return three convolutions, from images [..., 28 x 28] to hidden values [..., 4 n_channels]."""
+    if n_features != 784:
+        raise ValueError(f"encoder='conv' is for images of 28 x 28 = 784 features, not {n_features}")
+    layers: list[nn.Module] = [nn.Unflatten(-1, (1, 28, 28))]
+    for n_in, n_out in ((1, n_channels), (n_channels, 2 * n_channels), (2 * n_channels, 4 * n_channels)):
+        layers += [nn.Conv2d(n_in, n_out, 3), nn.SELU(), nn.MaxPool2d(2), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Flatten(-3))
+
+
+def bounded_exp(log: Tensor, low: float, high: float, least: float = 0.0) -> Tensor:
+    """Return a scale or a variance from its logarithm, clamped against overflow, plus ``least`` against collapse."""
+    return log.clamp(low, high).exp() + least
 
 
 def join(x: Tensor, covariates: Tensor | None) -> Tensor:

@@ -48,10 +48,13 @@ def unforced(batches: Iterable[Batch], forced_in: Callable[[Batch], Tensor]) -> 
         If a gene has one value only: it has no density, and nothing can be learnt of it.
     """
     names = getattr(getattr(batches, "dataset", None), "var_names", None)
-    called = lambda j: f"gene number {j}" if names is None else f"gene {names[j]!r}"  # noqa: E731
-    kept = list(batches)
-    x = torch.cat([b["x"] for b in kept]).double()
-    forced = torch.cat([forced_in(b) for b in kept])
+
+    def called(gene: int) -> str:
+        return f"gene number {gene}" if names is None else f"gene {names[gene]!r}"
+
+    batches = list(batches)
+    x = torch.cat([b["x"] for b in batches]).double()
+    forced = torch.cat([forced_in(b) for b in batches])
     use = torch.where(forced.all(0), torch.ones_like(forced), ~forced)
     low, high = x.masked_fill(~use, torch.inf).amin(0), x.masked_fill(~use, -torch.inf).amax(0)
     constant = (low == high).nonzero()[:, 0].tolist()

@@ -1,13 +1,13 @@
 """What a fitted graph with cycles says: the strength of its edges, and its map in units in which it is contractive."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.graphs.simulated_interventions import gene_names
+from fieldguide.catalog.nodags import NODAGS
+from fieldguide.decisions.graphs.program import gene_names
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.minibatches import Loader
 from fieldguide.inference.fitted import Fit
 
@@ -34,8 +34,7 @@ def edge_strengths(fitted: Fit, data=None, kind: str = "jacobian", batch_size: i
     DataFrame [n, n]
         Zeros on the diagonal.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    one_of("kind", kind, KINDS)
     program = _program(fitted)
     with torch.no_grad():
         if kind == "gates":
@@ -43,20 +42,20 @@ def edge_strengths(fitted: Fit, data=None, kind: str = "jacobian", batch_size: i
                 raise ValueError(
                     "the model has no gates: fit it with gates='shared' or 'per_cell', or ask kind='jacobian'"
                 )
-            found = program.map.gates.probability()
+            strength = program.map.gates.probability()
         elif kind == "weights":
-            found = program.map.sizes()
+            strength = program.map.sizes()
         else:
             mechanism = program.map.settle()
             if mechanism.constant:
-                found = mechanism.jacobian(torch.zeros_like(program.loc)).abs()
+                strength = mechanism.jacobian(torch.zeros_like(program.loc)).abs()
             else:
-                dataset, found = fitted.read(data), torch.zeros_like(program.map.off_diagonal)
+                dataset, strength = fitted.read(data), torch.zeros_like(program.map.off_diagonal)
                 for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
-                    x = batch["x"].to(found.device) - program.centre
-                    found = found + mechanism.jacobian(x).abs().sum(0) / dataset.n_cells
+                    x = batch["x"].to(strength.device) - program.centre
+                    strength = strength + mechanism.jacobian(x).abs().sum(0) / dataset.n_cells
     names = gene_names(fitted)
-    return pd.DataFrame(found.cpu().numpy().T.astype(np.float64), index=names, columns=names)
+    return pd.DataFrame(strength.cpu().numpy().T.astype(np.float64), index=names, columns=names)
 
 
 def contractive_view(weights: ArrayLike, bound: float = 0.99) -> tuple[np.ndarray, np.ndarray]:
@@ -113,8 +112,8 @@ def _perron(positive: np.ndarray) -> np.ndarray:
     return np.abs(np.real(vectors[:, np.argmax(np.real(values))])).clip(min=1e-300)
 
 
-def _program(fitted: Fit) -> Any:
+def _program(fitted: Fit) -> NODAGS:
     program = fitted.program
-    if not hasattr(program, "map") or not hasattr(program, "state"):
+    if not isinstance(program, NODAGS):
         raise TypeError(f"{type(program).__name__} is no graph with cycles: fit the entry 'nodags'")
     return program

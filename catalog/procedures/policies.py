@@ -10,12 +10,10 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from fieldguide.catalog.declare import get
 from fieldguide.decisions import BanditLog, Decision, NoSupport, evaluate_policy
 from fieldguide.decisions.decision import caution
-from fieldguide.decisions.policies.policy import Policy
-from fieldguide.decisions.policies.slates import coefficients
-from fieldguide.decisions.policies.top_actions import rank_quantile
+from fieldguide.decisions.policies.bandit_log import Within
+from fieldguide.decisions.policies.policy import Policy, labels
 from fieldguide.inference import Fit, OffPolicyValue, fit
 
 QUANTILES = (0.5, 0.8, 0.9, 0.95)
@@ -41,15 +39,13 @@ def policy_data(context: ArrayLike, logging: Policy, log: BanditLog | None = Non
     """
     if logging.codes is None:
         raise ValueError("logging lists all actions: choose candidates by logging.top(p)")
-    rows = logging.rows.astype(str)
-    found = anndata.AnnData(context, obs=pd.DataFrame(index=rows))
-    found.obsm["candidates"] = logging.codes
-    found.obsm["log_propensity"] = np.log(np.maximum(logging.probability, 1e-30)).astype(np.float32)
+    data = anndata.AnnData(context, obs=pd.DataFrame(index=logging.rows.astype(str)))
+    data.obsm["candidates"] = logging.codes
+    data.obsm["log_propensity"] = np.log(np.maximum(logging.probability, 1e-30)).astype(np.float32)
     if log is not None:
-        shares = coefficients(torch.tensor(np.log(log.propensity)), log.design) * log.action.shape[1]
-        found.obsm["position"] = logging.place(log.action)
-        found.obsm["reward"], found.obsm["weight"] = log.reward, shares.numpy()
-    return found
+        within = log.within(logging)
+        data.obsm["position"], data.obsm["reward"], data.obsm["weight"] = within.place, log.reward, within.share
+    return data
 
 
 @dataclass
@@ -89,7 +85,7 @@ class LearnedPolicy:
         rows : sequence, optional
             Names of the contexts.
         """
-        index = pd.RangeIndex(np.shape(context)[0]) if rows is None else pd.Index(rows)
+        index = labels(np.shape(context)[0] if rows is None else rows)
         candidates = Policy.read(logging, self.actions, index, "logging", whole=False).top(self.top)
         return replace(policy_of(self.fit, context, candidates), trained_on=self.trained_on)
 
@@ -145,19 +141,19 @@ def fit_self_normalised(
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
-    base, rows, kept, translation = objective or OffPolicyValue(), [], None, 0.0
+    base, rows, previous, translation = objective or OffPolicyValue(), [], None, 0.0
     for _ in range(rounds):
-        fitted = fit(get("poxm"), data, objective=replace(base, translation=translation), **settings)
+        fitted = fit("poxm", data, objective=replace(base, translation=translation), **settings)
         value, weight = _logged(fitted)
         rows.append({"translation": translation, "value": value, "mean_weight": weight})
         if not 0.5 <= weight <= 2:
             said = f"at translation {translation:.4g} the mean weight is {weight:.3g}: the policy left what was logged"
-            caution(f"{said}; the fit before it is kept" if kept else said, NoSupport)
-            fitted = kept or fitted
+            caution(f"{said}; the fit before it is kept" if previous else said, NoSupport)
+            fitted = previous or fitted
             break
         if abs(value - translation) <= tolerance * abs(value):
             break
-        kept, translation = fitted, value
+        previous, translation = fitted, value
     else:
         last = rows[-1]["translation"]
         caution(f"the translation was not settled in {rounds} fits: {last:.4g} led to {translation:.4g}", NoSupport)
@@ -230,53 +226,44 @@ def learn_policy(
     Lopez, Dhillon and Jordan (2021) learn by selective importance sampling among the best p actions of the logging
     policy. How they adjust p is not public; the rule here is ours.
     """
-    whole = Policy.read(logging, log.actions, log.rows, "logging", whole=False)
-    train, choosing, judging = _parts(len(log), held_out, top == "auto", seed)
-    sizes = _sizes(log.take(train), Policy.aligned(whole, log.actions, log.rows[train]), top)
     x = np.asarray(context) if not hasattr(context, "tocsr") else context
     if np.shape(x)[0] != len(log):
         raise ValueError(f"context has {np.shape(x)[0]} rows, the log {len(log)}")
-    tried = []
-    for p in sizes:
-        candidates = whole.top(p)
-        here = candidates.aligned(log.actions, log.rows[train], "logging")
-        data = policy_data(x[train], here, log.take(train))
-        _covered(here, data)
-        arguments = {"n_actions": len(log.actions), "validation": 0.0, "early_stopping": None, "progress": False}
-        arguments |= {"seed": seed} | settings
-        if self_normalise:
-            fitted, _ = fit_self_normalised(data, objective, **arguments)
-        else:
-            fitted = fit(get("poxm"), data, objective=objective, **arguments)
-        score = None
+    whole = log.within(Policy.read(logging, log.actions, log.rows, "logging", whole=False))
+    train, choosing, judging = _parts(len(log), held_out, top == "auto", seed)
+    arguments = {"n_actions": len(log.actions), "validation": 0.0, "early_stopping": None, "progress": False}
+    arguments |= {"seed": seed} | settings
+    fits, rows, learning = {}, [], whole.take(train)
+    for p in _sizes(learning, top):
+        fits[p] = _fitted(x[train], learning.top(p), objective, self_normalise, arguments)
+        rows.append({"top": p, "translation": getattr(fits[p].objective, "translation", np.nan)})
         if len(choosing):
-            score = _value(fitted, x, candidates, log, choosing, [estimator], level, seed).table.loc[estimator]
-        tried.append((p, fitted, score))
-    best = max(tried, key=lambda t: t[2]["low"]) if len(choosing) else tried[0]
-    rows = [
-        {"top": p, "translation": getattr(f.objective, "translation", np.nan)} | ({} if s is None else s.to_dict())
-        for p, f, s in tried
-    ]
-    candidates = whole.top(best[0])
-    evaluation = _value(best[1], x, candidates, log, judging, None, level, seed)
+            value = _judged(fits[p], x[choosing], whole.take(choosing).top(p), [estimator], level, seed)
+            rows[-1] |= value.table.loc[estimator].to_dict()
+    best = max(rows, key=lambda row: row["low"])["top"] if len(choosing) else rows[0]["top"]
+    evaluation = _judged(fits[best], x[judging], whole.take(judging).top(best), None, level, seed)
     trained_on = log.rows[np.sort(np.concatenate([train, choosing]))]
-    return LearnedPolicy(best[1], best[0], pd.DataFrame(rows).set_index("top"), evaluation, log.actions, trained_on)
+    return LearnedPolicy(fits[best], best, pd.DataFrame(rows).set_index("top"), evaluation, log.actions, trained_on)
 
 
-def _covered(candidates: Policy, data: anndata.AnnData) -> None:
-    """Warn where the candidates hold too little of the log to learn from."""
-    mass, p = float(candidates.probability.sum(1).mean()), candidates.probability.shape[1]
+def _fitted(x: Any, part: Within, objective: OffPolicyValue | None, self_normalise: bool, arguments: dict) -> Fit:
+    """A policy among the candidates, learnt from a part of the log; warns where they hold too little of it."""
+    data, probability = policy_data(x, part.candidates, part.log), part.candidates.probability
+    p, mass = probability.shape[1], float(probability.sum(1).mean())
     rewarded = int(((data.obsm["reward"] > 0) & (data.obsm["position"] >= 0)).sum())
     if mass < 0.1:
         caution(f"the {p} candidates hold {mass:.0%} of the logging policy: most of the log says nothing", NoSupport)
     if rewarded < 10:
         caution(f"{rewarded} rewarded items of the log are among the {p} candidates: too few to learn from", NoSupport)
+    if self_normalise:
+        return fit_self_normalised(data, objective, **arguments)[0]
+    return fit("poxm", data, objective=objective, **arguments)
 
 
-def _value(fitted: Fit, x, candidates: Policy, log: BanditLog, rows: np.ndarray, names, level, seed) -> Decision:
-    part = log.take(rows)
-    policy = policy_of(fitted, x[rows], candidates.aligned(log.actions, part.rows, "logging"))
-    return evaluate_policy(part, policy, estimators=names, level=level, seed=seed)
+def _judged(fitted: Fit, x: Any, part: Within, estimators: Sequence[str] | None, level: float, seed: int) -> Decision:
+    """What a policy is worth by a part of the log."""
+    policy = policy_of(fitted, x, part.candidates)
+    return evaluate_policy(part.log, policy, estimators=estimators, level=level, seed=seed)
 
 
 def _parts(n: int, held_out: float, choose: bool, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -291,15 +278,12 @@ def _parts(n: int, held_out: float, choose: bool, seed: int) -> tuple[np.ndarray
     return np.sort(order[len(out) :]), np.sort(out[:half]), np.sort(out[half:])
 
 
-def _sizes(log: BanditLog, logging: Policy, top: int | str) -> list[int]:
+def _sizes(part: Within, top: int | str) -> list[int]:
     """Sizes of the selected set to try."""
-    width, length = logging.probability.shape[1], log.action.shape[1]
     if isinstance(top, int):
         return [top]
-    ranks = logging.top(width).place(log.action) + 1
-    ranks = np.where(ranks == 0, width, ranks)
     if top == "auto":
-        return sorted({min(rank_quantile(ranks, log.reward, q, length), width) for q in QUANTILES})
+        return sorted({part.covering(share) for share in QUANTILES})
     if not (top.startswith("q") and top[1:].replace(".", "", 1).isdigit()):
         raise ValueError(f"top must be a number, 'auto' or a quantile such as 'q0.9', not {top!r}")
-    return [min(rank_quantile(ranks, log.reward, float(top[1:]), length), width)]
+    return [part.covering(float(top[1:]))]

@@ -45,9 +45,9 @@ def response(fitted: Fit | Sequence[Fit], data: Any = None) -> pd.DataFrame:
         parts.append(torch.cat(values).double().cpu().numpy())
     index = pd.RangeIndex(dataset.n_cells) if dataset.obs is None else dataset.obs.index
     table = pd.DataFrame(np.mean(parts, axis=0), index=index, columns=_levels(members[0]))
-    seen = [m.dataset.obs.index for m in members if m.dataset is not None and m.dataset.obs is not None]
-    if seen:
-        table.attrs["trained_on"] = TrainedOn(seen[0].append(seen[1:]).unique())
+    customers = [m.dataset.obs.index for m in members if m.dataset is not None and m.dataset.obs is not None]
+    if customers:
+        table.attrs["trained_on"] = TrainedOn(customers[0].append(customers[1:]).unique())
     return table
 
 
@@ -81,7 +81,7 @@ def response_ensemble(
     table = data.obs if isinstance(data, anndata.AnnData) else data
     count = len(next(iter(data.values()))) if isinstance(data, dict) else len(table)
     given = np.asarray(table[column], dtype=np.float64) if column in table else np.ones(count)
-    found = []
+    fits = []
     for member in range(members):
         random = np.random.default_rng([seed, member]).exponential(size=count)
         weights = {column: given * np.maximum(random, 1e-6)}
@@ -90,8 +90,8 @@ def response_ensemble(
             weighted.obs[column] = weights[column]
         else:
             weighted = data | weights if isinstance(data, dict) else data.assign(**weights)
-        found.append(fit("incentives", weighted, fields=fields, seed=seed + member, **({"progress": False} | settings)))
-    return found
+        fits.append(fit("incentives", weighted, fields=fields, seed=seed + member, **({"progress": False} | settings)))
+    return fits
 
 
 def response_draws(fitted: Fit | Sequence[Fit], data: Any = None, draws: int = 200, seed: int = 0) -> np.ndarray:
@@ -194,8 +194,8 @@ def _features(fitted: Fit, dataset) -> list[Tensor]:
 
 
 def _with_one(inputs: Tensor) -> Tensor:
-    found = inputs.detach().double().cpu()
-    return torch.cat([found, torch.ones_like(found[:, :1])], 1)
+    inputs = inputs.detach().double().cpu()
+    return torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
 
 
 def _levels(fitted: Fit) -> pd.Index:

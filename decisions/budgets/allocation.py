@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from fieldguide.decisions.budgets.figures import budget_curve
 from fieldguide.decisions.budgets.integer import solve_whole
@@ -17,6 +18,7 @@ from fieldguide.decisions.budgets.options import Options, read_options, read_red
 from fieldguide.decisions.budgets.outcomes import outcomes
 from fieldguide.decisions.budgets.spending import expected_cost, solve_within
 from fieldguide.decisions.decision import Decision
+from fieldguide.inference.checked import one_of
 
 RISKS = ("mean", "quantile", "cvar")
 OPTIMISTIC = (
@@ -173,8 +175,8 @@ def allocate(
 
     Examples
     --------
-    >>> found = allocate([[0.1, 0.3, 0.35], [0.2, 0.25, 0.6], [0.0, 0.4, 0.5]], cost=[0, 1, 2], budget=3.5)
-    >>> round(found.value, 10), {name: round(price, 10) for name, price in found.multipliers.items()}
+    >>> best = allocate([[0.1, 0.3, 0.35], [0.2, 0.25, 0.6], [0.0, 0.4, 0.5]], cost=[0, 1, 2], budget=3.5)
+    >>> round(best.value, 10), {name: round(price, 10) for name, price in best.multipliers.items()}
     (1.2, {'budget': 0.2})
     """
     rewards, draws = _certain(reward, risk, level)
@@ -203,9 +205,7 @@ def allocate(
             best, bound = solve_within(options.reward, price[0], chance, total, overspend)
         policy = best.policy(len(options.names))
         dual, multipliers = best.dual, {next(iter(options.budgets)): best.multiplier}
-        curve = pd.DataFrame(
-            {k: v.cpu().numpy() for k, v in zip(("budget", "value", "multiplier"), best.path, strict=True)}
-        )
+        curve = pd.DataFrame(torch.stack(best.path, 1).cpu().numpy(), columns=["budget", "value", "multiplier"])
     else:
         many = solve_many(options.reward, options.costs, list(options.budgets.values()))
         policy, dual, curve = many.policy, many.dual, None
@@ -215,15 +215,18 @@ def allocate(
     if draws or (chance is not None and chance.ndim == 3):
         paid = () if chance is None else (price[0].cpu().numpy(), chance.cpu().numpy())
         spread = outcomes(policy.cpu().numpy(), options.budgets, many_rewards, *paid)
-    found = _report(options, policy, dual, multipliers, curve, settings, bound, spread)
-    found.policy.attrs |= getattr(reward, "attrs", {})
-    return found
+    allocation = _report(options, policy, dual, multipliers, curve, settings, bound, spread)
+    allocation.policy.attrs |= getattr(reward, "attrs", {})
+    return allocation
 
 
 def _report(options: Options, policy, dual, multipliers, curve, settings, bound, spread) -> Allocation:
     """The table of customers, and the certificate."""
     names, index = np.asarray(options.names), options.customers
-    expected = lambda values: torch.where(policy > 0, values * policy, 0).sum(1).cpu().numpy()  # noqa: E731
+
+    def expected(values: Tensor) -> np.ndarray:
+        return torch.where(policy > 0, values * policy, 0).sum(1).cpu().numpy()
+
     likely = policy.max(1).indices
     table = pd.DataFrame({"option": names[likely.cpu().numpy()]}, index=index)
     for name, cost in zip(options.budgets, options.costs, strict=True):
@@ -255,24 +258,12 @@ def _report(options: Options, policy, dual, multipliers, curve, settings, bound,
         )
     probabilities = pd.DataFrame(policy.cpu().numpy(), index=index, columns=options.names)
     draw = budget_curve if curve is not None else None
-    return Allocation(
-        table,
-        diagnostics,
-        settings,
-        notes,
-        draw,
-        policy=probabilities,
-        multipliers=multipliers,
-        value=value,
-        curve=curve,
-        spread=spread,
-    )
+    return Allocation(table, diagnostics, settings, notes, draw, probabilities, multipliers, value, curve, spread)
 
 
 def _certain(reward: Any, risk: str, level: float) -> tuple[Any, bool]:
     """Rewards that count, from draws or as they are; and whether there were draws."""
-    if risk not in RISKS:
-        raise ValueError(f"risk must be one of {', '.join(RISKS)}, not {risk!r}")
+    one_of("risk", risk, RISKS)
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
     if np.ndim(reward) != 3:
@@ -280,10 +271,10 @@ def _certain(reward: Any, risk: str, level: float) -> tuple[Any, bool]:
             raise ValueError(f"risk={risk!r} needs posterior draws [S, N, K]; reward has {np.ndim(reward)} dimensions")
         return reward, False
     draws = np.asarray(reward, dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(draws))
-    if bad.size:
-        draw, row, column = bad[0]
-        raise ValueError(f"reward of option {column} for customer {row} is {draws[tuple(bad[0])]} in draw {draw}")
+    missing = np.argwhere(~np.isfinite(draws))
+    if missing.size:
+        draw, row, column = missing[0]
+        raise ValueError(f"reward of option {column} for customer {row} is {draws[draw, row, column]} in draw {draw}")
     if risk == "mean":
         return draws.mean(0), True
     if risk == "quantile":

@@ -27,7 +27,7 @@ def solve_whole(options: Options, seconds: float = 60.0) -> tuple[Tensor, float,
     one = csr_matrix((np.ones(count * width), (customer, np.arange(count * width))))
     spending = csr_matrix(np.where(offered, costs.reshape(len(costs), -1), 0))
     budgets = np.array(list(options.budgets.values()))
-    found = milp(
+    search = milp(
         -reward.ravel(),
         constraints=LinearConstraint(
             vstack([one, spending]),
@@ -38,9 +38,9 @@ def solve_whole(options: Options, seconds: float = 60.0) -> tuple[Tensor, float,
         bounds=Bounds(0, offered.astype(float)),
         options={"time_limit": seconds, "mip_rel_gap": 1e-9},
     )
-    if found.status == 2:
+    if search.status == 2:
         raise ValueError("infeasible: no choice of options keeps within the budget")
-    if found.x is None:
-        raise TimeoutError(f"no allocation was found in {seconds:g} s: {found.message}")
-    choice = torch.as_tensor(found.x.reshape(count, width).argmax(1), device=options.reward.device)
-    return choice, -float(found.mip_dual_bound), "optimal" if found.status == 0 else "time limit"
+    if search.x is None:
+        raise TimeoutError(f"no allocation was found in {seconds:g} s: {search.message}")
+    choice = torch.as_tensor(search.x.reshape(count, width).argmax(1), device=options.reward.device)
+    return choice, -float(search.mip_dual_bound), "optimal" if search.status == 0 else "time limit"

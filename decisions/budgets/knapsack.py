@@ -61,11 +61,11 @@ class Solution:
 
     def policy(self, width: int) -> Tensor:
         """Return the probabilities of the options, [N, width]."""
-        found = torch.nn.functional.one_hot(self.choice, width).double()
+        chances = torch.nn.functional.one_hot(self.choice, width).double()
         if self.randomised >= 0:
-            found[self.randomised, self.choice[self.randomised]] = 1 - self.fraction
-            found[self.randomised, self.other] = self.fraction
-        return found
+            chances[self.randomised, self.choice[self.randomised]] = 1 - self.fraction
+            chances[self.randomised, self.other] = self.fraction
+        return chances
 
 
 def segments(reward: Tensor, cost: Tensor) -> Segments:
@@ -78,8 +78,8 @@ def segments(reward: Tensor, cost: Tensor) -> Segments:
 
     Examples
     --------
-    >>> found = segments(torch.tensor([[0.0, 0.25, 1.0]]).double(), torch.tensor([[0.0, 1.0, 2.0]]).double())
-    >>> found.end.tolist(), found.efficiency.tolist()  # the option in the middle is below the envelope
+    >>> envelope = segments(torch.tensor([[0.0, 0.25, 1.0]]).double(), torch.tensor([[0.0, 1.0, 2.0]]).double())
+    >>> envelope.end.tolist(), envelope.efficiency.tolist()  # the option in the middle is below the envelope
     ([2], [0.5])
     """
     cheapest = cost.min(1, keepdim=True).values
@@ -87,7 +87,7 @@ def segments(reward: Tensor, cost: Tensor) -> Segments:
     rows = torch.arange(len(reward), device=reward.device)
     last = torch.full((len(rows),), torch.inf, dtype=reward.dtype, device=reward.device)
     names = ("customer", "end", "gain", "cost", "efficiency")
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
     sizes = []
     r, c = reward, cost
     while len(rows):
@@ -100,9 +100,9 @@ def segments(reward: Tensor, cost: Tensor) -> Segments:
         gain, extra = (values[go].gather(1, now[:, None])[:, 0] for values in (gain, extra))
         last = torch.minimum(best[go, 0], last[go])  # an envelope that rounding bends is straightened
         for name, values in zip(names, (rows, now, gain, extra, last), strict=True):
-            found[name].append(values)
+            parts[name].append(values)
         sizes.append(len(rows))
-    return Segments(**{name: torch.cat(parts) for name, parts in found.items()}, sizes=sizes, start=start)
+    return Segments(**{name: torch.cat(part) for name, part in parts.items()}, sizes=sizes, start=start)
 
 
 def solve(reward: Tensor, cost: Tensor, budget: float) -> Solution:
@@ -120,45 +120,40 @@ def solve(reward: Tensor, cost: Tensor, budget: float) -> Solution:
     ValueError
         If even the cheapest options cost more than the budget.
     """
-    found = segments(reward, cost)
-    start = found.start[:, None]
+    envelopes = segments(reward, cost)
+    start = envelopes.start[:, None]
     base = float(cost.gather(1, start).sum())
     if base > budget * (1 + SLACK):
-        raise ValueError(
-            f"infeasible: the cheapest options cost {base:.6g} in all, more than the budget of {budget:.6g}"
-        )
-    order = torch.sort(found.efficiency, descending=True, stable=True).indices
-    spending = found.cost[order].cumsum(0)
+        cheapest = f"infeasible: the cheapest options cost {base:.6g} in all"
+        raise ValueError(f"{cheapest}, more than the budget of {budget:.6g}")
+    order = torch.sort(envelopes.efficiency, descending=True, stable=True).indices
+    spending = envelopes.cost[order].cumsum(0)
     room = max(budget - base, 0.0)
-    taken = int(
-        torch.searchsorted(spending, torch.tensor(room, dtype=spending.dtype, device=spending.device), right=True)
-    )
-    choice, chosen = found.start.clone(), torch.zeros_like(order, dtype=torch.bool)
+    taken = int(torch.searchsorted(spending, spending.new_tensor(room), right=True))
+    choice, chosen = envelopes.start.clone(), torch.zeros_like(order, dtype=torch.bool)
     chosen[order[:taken]] = True
     at = 0
-    for size in found.sizes:  # the first segment of every customer, then the second: later ones overwrite
+    for size in envelopes.sizes:  # the first segment of every customer, then the second: later ones overwrite
         level = slice(at, at + size)
-        choice[found.customer[level][chosen[level]]] = found.end[level][chosen[level]]
+        choice[envelopes.customer[level][chosen[level]]] = envelopes.end[level][chosen[level]]
         at += size
     spent = float(cost.gather(1, choice[:, None]).sum())
     value = float(reward.gather(1, choice[:, None]).sum())
     randomised, other, fraction, multiplier = -1, -1, 0.0, 0.0
     if taken < len(order):
         following = int(order[taken])
-        multiplier = float(found.efficiency[following])
+        multiplier = float(envelopes.efficiency[following])
         left = max(budget - spent, 0.0)
         if left > SLACK * max(budget, 1e-300):
-            fraction = min(left / float(found.cost[following]), 1.0)
-            randomised, other = int(found.customer[following]), int(found.end[following])
-            value, spent = (
-                value + fraction * float(found.gain[following]),
-                spent + fraction * float(found.cost[following]),
-            )
+            fraction = min(left / float(envelopes.cost[following]), 1.0)
+            randomised, other = int(envelopes.customer[following]), int(envelopes.end[following])
+            value += fraction * float(envelopes.gain[following])
+            spent += fraction * float(envelopes.cost[following])
     zero = spending.new_zeros(1)
     path = (
         base + torch.cat([zero, spending]),
-        float(reward.gather(1, start).sum()) + torch.cat([zero, found.gain[order].cumsum(0)]),
-        torch.cat([found.efficiency[order], zero]),
+        float(reward.gather(1, start).sum()) + torch.cat([zero, envelopes.gain[order].cumsum(0)]),
+        torch.cat([envelopes.efficiency[order], zero]),
     )
     dual = dual_value(reward, cost[None], [budget], [multiplier])
     return Solution(choice, randomised, other, fraction, multiplier, value, spent, dual, path)

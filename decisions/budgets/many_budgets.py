@@ -104,8 +104,8 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
         if share > 0:
             policy.scatter_add_(1, choice[:, None], torch.full_like(reward[:, :1], share))
     settle(policy, reward, costs, budgets)
-    taken = lambda table: float(torch.where(policy > 0, table * policy, 0).sum())  # noqa: E731
-    return ManySolution(policy, prices, taken(reward), np.array([taken(c) for c in costs]), float(bound), rounds)
+    value, *spent = (float(torch.where(policy > 0, table * policy, 0).sum()) for table in (reward, *costs))
+    return ManySolution(policy, prices, value, np.array(spent), float(bound), rounds)
 
 
 def settle(policy: Tensor, reward: Tensor, costs: Tensor, budgets: np.ndarray) -> None:
@@ -128,7 +128,7 @@ def settle(policy: Tensor, reward: Tensor, costs: Tensor, budgets: np.ndarray) -
     gained, paid = reward[at, option].cpu().numpy(), costs[:, at, option].cpu().numpy()
     unit = np.maximum(paid.max(1, initial=0), 1e-300)  # each budget in units of its largest cost here
     one = csr_matrix((np.ones(len(at)), (row.cpu().numpy(), np.arange(len(at)))))
-    found = linprog(
+    vertex = linprog(
         -gained,
         paid / unit[:, None],
         np.maximum(budgets - np.array(spent), 0) / unit,
@@ -138,9 +138,9 @@ def settle(policy: Tensor, reward: Tensor, costs: Tensor, budgets: np.ndarray) -
         options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
     )
     before = float((reward[at, option] * policy[at, option]).sum())
-    if found.status != 0 or -found.fun < before - 1e-9 * max(abs(before), 1.0):
+    if vertex.status != 0 or -vertex.fun < before - 1e-9 * max(abs(before), 1.0):
         return
-    share = torch.as_tensor(np.where(found.x > 1e-9, found.x, 0), dtype=policy.dtype, device=policy.device)
+    share = torch.as_tensor(np.where(vertex.x > 1e-9, vertex.x, 0), dtype=policy.dtype, device=policy.device)
     policy[at, option] = share
     policy[mixed] /= policy[mixed].sum(1, keepdim=True)
 
@@ -149,16 +149,16 @@ def master(values: np.ndarray, spends: np.ndarray, budgets: np.ndarray, phase: s
     """Mix the policies seen so far: shares [T], prices [J], the value of the mixture's constraint, and the excess."""
     from scipy.optimize import linprog
 
-    seen, count = spends.shape
+    known, count = spends.shape
     feasible = phase == "feasible"
     # variables: shares of the policies, then (to become feasible) one excess for all budgets
-    objective = np.append(np.zeros(seen) if feasible else -values, [1.0] if feasible else [])
+    objective = np.append(np.zeros(known) if feasible else -values, [1.0] if feasible else [])
     rows = np.hstack([spends.T, -np.ones((count, 1))]) if feasible else spends.T
-    equal = np.append(np.ones(seen), [0.0] if feasible else [])[None]
+    equal = np.append(np.ones(known), [0.0] if feasible else [])[None]
     tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
     size = 1.0 if feasible else max(np.abs(values).max(), 1e-300)
-    found = linprog(objective / size, rows, budgets, equal, [1.0], method="highs", options=tight)
-    if found.status != 0:
-        raise RuntimeError(f"the linear program of the mixture failed: {found.message}")
-    prices, level = np.maximum(-found.ineqlin.marginals, 0) * size, -float(found.eqlin.marginals[0]) * size
-    return found.x[:seen], prices, level, float(found.x[-1]) if feasible else 0.0
+    mixture = linprog(objective / size, rows, budgets, equal, [1.0], method="highs", options=tight)
+    if mixture.status != 0:
+        raise RuntimeError(f"the linear program of the mixture failed: {mixture.message}")
+    prices, level = np.maximum(-mixture.ineqlin.marginals, 0) * size, -float(mixture.eqlin.marginals[0]) * size
+    return mixture.x[:known], prices, level, float(mixture.x[-1]) if feasible else 0.0

@@ -40,12 +40,8 @@ def read_options(reward: Any, cost: Any, budget: Any, increasing: bool = False) 
     several = isinstance(cost, Mapping)
     if several != isinstance(budget, Mapping) and not (isinstance(budget, Mapping) and len(budget) == 1):
         raise ValueError("several costs need several budgets: give both as dicts with the same names")
-    costs = (
-        dict(cost)
-        if isinstance(cost, Mapping)
-        else {next(iter(budget)) if isinstance(budget, Mapping) else DEFAULT: cost}
-    )
     budgets = dict(budget) if isinstance(budget, Mapping) else {DEFAULT: budget}
+    costs = dict(cost) if isinstance(cost, Mapping) else {next(iter(budgets)): cost}
     if not costs:
         raise ValueError("cost names no budget")
     if set(costs) != set(budgets):
@@ -66,8 +62,8 @@ def read_options(reward: Any, cost: Any, budget: Any, increasing: bool = False) 
         if not budgets[name] >= 0:
             raise ValueError(f"budget must be at least 0, not {budgets[name]}")
     tensor = torch.tensor(np.stack(parts), dtype=torch.float64, device=device)
-    found = torch.tensor(values, dtype=torch.float64, device=device)
-    return Options(found, tensor, {name: float(budgets[name]) for name in costs}, customers, names)
+    rewards = torch.tensor(values, dtype=torch.float64, device=device)
+    return Options(rewards, tensor, {name: float(budgets[name]) for name in costs}, customers, names)
 
 
 def read_redeemed(values: Any, options: Options) -> Tensor:
@@ -80,9 +76,9 @@ def read_redeemed(values: Any, options: Options) -> Tensor:
         array = values.loc[options.customers, options.names].to_numpy(dtype=np.float64)
     if array.shape[-2:] != shape or array.ndim > 3:
         raise ValueError(f"redeemed must be of shape {shape}, or draws of that, not {array.shape}")
+    place = _place("redeemed", options.customers, options.names)
     for part in array.reshape(-1, *shape):
-        bad = ~((part >= 0) & (part <= 1))
-        refuse(bad, part, _place("redeemed", options.customers, options.names), ", not a probability")
+        refuse(~((part >= 0) & (part <= 1)), part, place, ", not a probability")
     return torch.tensor(array, dtype=torch.float64, device=options.reward.device)
 
 
@@ -113,13 +109,12 @@ def _cost(values: Any, shape: tuple[int, ...], customers: pd.Index, names: pd.In
     return array
 
 
-def _same(found: pd.Index, wanted: pd.Index, what: str) -> None:
-    missing = wanted.difference(found)
-    if len(missing) or len(found) != len(wanted):
-        missing = missing if len(missing) else found.difference(wanted)
-        raise ValueError(
-            f"{what} other than those of reward, such as {missing[0]!r}" if len(missing) else f"{what} twice"
-        )
+def _same(given: pd.Index, wanted: pd.Index, what: str) -> None:
+    odd = wanted.difference(given).append(given.difference(wanted))
+    if len(odd):
+        raise ValueError(f"{what} other than those of reward, such as {odd[0]!r}")
+    if len(given) != len(wanted):
+        raise ValueError(f"{what} twice")
 
 
 def _place(what: str, customers: pd.Index, names: pd.Index):

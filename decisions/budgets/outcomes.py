@@ -57,9 +57,9 @@ def _draws(values: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 def _spendings(policy: np.ndarray, costs: np.ndarray, chance: np.ndarray, rng: np.random.Generator) -> list[float]:
     """What is really spent in each draw [S]: every customer is given an option, and redeems it or not."""
-    edges, rows, found = policy.cumsum(1), np.arange(len(policy)), []
+    edges, rows, sums = policy.cumsum(1), np.arange(len(policy)), []
     for paid, likely in zip(costs, chance, strict=True):
         given = (rng.random(len(policy))[:, None] >= edges).sum(1).clip(max=policy.shape[1] - 1)
         used = rng.random(len(policy)) < likely[rows, given]
-        found.append(float(paid[rows, given][used].sum()))
-    return found
+        sums.append(float(paid[rows, given][used].sum()))
+    return sums

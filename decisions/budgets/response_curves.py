@@ -48,9 +48,9 @@ def response_curve(
     count = values.shape[2]
     index = pd.RangeIndex(count) if names is None else pd.Index(names)
     costs = np.arange(count, dtype=np.float64) if cost is None else np.asarray(cost, dtype=np.float64)
-    for found, what in ((len(index), "names"), (costs.size, "costs")):
-        if found != count:
-            raise ValueError(f"there are {found} {what} for {count} levels")
+    for given, what in ((len(index), "names"), (costs.size, "costs")):
+        if given != count:
+            raise ValueError(f"there are {given} {what} for {count} levels")
     ends = [(1 - level) / 2, (1 + level) / 2]
     means = values.mean(1)
     steps = np.diff(means, axis=1, prepend=np.nan)

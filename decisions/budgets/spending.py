@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.budgets.knapsack import Solution, solve
+from fieldguide.inference.checked import one_of
 
 BOUNDS = ("chernoff", "bernstein", "hoeffding")
 
@@ -42,8 +43,7 @@ def spending_bound(policy: Tensor, cost: Tensor, redeemed: Tensor, delta: float,
     >>> [round(spending_bound(one, one, 0.1 * one, 0.05, method), 1) for method in BOUNDS]
     [124.0, 124.2, 138.7]
     """
-    if method not in BOUNDS:
-        raise ValueError(f"method must be one of {', '.join(BOUNDS)}, not {method!r}")
+    one_of("method", method, BOUNDS)
     if not 0 < delta < 1:
         raise ValueError(f"delta must be between 0 and 1, not {delta}")
     paid = torch.where(policy > 0, cost, 0.0)
@@ -89,8 +89,8 @@ def solve_within(
     cost = expected_cost(price, redeemed)
 
     def attempt(target: float) -> tuple[Solution, float]:
-        found = solve(reward, cost, target)
-        return found, spending_bound(found.policy(reward.shape[1]), price, redeemed, delta)
+        best = solve(reward, cost, target)
+        return best, spending_bound(best.policy(reward.shape[1]), price, redeemed, delta)
 
     low, high = float(cost.min(1).values.sum()), budget
     whole = attempt(high)
@@ -104,9 +104,9 @@ def solve_within(
         )
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        found = attempt(middle)
-        if found[1] <= budget:
-            low, best = middle, found
+        tried = attempt(middle)
+        if tried[1] <= budget:
+            low, best = middle, tried
         else:
             high = middle
     return best
@@ -126,5 +126,5 @@ def _chernoff(share: Tensor, paid: Tensor, delta: float) -> float:
 
     # a t of more than some hundreds over the largest cost would overflow, and the bound is near the sum of the costs
     ends = (log(1e-6), log(500.0))
-    found: Any = minimize_scalar(bound, bounds=ends, method="bounded", options={"xatol": 1e-6})
-    return float(found.fun)
+    least: Any = minimize_scalar(bound, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    return float(least.fun)

@@ -38,10 +38,10 @@ def is_acyclic(edges: ArrayLike) -> bool:
 
 def reachable(edges: ArrayLike) -> np.ndarray:
     """Return which vertices each vertex reaches along one edge or more, bool [d, d]."""
-    found = square(edges)
-    for _ in range(int(np.ceil(np.log2(max(2, len(found)))))):
-        found = found | ((found.astype(np.float32) @ found.astype(np.float32)) > 0)
-    return found
+    paths = square(edges)
+    for _ in range(int(np.ceil(np.log2(max(2, len(paths)))))):
+        paths = paths | ((paths.astype(np.float32) @ paths.astype(np.float32)) > 0)
+    return paths
 
 
 def acyclic_part(weights: ArrayLike, threshold: float = 0.5) -> np.ndarray:
@@ -60,7 +60,7 @@ def acyclic_part(weights: ArrayLike, threshold: float = 0.5) -> np.ndarray:
     """
     table = np.asarray(weights, dtype=np.float64)
     d = len(square(table > 0))
-    kept = np.zeros((d, d), dtype=bool)
+    edges = np.zeros((d, d), dtype=bool)
     reach = np.eye(d, dtype=bool)
     for place in np.argsort(-table, axis=None, kind="stable"):
         i, j = divmod(int(place), d)
@@ -68,10 +68,10 @@ def acyclic_part(weights: ArrayLike, threshold: float = 0.5) -> np.ndarray:
             break
         if reach[j, i]:
             continue
-        kept[i, j] = True
+        edges[i, j] = True
         if not reach[i, j]:
             reach[reach[:, i]] |= reach[j]
-    return kept
+    return edges
 
 
 def acyclic_factors(into: ArrayLike, out_of: ArrayLike, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ def acyclic_factors(into: ArrayLike, out_of: ArrayLike, threshold: float = 0.5) 
     """
     first, second = np.asarray(into, dtype=np.float64), np.asarray(out_of, dtype=np.float64)
     d, m = first.shape
-    kept = np.zeros((2, d, m), dtype=bool)
+    edges = np.zeros((2, d, m), dtype=bool)
     reach = np.eye(m, dtype=bool)  # between factors: every cycle runs through them, so that genes need no table
     weights = np.concatenate([first.ravel(), second.T.ravel()])
     for place in np.argsort(-weights, kind="stable"):
@@ -96,19 +96,19 @@ def acyclic_factors(into: ArrayLike, out_of: ArrayLike, threshold: float = 0.5) 
             break
         inward = place < d * m
         gene, factor = divmod(int(place), m) if inward else divmod(int(place) - d * m, d)[::-1]
-        sources, sinks = kept[1, gene], kept[0, gene]  # the factors just before the gene, and just after it
+        sources, sinks = edges[1, gene], edges[0, gene]  # the factors just before the gene, and just after it
         if (reach[factor] & sources).any() if inward else (reach[:, factor] & sinks).any():
             continue
-        kept[int(not inward), gene, factor] = True
+        edges[int(not inward), gene, factor] = True
         before = reach[:, sources].any(1) if inward else reach[:, factor]
         after = reach[factor] if inward else reach[sinks].any(0)
         reach |= np.outer(before, after)
-    return kept[0], kept[1]
+    return edges[0], edges[1]
 
 
 def square(edges: ArrayLike) -> np.ndarray:
     """Return the graph as a bool array; raises ValueError if it is not a square."""
-    found = np.asarray(edges)
-    if found.ndim != 2 or found.shape[0] != found.shape[1]:
-        raise ValueError(f"a graph is a square matrix (from row to column), not one of shape {found.shape}")
-    return found.astype(bool)
+    graph = np.asarray(edges)
+    if graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
+        raise ValueError(f"a graph is a square matrix (from row to column), not one of shape {graph.shape}")
+    return graph.astype(bool)

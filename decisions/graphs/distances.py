@@ -16,8 +16,8 @@ def structural_hamming_distance(estimated: ArrayLike, true: ArrayLike) -> int:
     >>> structural_hamming_distance([[0, 1], [0, 0]], [[0, 0], [1, 0]])
     1
     """
-    found, truth = _pair(estimated, true)
-    difference = truth.astype(int) - found.astype(int)
+    guess, truth = _pair(estimated, true)
+    difference = truth.astype(int) - guess.astype(int)
     reversals = int(((difference == 1) & (difference.T == -1)).sum())
     return int(np.abs(difference).sum()) - reversals
 
@@ -37,18 +37,18 @@ def structural_intervention_distance(estimated: ArrayLike, true: ArrayLike) -> i
     ValueError
         If one of the graphs has a cycle.
     """
-    found, truth = _pair(estimated, true)
-    for name, graph in (("estimated", found), ("true", truth)):
+    guess, truth = _pair(estimated, true)
+    for name, graph in (("estimated", guess), ("true", truth)):
         if not is_acyclic(graph):
             raise ValueError(f"the {name} graph has a cycle: the distance is between acyclic graphs")
     d, below = len(truth), reachable(truth)
     wrong = 0
     for i in range(d):
-        parents = np.flatnonzero(found[:, i])
+        parents = np.flatnonzero(guess[:, i])
         for j in range(d):
             if i == j:
                 continue
-            if found[j, i]:
+            if guess[j, i]:
                 wrong += int(below[i, j])
             else:
                 wrong += int(not is_adjustment_set(truth, i, j, parents, below))
@@ -94,21 +94,21 @@ def d_separated(graph: ArrayLike, first: int, second: int, given: ArrayLike) -> 
     counts = inside.astype(np.float32)
     moral = inside | inside.T | (counts @ counts.T > 0)
     moral[known], moral[:, known] = False, False
-    seen = np.zeros(len(edges), dtype=bool)
-    seen[first] = True
-    while not seen[second]:
-        more = seen | moral[seen].any(0)
-        if np.array_equal(more, seen):
+    reached = np.zeros(len(edges), dtype=bool)
+    reached[first] = True
+    while not reached[second]:
+        more = reached | moral[reached].any(0)
+        if np.array_equal(more, reached):
             return True
-        seen = more
+        reached = more
     return False
 
 
 def _pair(estimated: ArrayLike, true: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    found, truth = square(estimated), square(true)
-    if found.shape != truth.shape:
-        raise ValueError(f"the graphs have {len(found)} and {len(truth)} vertices")
-    for name, graph in (("estimated", found), ("true", truth)):
+    guess, truth = square(estimated), square(true)
+    if guess.shape != truth.shape:
+        raise ValueError(f"the graphs have {len(guess)} and {len(truth)} vertices")
+    for name, graph in (("estimated", guess), ("true", truth)):
         if graph.diagonal().any():
             raise ValueError(f"the {name} graph has an edge from vertex {int(graph.diagonal().argmax())} to itself")
-    return found, truth
+    return guess, truth

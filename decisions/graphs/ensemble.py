@@ -10,7 +10,8 @@ from scipy.stats import beta
 
 from fieldguide.decisions.graphs.distances import structural_hamming_distance
 from fieldguide.decisions.graphs.figures import edge_map
-from fieldguide.decisions.graphs.graph import Graph, _table, causal_graph, edge_probabilities
+from fieldguide.decisions.graphs.graph import Graph, causal_graph
+from fieldguide.decisions.graphs.program import read_edges
 from fieldguide.inference.weights.psis import from_groups
 
 LEVEL = 0.9
@@ -87,8 +88,8 @@ def graph_ensemble(
 
     Examples
     --------
-    >>> found = graph_ensemble([[[0, 0.9], [0, 0]], [[0, 0.8], [0, 0]], [[0, 0], [0.7, 0]]], genes=["a", "b"])
-    >>> found.table[["source", "target", "probability", "kept"]].round(2).to_dict("list")
+    >>> agreed = graph_ensemble([[[0, 0.9], [0, 0]], [[0, 0.8], [0, 0]], [[0, 0], [0.7, 0]]], genes=["a", "b"])
+    >>> agreed.table[["source", "target", "probability", "kept"]].round(2).to_dict("list")
     {'source': ['a', 'b'], 'target': ['b', 'a'], 'probability': [0.67, 0.33], 'kept': [True, False]}
     """
     if not len(sources):
@@ -102,9 +103,9 @@ def graph_ensemble(
             raise ValueError(
                 f"fit {number} is of other genes than fit 0: {where or f'{len(other)}, not {len(names)} genes'}"
             )
-    kept = np.stack([member.edges.to_numpy() for member in members])
+    graphs = np.stack([member.edges.to_numpy() for member in members])
     inside = np.stack([member.probability.to_numpy() for member in members])
-    count, n = kept.sum(0), len(members)
+    count, n = graphs.sum(0), len(members)
     consensus = causal_graph(pd.DataFrame(count / n, index=names, columns=names), threshold, acyclic)
     edges = consensus.edges.to_numpy()
     i, j = np.nonzero(count)
@@ -124,7 +125,7 @@ def graph_ensemble(
         }
     )
     diagnostics = pd.concat([member.diagnostics for member in members], ignore_index=True).rename_axis("fit")
-    diagnostics["shd"] = [structural_hamming_distance(member, edges) for member in kept]
+    diagnostics["shd"] = [structural_hamming_distance(member, edges) for member in graphs]
     return GraphEnsemble(
         table=table,
         diagnostics=diagnostics,
@@ -134,7 +135,7 @@ def graph_ensemble(
         probability=consensus.probability,
         edges=consensus.edges,
         members=members,
-        masks=tuple(_arrays(edge_probabilities(source)[0]) for source in sources),
+        masks=tuple(read_edges(source).table for source in sources),
     )
 
 
@@ -151,9 +152,9 @@ def draw_edges(mask: Any, draws: int, rng: np.random.Generator) -> np.ndarray:
     if not isinstance(mask, tuple):
         return (rng.random((draws, *mask.shape)) < mask) & ~np.eye(len(mask), dtype=bool)
     a, b = mask
-    bad = np.argwhere(a + b > 1 + 1e-6)
-    if bad.size:
-        j, f = bad[0]
+    above = np.argwhere(a + b > 1 + 1e-6)
+    if above.size:
+        j, f = above[0]
         raise ValueError(
             f"gene {j} is joined to factor {f} with probability {a[j, f] + b[j, f]:.3g} in both directions"
         )
@@ -161,7 +162,3 @@ def draw_edges(mask: Any, draws: int, rng: np.random.Generator) -> np.ndarray:
     into, out_of = u < a, (u >= a) & (u < a + b)
     edges = into.astype(np.float32) @ out_of.astype(np.float32).swapaxes(1, 2) > 0
     return edges & ~np.eye(len(a), dtype=bool)
-
-
-def _arrays(source: Any) -> Any:
-    return tuple(_table(part) for part in source) if isinstance(source, tuple) else _table(source)

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_acyclic, topological_order
 from fieldguide.decisions.graphs.distances import structural_hamming_distance, structural_intervention_distance
 from fieldguide.decisions.graphs.figures import edge_map
+from fieldguide.decisions.graphs.program import read_edges
 
 SID_LARGEST = 150
 """Vertices up to which `graph_scores` computes the structural intervention distance."""
@@ -54,8 +54,8 @@ class Graph(Decision):
     @property
     def order(self) -> list | None:
         """The genes in an order in which every edge points forward; None where there is a cycle."""
-        found = topological_order(self.edges.to_numpy())
-        return None if found is None else list(self.edges.index[found])
+        places = topological_order(self.edges.to_numpy())
+        return None if places is None else list(self.edges.index[places])
 
     def to_networkx(self) -> Any:
         """Return a ``networkx.DiGraph`` of the kept edges, with their ``probability``."""
@@ -100,8 +100,8 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
     Parameters
     ----------
     source : Fit, array or DataFrame [d, d], or pair of them [d, m]
-        A fit of a program with ``edge_weights()``, probabilities of edges between genes (row to column), or of the
-        edges gene -> factor and factor -> gene.
+        A fit of a program with ``edge_weights()`` (see `fieldguide.decisions.graphs.program.GraphProgram`),
+        probabilities of edges between genes (row to column), or of the edges gene -> factor and factor -> gene.
     threshold : float
     acyclic : bool
         False keeps every edge at or above the threshold.
@@ -110,35 +110,25 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
 
     Examples
     --------
-    >>> found = causal_graph([[0, 0.9], [0.7, 0]], genes=["a", "b"])
-    >>> found.table.to_dict("records"), found.is_dag
+    >>> graph = causal_graph([[0, 0.9], [0.7, 0]], genes=["a", "b"])
+    >>> graph.table.to_dict("records"), graph.is_dag
     ([{'source': 'a', 'target': 'b', 'probability': 0.9}], True)
     """
-    settled = None
-    if hasattr(source, "program"):
-        program = source.program
-        settled = program.settled_edges() if acyclic and hasattr(program, "settled_edges") else None
-    source, genes = edge_probabilities(source, genes)
-    kept: tuple[np.ndarray, np.ndarray] | None = None
-    if isinstance(source, tuple):
-        a, b = (_table(part) for part in source)
-        if a.shape != b.shape:
-            raise ValueError(f"weights into and out of factors must both be [d, m], not {a.shape} and {b.shape}")
-        values = through_factors(a, b)
-        whole = a >= threshold, b >= threshold
-        first, second = settled or (acyclic_factors(a, b, threshold) if acyclic else whole)
-        kept = first, second
-        edges = (first.astype(np.float32) @ second.T.astype(np.float32) > 0) & ~np.eye(len(values), dtype=bool)
-        left_out = int(sum(w.sum() for w in whole) - first.sum() - second.sum()) if settled is None else 0
+    read = read_edges(source, genes)
+    settled, factors = read.settled if acyclic else None, ()
+    if isinstance(read.table, tuple):
+        into, out_of = read.table
+        values, wanted = through_factors(into, out_of), (into >= threshold, out_of >= threshold)
+        factors = settled or (acyclic_factors(into, out_of, threshold) if acyclic else wanted)
+        first, second = (part.astype(np.float32) for part in factors)
+        edges = (first @ second.T > 0) & ~np.eye(len(values), dtype=bool)
+        left_out = sum(int(w.sum() - kept.sum()) for w, kept in zip(wanted, factors, strict=True))
     else:
-        values = _table(source)
-        if values.shape[0] != values.shape[1]:
-            raise ValueError(f"probabilities of edges are a square table (row to column), not {values.shape}")
-        values = values * (1 - np.eye(len(values)))
-        whole = values >= max(threshold, np.finfo(float).tiny)
-        edges = settled if settled is not None else acyclic_part(values, threshold) if acyclic else whole
-        left_out = int(whole.sum() - edges.sum()) if settled is None else 0
-    names = pd.Index(range(len(values)) if genes is None else genes)
+        values = read.table * (1 - np.eye(len(read.table)))
+        wanted = values >= max(threshold, np.finfo(float).tiny)
+        edges = settled if settled is not None else acyclic_part(values, threshold) if acyclic else wanted
+        left_out = int(wanted.sum() - edges.sum())
+    names = pd.Index(range(len(values)) if read.genes is None else read.genes)
     if len(names) != len(values):
         raise ValueError(f"{len(names)} names for {len(values)} genes")
     places = np.argwhere(edges)
@@ -148,12 +138,11 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
         "target": names[places[:, 1]],
         "probability": values[places[:, 0], places[:, 1]],
     }
-    diagnostics = pd.DataFrame([{"edges": len(places), "is_dag": is_acyclic(edges), "left_out": left_out}])
-    parts = zip(("into", "out_of"), kept or (), strict=False)
-    frames = {name: pd.DataFrame(part, index=names) for name, part in parts}
+    counts = {"edges": len(places), "is_dag": is_acyclic(edges), "left_out": left_out if settled is None else 0}
+    frames = {name: pd.DataFrame(part, index=names) for name, part in zip(("into", "out_of"), factors, strict=False)}
     return Graph(
         table=pd.DataFrame(rows),
-        diagnostics=diagnostics,
+        diagnostics=pd.DataFrame([counts]),
         settings={"threshold": threshold, "acyclic": acyclic},
         notes=NOTES,
         draw=edge_map,
@@ -161,19 +150,6 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
         edges=pd.DataFrame(edges, index=names, columns=names),
         **frames,
     )
-
-
-def edge_probabilities(source: Any, genes: Any = None) -> tuple[Any, Any]:
-    """Return the probabilities of edges that a source of `causal_graph` says, and the names of the genes or None."""
-    if hasattr(source, "program"):
-        program = source.program
-        if not hasattr(program, "edge_weights"):
-            raise TypeError(f"{type(program).__name__} has no graph: it needs a method edge_weights()")
-        genes = _genes_of(source) if genes is None else genes
-        source = getattr(program, "edge_probabilities", program.edge_weights)()
-    if isinstance(source, pd.DataFrame) and genes is None:
-        genes = source.index
-    return source, genes
 
 
 def through_factors(into: ArrayLike, out_of: ArrayLike) -> np.ndarray:
@@ -219,7 +195,7 @@ def graph_scores(estimated: Any, true: ArrayLike, sid: bool | None = None) -> pd
     precision = both / edges.sum() if edges.any() else np.nan
     recall = both / truth.sum() if truth.any() else np.nan
     wanted = len(edges) <= SID_LARGEST and is_acyclic(edges) and is_acyclic(truth) if sid is None else sid
-    found = {
+    scores = {
         "shd": shd,
         "sid": structural_intervention_distance(edges, truth) if wanted else np.nan,
         "precision": precision,
@@ -233,8 +209,8 @@ def graph_scores(estimated: Any, true: ArrayLike, sid: bool | None = None) -> pd
         from sklearn.metrics import average_precision_score
 
         off = ~np.eye(len(truth), dtype=bool)
-        found["average_precision"] = average_precision_score(truth[off], estimated.probability.to_numpy()[off])
-    return pd.Series(found, dtype=float)
+        scores["average_precision"] = average_precision_score(truth[off], estimated.probability.to_numpy()[off])
+    return pd.Series(scores, dtype=float)
 
 
 def _match(true: Any, table: Any) -> np.ndarray:
@@ -247,17 +223,3 @@ def _match(true: Any, table: Any) -> np.ndarray:
     if not np.isin(values, (0, 1)).all():
         raise ValueError("true edges must be 0 or 1")
     return values.astype(bool)
-
-
-def _table(part: Any) -> np.ndarray:
-    values = part.detach().double().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part, dtype=np.float64)
-    bad = np.argwhere(~((values >= 0) & (values <= 1 + 1e-6)))
-    if bad.size:
-        row, column = bad[0]
-        raise ValueError(f"probability of the edge from {row} to {column} is {values[row, column]}")
-    return values.clip(0, 1)
-
-
-def _genes_of(fitted: Any) -> Any:
-    states = fitted.schema.states.values() if fitted.schema is not None else ()
-    return next((s["genes"] for s in states if s.get("genes")), None)

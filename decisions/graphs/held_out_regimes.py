@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from fieldguide.decisions.decision import Decision
+from fieldguide.decisions.graphs.program import GraphProgram, graph_program, known_genes
 from fieldguide.inference.data.interventions import CONTROL, NONE
 
 BATCH = 1024
@@ -25,8 +26,7 @@ def interventional_scores(fitted: Any, data: Any = None) -> Decision:
     Parameters
     ----------
     fitted : Fit
-        Of a program with ``one_step(batch)``, which returns mean, log density and whether it counts, [B, d] each. What
-        belongs to a cell and not to a gene (a log-determinant) is shared out among the genes that count.
+        Of a program with ``one_step(batch)``, see `fieldguide.decisions.graphs.program.GraphProgram`.
     data : AnnData or dict of arrays, optional
         Cells of regimes that were held out (see `fieldguide.inference.split_interventions`); the training data by
         default.
@@ -44,13 +44,9 @@ def interventional_scores(fitted: Any, data: Any = None) -> Decision:
     TypeError
         If the program does not predict genes from the others.
     """
-    program = fitted.program
-    if not hasattr(program, "one_step"):
-        raise TypeError(
-            f"{type(program).__name__} does not predict genes from others: it needs a method one_step(batch)"
-        )
+    program: GraphProgram = graph_program(fitted, "one_step")
     dataset = fitted.read(data)
-    program.eval()
+    fitted.program.eval()
     parts = []
     for rows in np.array_split(np.arange(dataset.n_cells), max(1, -(-dataset.n_cells // BATCH))):
         batch = {k: v.to(fitted.device) for k, v in dataset.batch(rows).items()}
@@ -83,7 +79,7 @@ def _regimes(fitted: Any, dataset: Any) -> np.ndarray:
     if "targets" not in dataset.stores:
         return np.full(dataset.n_cells, CONTROL, dtype=object)
     codes = dataset.stores["targets"].gather(np.arange(dataset.n_cells)).cpu().numpy()
-    genes = fitted.schema.states["targets"].get("genes") if fitted.schema is not None else None
+    genes = known_genes(fitted, "targets")
     rows, which = np.unique(codes, axis=0, return_inverse=True)
     names = [",".join(str(c) if genes is None else genes[c] for c in row if c != NONE) or CONTROL for row in rows]
     return np.array(names, dtype=object)[which.ravel()]

@@ -1,13 +1,13 @@
 """Cells under interventions that were never made, drawn from a fitted causal graph."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
+from fieldguide.decisions.graphs.program import GraphProgram, gene_names, graph_program
 from fieldguide.inference.data.interventions import NONE
 from fieldguide.inference.fitted import Fit
 
@@ -43,7 +43,7 @@ def sample_under(
     seed : int
     **solver
         Of graphs with cycles: ``tolerance`` (largest error of a gene, 1e-6) and ``max_iterations`` (10,000) of
-        `fieldguide.catalog.parts.contractive.steady_state`.
+        `fieldguide.catalog.parts.steady_state.steady_state`.
 
     Returns
     -------
@@ -53,12 +53,12 @@ def sample_under(
     ------
     ValueError
         For a target that is no gene or is there twice, or values that do not fit.
+    TypeError
+        If the program has no such method.
     ConvergenceError
         If there is no steady state within the tolerance.
     """
-    program: Any = fitted.program
-    if not hasattr(program, "simulate"):
-        raise TypeError(f"{type(program).__name__} has no causal graph: fit the entry 'dcdfg' or 'nodags'")
+    program: GraphProgram = graph_program(fitted, "simulate")
     names = gene_names(fitted)
     place = {name: i for i, name in enumerate(names)}
     targets = [targets] if isinstance(targets, str) else list(targets)
@@ -87,13 +87,6 @@ def sample_under(
     if table is not None:
         x[:, [place[t] for t in targets]] = table
     return pd.DataFrame(x, columns=names)
-
-
-def gene_names(fitted: Fit) -> list:
-    """Return the names of the genes: those of the training data, or their numbers."""
-    states = fitted.schema.states if fitted.schema is not None else {}
-    names = next((s["genes"] for s in states.values() if s.get("genes")), None)
-    return list(range(fitted.arguments["n_features"])) if names is None else list(names)
 
 
 def _values(values: ArrayLike | Mapping | None, targets: list, n: int) -> np.ndarray:

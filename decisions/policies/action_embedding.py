@@ -78,39 +78,37 @@ class Embedding:
             Naming row and action: a code that is none, probabilities that do not sum to one, an embedding that the
             logged action cannot have.
         """
-        seen, table = np.asarray(observed, dtype=np.int64), np.asarray(chance, dtype=np.float64)
-        seen = seen[:, None] if seen.ndim == 1 else seen
-        if seen.shape != log.action.shape:
-            raise ValueError(f"observed embeddings are of shape {seen.shape}, the log of {log.action.shape}")
+        shown, table = np.asarray(observed, dtype=np.int64), np.asarray(chance, dtype=np.float64)
+        shown = shown[:, None] if shown.ndim == 1 else shown
+        if shown.shape != log.action.shape:
+            raise ValueError(f"observed embeddings are of shape {shown.shape}, the log of {log.action.shape}")
         if table.ndim != 2 or len(table) != len(log.actions):
             raise ValueError(f"chance must have a row for each of {len(log.actions)} actions, not shape {table.shape}")
         off = np.flatnonzero(~((np.abs(table.sum(1) - 1) <= ROUNDING) & (table >= 0).all(1)))
         if off.size:
             raise ValueError(f"embedding: probabilities of action {named(log.actions, off[0])} do not sum to 1")
-        bad = np.argwhere((seen < 0) | (seen >= table.shape[1]))
-        if bad.size:
-            raise ValueError(f"embedding of row {named(log.rows, bad[0, 0])} is not one of {table.shape[1]}")
-        never = np.argwhere(table[log.action, seen] == 0)
+        unknown = np.argwhere((shown < 0) | (shown >= table.shape[1]))
+        if unknown.size:
+            raise ValueError(f"embedding of row {named(log.rows, unknown[0, 0])} is not one of {table.shape[1]}")
+        never = np.argwhere(table[log.action, shown] == 0)
         if never.size:
             row, item = never[0]
             raise ValueError(
-                f"embedding {seen[row, item]} of row {named(log.rows, row)} has probability 0 for its action "
+                f"embedding {shown[row, item]} of row {named(log.rows, row)} has probability 0 for its action "
                 f"{named(log.actions, log.action[row, item])}"
             )
-        return cls(seen, table)
+        return cls(shown, table)
 
     def probability(self, policy: Policy) -> np.ndarray:
         """Return how likely each observed embedding is under a policy, ``sum_a pi(a | x) p(e | a)``, [n, l]."""
-        found = []
-        for seen in self.observed.T:
-            if policy.codes is None:
-                found.append((policy.probability * self.chance[:, seen].T).sum(1))
-            else:
-                found.append((policy.probability * self.chance[policy.codes, seen[:, None]]).sum(1))
-        return np.stack(found, 1)
+        marginal = []
+        for shown in self.observed.T:
+            chance = self.chance[:, shown].T if policy.codes is None else self.chance[policy.codes, shown[:, None]]
+            marginal.append((policy.probability * chance).sum(1))
+        return np.stack(marginal, 1)
 
     def unseen(self, policy: Policy) -> float:
         """Return the share of a policy on embeddings that no logged item had."""
-        seen = np.zeros(self.chance.shape[1])
-        seen[np.unique(self.observed)] = 1
-        return float((policy.probability.sum(1) - policy.total(self.chance @ seen)).mean())
+        occurs = np.zeros(self.chance.shape[1])
+        occurs[np.unique(self.observed)] = 1
+        return float((policy.probability.sum(1) - policy.total(self.chance @ occurs)).mean())

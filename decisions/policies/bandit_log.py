@@ -7,11 +7,13 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.messages import named, refuse
-
-DESIGNS = ("iid", "plackett_luce")
+from fieldguide.decisions.policies.policy import Policy, labels, rank_quantile
+from fieldguide.decisions.policies.slates import DESIGNS, coefficients
+from fieldguide.inference.checked import one_of
 
 
 @dataclass
@@ -82,9 +84,8 @@ class BanditLog:
         unknown = np.argwhere(codes < 0)
         if unknown.size:
             row, item = unknown[0]
-            raise ValueError(
-                f"{names[0][item]} of row {table.index[row]!r} is {taken.iloc[row, item]!r}, not an action"
-            )
+            column = names[0][item]
+            raise ValueError(f"{column} of row {table.index[row]!r} is {taken.iloc[row, item]!r}, not an action")
         return cls.of(codes, table[names[1]], table[names[2]], known, table.index, design)
 
     @classmethod
@@ -98,23 +99,21 @@ class BanditLog:
         design: str = "iid",
     ) -> "BanditLog":
         """Return the log of arrays [n] or [n, l], with codes of actions; see `read`."""
-        names = pd.RangeIndex(actions) if isinstance(actions, int) else pd.Index(actions)
+        names = labels(actions)
         codes, gained, chance = (_wide(v, t) for v, t in ((action, np.int64), (reward, float), (propensity, float)))
         if not codes.size:
             raise ValueError("the log is empty")
         if not codes.shape == gained.shape == chance.shape:
-            raise ValueError(
-                f"action {codes.shape}, reward {gained.shape} and propensity {chance.shape} differ in shape"
-            )
-        index = pd.RangeIndex(len(codes)) if rows is None else pd.Index(rows)
-        if design not in DESIGNS:
-            raise ValueError(f"design must be one of {', '.join(DESIGNS)}, not {design!r}")
+            shapes = f"action {codes.shape}, reward {gained.shape} and propensity {chance.shape}"
+            raise ValueError(f"{shapes} differ in shape")
+        index = labels(len(codes) if rows is None else rows)
+        one_of("design", design, DESIGNS)
         if not names.is_unique:
             raise ValueError(f"action {names[names.duplicated()][0]!r} is there more than once")
 
         def place(what: str):
-            item = lambda column: f" (item {column})" if codes.shape[1] > 1 else ""  # noqa: E731
-            return lambda row, column: f"{what} of row {named(index, row)}{item(column)}"
+            item = " (item {})" if codes.shape[1] > 1 else ""
+            return lambda row, column: f"{what} of row {named(index, row)}{item.format(column)}"
 
         refuse((codes < 0) | (codes >= len(names)), codes, place("action"), f", not one of {len(names)}")
         refuse(~np.isfinite(gained), gained, place("reward"), ", not a number")
@@ -136,14 +135,64 @@ class BanditLog:
     def __len__(self) -> int:
         return len(self.action)
 
+    def within(self, candidates: Policy) -> "Within":
+        """Return the log beside the candidates of each context (those of the logging policy, by `Policy.top`).
+
+        Examples
+        --------
+        >>> log = BanditLog.of([1, 0], [1, 0], [0.25, 0.5], actions=3)
+        >>> within = log.within(Policy.read([0.5, 0.25, 0.25], 3, 2).top(1))
+        >>> within.place.tolist(), within.share.round(6).tolist()
+        ([[-1], [0]], [[4.0], [2.0]])
+        """
+        return Within(self, candidates)
+
     def take(self, rows: ArrayLike) -> "BanditLog":
         """Return the log of some rows (numbers, or true and false)."""
         at = np.asarray(rows)
-        return BanditLog(
-            self.action[at], self.reward[at], self.propensity[at], self.actions, self.rows[at], self.design
-        )
+        action, reward, propensity = (table[at] for table in (self.action, self.reward, self.propensity))
+        return BanditLog(action, reward, propensity, self.actions, self.rows[at], self.design)
+
+
+@dataclass(frozen=True)
+class Within:
+    """A log beside some candidates in each of its n contexts."""
+
+    log: BanditLog
+    candidates: Policy
+
+    @property
+    def place(self) -> np.ndarray:
+        """Where each logged action stands among the candidates, int64 [n, l]; -1 where it is none."""
+        return self.candidates.place(self.log.action)
+
+    @property
+    def share(self) -> np.ndarray:
+        """What each item counts for under the design, float64 [n, l]: ``1 / rho`` for independent draws.
+
+        The mean over a slate of share times policy times reward is an unbiased term of the policy's value; see
+        `fieldguide.decisions.policies.slates`.
+        """
+        shares = coefficients(torch.tensor(np.log(self.log.propensity)), self.log.design) * self.log.action.shape[1]
+        return shares.numpy()
+
+    def take(self, rows: np.ndarray) -> "Within":
+        """Return some rows (numbers) of both."""
+        log = self.log.take(rows)
+        return Within(log, self.candidates.aligned(log.actions, log.rows, "logging"))
+
+    def top(self, p: int) -> "Within":
+        """Return the log beside the p most probable of the candidates."""
+        return Within(self.log, self.candidates.top(p))
+
+    def covering(self, share: float) -> int:
+        """Return how many of the most probable candidates hold a share of the rewarded items; see `rank_quantile`."""
+        width, length = self.candidates.probability.shape[1], self.log.action.shape[1]
+        place = self.top(width).place
+        ranks = np.where(place < 0, width, place + 1)
+        return min(rank_quantile(ranks, self.log.reward, share, length), width)
 
 
 def _wide(values: ArrayLike, kind) -> np.ndarray:
-    found = np.asarray(values, dtype=kind)
-    return found[:, None] if found.ndim == 1 else found
+    table = np.asarray(values, dtype=kind)
+    return table[:, None] if table.ndim == 1 else table

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.policies.slates import coefficients
+from fieldguide.inference.checked import one_of
 
 ROUNDING = 1e-12
 """By how much of itself a weight may be above a threshold through rounding alone."""
@@ -68,10 +69,10 @@ class Feedback:
 
     def need(self, name: str, who: str) -> Tensor:
         """Return an optional part, or say what it is needed for."""
-        found = getattr(self, name)
-        if found is None:
+        part = getattr(self, name)
+        if part is None:
             raise ValueError(f"{who} needs {NEEDED.get(name, 'a selected set of actions')}")
-        return found
+        return part
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,7 @@ class SIS(IPS):
     needs = ("inside", "target_mass", "logging_mass")
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ValueError(f"SIS: norm must be one of {', '.join(NORMS)}, not {self.norm!r}")
+        one_of("SIS: norm", self.norm, NORMS)
 
     def weights(self, log: Feedback) -> Tensor:
         w = torch.where(log.need("inside", "SIS"), super().weights(log), 0.0)

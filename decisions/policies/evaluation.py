@@ -11,9 +11,9 @@ from fieldguide.decisions.decision import Decision, caution
 from fieldguide.decisions.messages import named
 from fieldguide.decisions.policies.action_embedding import Embedding
 from fieldguide.decisions.policies.bandit_log import BanditLog
-from fieldguide.decisions.policies.estimators import DM, ESTIMATORS, IPS, MIPS, SIS, Feedback, ratio
+from fieldguide.decisions.policies.estimators import DM, ESTIMATORS, IPS, MIPS, SIS, Feedback
 from fieldguide.decisions.policies.figures import estimates
-from fieldguide.decisions.policies.intervals import intervals, standard_error, weight_diagnostics
+from fieldguide.decisions.policies.intervals import compared
 from fieldguide.decisions.policies.policy import Policy, read_table
 
 
@@ -96,84 +96,35 @@ def evaluate_policy(
     1.0
     """
     pi = Policy.read(policy, log.actions, log.rows)
-    feedback = Feedback(
-        reward=torch.tensor(log.reward),
-        log_propensity=torch.tensor(np.log(log.propensity)),
-        log_target=torch.tensor(pi.at(log.action)).log(),
-        design=log.design,
-    )
-    kept = alike = None
     for argument, given in (("top", top), ("embedding", embedding)):
         if given is not None and logging is None:
             raise ValueError(f"{argument} needs logging, the probabilities of all actions under the logging policy")
-    rho = None if logging is None else Policy.read(logging, log.actions, log.rows, "logging")
-    if rho is not None:
-        _agree(rho, log)
-    if embedding is not None:
-        alike = embedding if isinstance(embedding, Embedding) else Embedding.of_categories(embedding, log)
-        feedback.target_embedding = torch.tensor(alike.probability(pi))
-        feedback.logging_embedding = torch.tensor(alike.probability(rho))
-    if top is not None:
-        candidates = rho.top(top)
-        feedback.inside = torch.tensor(candidates.place(log.action) >= 0)
-        kept = Policy(candidates.codes, _among(pi, candidates), log.actions, log.rows)
-        feedback.target_mass = torch.tensor(kept.probability.sum(1))
-        feedback.logging_mass = torch.tensor(candidates.probability.sum(1))
-    if reward_model is not None:
-        q = read_table(reward_model, log.actions, log.rows, "reward_model")
-        feedback.predicted, feedback.direct = (
-            torch.tensor(np.take_along_axis(q, log.action, 1)),
-            torch.tensor(pi.total(q)),
-        )
-        if kept is not None:
-            feedback.direct_inside = torch.tensor(kept.total(q) / np.maximum(kept.probability.sum(1), 1e-300))
+    rho = None if logging is None else _logging_policy(logging, log)
+    if embedding is not None and not isinstance(embedding, Embedding):
+        embedding = Embedding.of_categories(embedding, log)
+    candidates = None if top is None else rho.top(top)
+    q = None if reward_model is None else read_table(reward_model, log.actions, log.rows, "reward_model")
+    masses = None if candidates is None else pi.among(candidates).probability.sum(1)
+    unsupported = _unsupported(pi, rho, log)
+    feedback = _feedback(log, pi, rho, embedding, candidates, q)
     chosen = _chosen(estimators, feedback)
-    terms = {"logging": (feedback.reward.mean(1), None)} | {name: e.terms(feedback) for name, e in chosen.items()}
-    weights = {name: weight_diagnostics(e, feedback) for name, e in chosen.items()}
-    ends = intervals(list(terms.values()), level, interval, resamples=resamples, seed=seed)
-    rows = [
-        {"value": ratio(top, bottom), "se": standard_error(top, bottom), "low": low, "high": high}
-        for (top, bottom), (low, high) in zip(terms.values(), ends, strict=True)
-    ]
-    table = pd.DataFrame(rows, index=pd.Index(list(terms), name="estimator"))
-    own = table.loc["logging", "value"]
-    table["over_logging"] = table["value"] / own if own else np.nan
-    diagnostics = pd.DataFrame.from_dict(weights, orient="index").rename_axis("estimator")
-    seen = np.zeros(len(log.actions))
-    seen[np.unique(log.action)] = 1
-    unsupported = float((pi.probability.sum(1) - pi.total(seen)).mean())
-    if rho is not None:
-        unsupported = max(unsupported, float((pi.probability.sum(1) - pi.on(rho)).mean()))
+    table, diagnostics = compared(chosen, feedback, level, interval, resamples, seed)
     diagnostics["unsupported"] = unsupported
-    if alike is not None:
+    if embedding is not None:
         marginal = [name for name, e in chosen.items() if isinstance(e, MIPS)]
-        diagnostics.loc[marginal, "unsupported"] = alike.unseen(pi)
-    diagnostics["set_mass"] = np.nan if kept is None else float(kept.probability.sum(1).mean())
-    _warn(pi, log, diagnostics, unsupported)
-    if kept is not None and (outside := int((feedback.target_mass == 0).sum())):
-        caution(
-            f"in {outside} of {len(log)} contexts the policy takes no action of the selected set: restricted to it, it "
-            "is not defined there, and they count as zero",
-            NoSupport,
-        )
-    settings = {
-        "rows": len(log),
-        "items": log.action.shape[1],
-        "actions": len(log.actions),
-        "design": log.design,
-        "top": top,
-    }
+        diagnostics.loc[marginal, "unsupported"] = embedding.unseen(pi)
+    diagnostics["set_mass"] = np.nan if masses is None else float(masses.mean())
+    _warn(pi, log, diagnostics, unsupported, 0 if masses is None else int((masses == 0).sum()))
+    items = log.action.shape[1]
+    settings = {"rows": len(log), "items": items, "actions": len(log.actions), "design": log.design, "top": top}
     settings |= {"level": level, "interval": interval, "resamples": resamples, "seed": seed}
-    notes = (
-        ("values are per item; multiply by the items of a slate for the value of a slate.",)
-        if log.action.shape[1] > 1
-        else ()
-    )
-    return Decision(table, diagnostics, settings, notes, estimates)
+    per_item = "values are per item; multiply by the items of a slate for the value of a slate."
+    return Decision(table, diagnostics, settings, (per_item,) if items > 1 else (), estimates)
 
 
-def _agree(rho: Policy, log: BanditLog) -> None:
-    """The logging policy has to be the one that the log was drawn with."""
+def _logging_policy(logging: Any, log: BanditLog) -> Policy:
+    """The policy that the log was drawn with: it has to say so of every logged action."""
+    rho = Policy.read(logging, log.actions, log.rows, "logging")
     said = rho.at(log.action)
     off = np.argwhere(np.abs(said - log.propensity) > 1e-3 * log.propensity + 1e-9)
     if off.size:
@@ -182,11 +133,47 @@ def _agree(rho: Policy, log: BanditLog) -> None:
             f"logging says {said[row, item]:.6g} for the action of row {named(log.rows, row)}, the log "
             f"{log.propensity[row, item]:.6g}: sets and weights must come from the policy that drew the log"
         )
+    return rho
 
 
-def _among(policy: Policy, candidates: Policy) -> np.ndarray:
-    """Probabilities [n, p] of the candidates under a policy."""
-    return policy.at(candidates.codes)
+def _feedback(
+    log: BanditLog,
+    pi: Policy,
+    rho: Policy | None,
+    embedding: Embedding | None,
+    candidates: Policy | None,
+    q: np.ndarray | None,
+) -> Feedback:
+    """What the estimators see of log, policies, embedding, selected set and predicted rewards [n, K]."""
+    feedback = Feedback(
+        reward=torch.tensor(log.reward),
+        log_propensity=torch.tensor(np.log(log.propensity)),
+        log_target=torch.tensor(pi.at(log.action)).log(),
+        design=log.design,
+    )
+    if embedding is not None:
+        feedback.target_embedding = torch.tensor(embedding.probability(pi))
+        feedback.logging_embedding = torch.tensor(embedding.probability(rho))
+    if q is not None:
+        feedback.predicted = torch.tensor(np.take_along_axis(q, log.action, 1))
+        feedback.direct = torch.tensor(pi.total(q))
+    if candidates is not None:
+        selected = pi.among(candidates)
+        mass = selected.probability.sum(1)
+        feedback.inside = torch.tensor(log.within(candidates).place >= 0)
+        feedback.target_mass, feedback.logging_mass = torch.tensor(mass), torch.tensor(candidates.probability.sum(1))
+        if q is not None:
+            feedback.direct_inside = torch.tensor(selected.total(q) / np.maximum(mass, 1e-300))
+    return feedback
+
+
+def _unsupported(pi: Policy, rho: Policy | None, log: BanditLog) -> float:
+    """Share of a policy on actions that are nowhere in the log, or that the logging policy never takes there."""
+    occurs = np.zeros(len(log.actions))
+    occurs[np.unique(log.action)] = 1
+    whole = pi.probability.sum(1)
+    share = float((whole - pi.total(occurs)).mean())
+    return share if rho is None else max(share, float((whole - pi.on(rho)).mean()))
 
 
 def _chosen(estimators: Any, log: Feedback) -> dict[str, IPS | DM]:
@@ -203,7 +190,7 @@ def _chosen(estimators: Any, log: Feedback) -> dict[str, IPS | DM]:
     return {name: ESTIMATORS[name] for name in estimators}
 
 
-def _warn(policy: Policy, log: BanditLog, diagnostics: pd.DataFrame, unsupported: float) -> None:
+def _warn(policy: Policy, log: BanditLog, diagnostics: pd.DataFrame, unsupported: float, undefined: int) -> None:
     if policy.trained_on is not None:
         both = log.rows.intersection(policy.trained_on)
         if len(both):
@@ -223,5 +210,11 @@ def _warn(policy: Policy, log: BanditLog, diagnostics: pd.DataFrame, unsupported
         caution(
             f"weights of {', '.join(poor)} have no usable tail (k-hat {khat:.2f}): estimate and interval may be far "
             "off",
+            NoSupport,
+        )
+    if undefined:
+        caution(
+            f"in {undefined} of {len(log)} contexts the policy takes no action of the selected set: restricted to it, "
+            "it is not defined there, and they count as zero",
             NoSupport,
         )

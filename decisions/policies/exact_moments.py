@@ -57,14 +57,14 @@ def exact_moments(
     for m in range(len(p)):
         for slate in product(range(rho.shape[1]), repeat=length):
             drawn = p[m] * _drawn(rho[m], slate, design)
-            for seen in product(range(shown.shape[1]), repeat=length) if drawn else ():
-                with_these = drawn * np.prod(shown[list(slate), list(seen)])
+            for kinds in product(range(shown.shape[1]), repeat=length) if drawn else ():
+                with_these = drawn * np.prod(shown[list(slate), list(kinds)])
                 for gained in product((0.0, 1.0), repeat=length) if with_these else ():
-                    right = delta[m, list(slate), list(seen)]
+                    right = delta[m, list(slate), list(kinds)]
                     likely = np.prod(np.where(gained, right, 1 - right))
                     if likely:
                         chance.append(with_these * likely)
-                        rows.append((m, slate, gained, seen))
+                        rows.append((m, slate, gained, kinds))
     weights = torch.tensor(np.array(chance))
     log = _feedback(rows, rho, pi, selected, model, shown, design)
     top, bottom = estimator.terms(log)
@@ -76,25 +76,34 @@ def exact_moments(
 
 def _feedback(rows: Sequence, rho, pi, selected, model, shown, design: str) -> Feedback:
     """The `Feedback` of rows (context, slate, rewards, embeddings) in a world of tables [M, K] and [K, E]."""
-    at, action, gained, seen = (np.array(part) for part in zip(*rows, strict=True))
-    pick = lambda table: torch.tensor(np.asarray(table, dtype=np.float64)[at[:, None], action])  # noqa: E731
-    by_context = lambda values: torch.tensor(np.asarray(values, dtype=np.float64)[at])  # noqa: E731
-    found = Feedback(
+    at, action, gained, kinds = (np.array(part) for part in zip(*rows, strict=True))
+
+    def pick(table: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.asarray(table, dtype=np.float64)[at[:, None], action])
+
+    def by_context(values: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.asarray(values, dtype=np.float64)[at])
+
+    def marginal(policy: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.take_along_axis((policy @ shown)[at], kinds, 1))
+
+    inside = np.ones_like(pi, dtype=bool) if selected is None else np.asarray(selected, dtype=bool)
+    feedback = Feedback(
         reward=torch.tensor(gained),
         log_propensity=pick(np.log(rho)),
         log_target=pick(pi).log(),
         design=design,
+        inside=pick(inside) > 0,
+        target_mass=by_context((pi * inside).sum(1)),
+        logging_mass=by_context((rho * inside).sum(1)),
+        target_embedding=marginal(pi),
+        logging_embedding=marginal(rho),
     )
-    inside = np.ones_like(pi, dtype=bool) if selected is None else np.asarray(selected, dtype=bool)
-    found.inside = pick(inside) > 0
-    found.target_mass, found.logging_mass = by_context((pi * inside).sum(1)), by_context((rho * inside).sum(1))
-    marginal = lambda policy: torch.tensor(np.take_along_axis((policy @ shown)[at], seen, 1))  # noqa: E731
-    found.target_embedding, found.logging_embedding = marginal(pi), marginal(rho)
     if model is not None:
         q = np.asarray(model, dtype=np.float64)
-        found.predicted, found.direct = pick(q), by_context((pi * q).sum(1))
-        found.direct_inside = by_context((pi * inside * q).sum(1) / (pi * inside).sum(1))
-    return found
+        feedback.predicted, feedback.direct = pick(q), by_context((pi * q).sum(1))
+        feedback.direct_inside = by_context((pi * inside * q).sum(1) / (pi * inside).sum(1))
+    return feedback
 
 
 def _drawn(rho: np.ndarray, slate: Sequence[int], design: str) -> float:

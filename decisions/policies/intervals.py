@@ -1,14 +1,16 @@
 """How far an off-policy estimate can be trusted: standard errors, intervals, and what the weights look like."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 from statistics import NormalDist
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.policies.estimators import DM, IPS, Feedback
+from fieldguide.decisions.policies.estimators import DM, IPS, Feedback, ratio
+from fieldguide.inference.checked import one_of
 from fieldguide.inference.weights.psis import khat_limit, pareto_k
 
 METHODS = ("bootstrap", "bernstein", "normal")
@@ -16,6 +18,26 @@ FEW = 10
 """Different values among the largest tenth of the weights below which they are no tail."""
 BLOCK = 2**24
 """Numbers of resampled counts that are held at once."""
+
+
+def compared(
+    estimators: Mapping[str, IPS | DM], feedback: Feedback, level: float, interval: str, resamples: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return value, standard error and interval of each estimator, and its `weight_diagnostics`: a row for each.
+
+    The first row of the values is the mean reward of the log itself.
+    """
+    terms = {"logging": (feedback.reward.mean(1), None)} | {n: e.terms(feedback) for n, e in estimators.items()}
+    ends = intervals(list(terms.values()), level, interval, resamples=resamples, seed=seed)
+    rows = [
+        {"value": ratio(top, bottom), "se": standard_error(top, bottom), "low": low, "high": high}
+        for (top, bottom), (low, high) in zip(terms.values(), ends, strict=True)
+    ]
+    table = pd.DataFrame(rows, index=pd.Index(list(terms), name="estimator"))
+    own = table.loc["logging", "value"]
+    table["over_logging"] = table["value"] / own if own else np.nan
+    weights = {name: weight_diagnostics(e, feedback) for name, e in estimators.items()}
+    return table, pd.DataFrame.from_dict(weights, orient="index").rename_axis("estimator")
 
 
 def influences(top: Tensor, bottom: Tensor | None) -> Tensor:
@@ -28,8 +50,8 @@ def influences(top: Tensor, bottom: Tensor | None) -> Tensor:
 
 def standard_error(top: Tensor, bottom: Tensor | None = None) -> float:
     """Return the standard error of a mean, or of a ratio of means (delta method); not a number for one context."""
-    found = influences(top, bottom)
-    return float(found.std() / len(found) ** 0.5) if len(found) > 1 else float("nan")
+    terms = influences(top, bottom)
+    return float(terms.std() / len(terms) ** 0.5) if len(terms) > 1 else float("nan")
 
 
 def interval(
@@ -70,8 +92,7 @@ def intervals(
     seed: int = 0,
 ) -> list[tuple[float, float]]:
     """Return the `interval` of each of several estimates from the same contexts, on the same resamples."""
-    if method not in METHODS:
-        raise ValueError(f"interval must be one of {', '.join(METHODS)}, not {method!r}")
+    one_of("interval", method, METHODS)
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
     n, tail = len(pairs[0][0]), 1 - level
@@ -82,7 +103,7 @@ def intervals(
         known = [values[~np.isnan(values)] for values in drawn]
         ends = [np.quantile(v, [tail / 2, 1 - tail / 2]) if len(v) else np.full(2, np.nan) for v in known]
         return [(float(low), float(high)) for low, high in ends]
-    found = []
+    ends = []
     for top, bottom in pairs:
         values = influences(top, bottom).double()
         if method == "normal":
@@ -91,8 +112,8 @@ def intervals(
             low, high = reach or (float(values.min()), float(values.max()))
             logs = log(4 / tail)
             wide = (2 * float(values.var()) * logs / n) ** 0.5 + 7 * (high - low) * logs / (3 * (n - 1))
-        found.append((float(values.mean()) - wide, float(values.mean()) + wide))
-    return found
+        ends.append((float(values.mean()) - wide, float(values.mean()) + wide))
+    return ends
 
 
 def _bootstrap(pairs: Sequence[tuple[Tensor, Tensor | None]], resamples: int, seed: int) -> np.ndarray:

@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.messages import named
-from fieldguide.decisions.policies.top_actions import ranked
 
 ROUNDING = 1e-4
 
@@ -77,15 +76,15 @@ class Policy:
         ValueError
             Naming row and action.
         """
-        names, index = (pd.RangeIndex(v) if isinstance(v, int) else pd.Index(v) for v in (actions, rows))
+        names, index = labels(actions), labels(rows)
         if isinstance(values, Policy):
             return values.aligned(names, index, name)
         trained = getattr(values, "attrs", {}).get("trained_on")
         trained = trained.rows if isinstance(trained, TrainedOn) else trained
         table = read_table(values, names, index, name)
-        bad = np.argwhere(~((table >= -ROUNDING) & (table <= 1 + ROUNDING)))
-        if bad.size:
-            row, a = bad[0]
+        outside = np.argwhere(~((table >= -ROUNDING) & (table <= 1 + ROUNDING)))
+        if outside.size:
+            row, a = outside[0]
             raise ValueError(
                 f"{name}: probability of action {named(names, a)} in row {named(index, row)} is {table[row, a]}"
             )
@@ -125,11 +124,8 @@ class Policy:
         wanted = np.asarray(action)
         if self.codes is None:
             return wanted
-        found = []
-        for a in wanted.T:
-            same = self.codes == a[:, None]
-            found.append(np.where(same.any(1), same.argmax(1), -1))
-        return np.stack(found, 1)
+        same = (self.codes == a[:, None] for a in wanted.T)
+        return np.stack([np.where(s.any(1), s.argmax(1), -1) for s in same], 1)
 
     def total(self, values: ArrayLike) -> np.ndarray:
         """Return the sum over actions of probability times value [n]; values are [n, K] or [K]."""
@@ -138,6 +134,10 @@ class Policy:
             return (self.probability * table).sum(1)
         picked = table[self.codes] if table.ndim == 1 else np.take_along_axis(table, self.codes, 1)
         return (self.probability * picked).sum(1)
+
+    def among(self, candidates: "Policy") -> "Policy":
+        """Return this policy on the candidates of another one alone, in their order, not renormalised."""
+        return Policy(candidates.codes, self.at(candidates.codes), self.actions, self.rows)
 
     def on(self, other: "Policy") -> np.ndarray:
         """Return how much of this policy is on actions that another one takes, [n]."""
@@ -181,11 +181,62 @@ def read_table(values: Any, actions: pd.Index, rows: pd.Index, name: str) -> np.
                 raise ValueError(f"{name} has no row {absent[0]!r}")
             values = values.loc[rows]
         values = values.to_numpy()
-    found, shape = np.asarray(values, dtype=np.float64), (len(rows), len(actions))
-    if found.shape not in {shape, shape[1:], (1, shape[1])}:
-        raise ValueError(f"{name} must be of shape {shape} or {shape[1:]} (rows x actions), not {found.shape}")
-    found = np.broadcast_to(found, shape)
-    bad = np.argwhere(~np.isfinite(found))
-    if bad.size:
-        raise ValueError(f"{name} of row {named(rows, bad[0, 0])}, action {named(actions, bad[0, 1])} is not a number")
-    return found
+    table, shape = np.asarray(values, dtype=np.float64), (len(rows), len(actions))
+    if table.shape not in {shape, shape[1:], (1, shape[1])}:
+        raise ValueError(f"{name} must be of shape {shape} or {shape[1:]} (rows x actions), not {table.shape}")
+    table = np.broadcast_to(table, shape)
+    missing = np.argwhere(~np.isfinite(table))
+    if missing.size:
+        row, action = missing[0]
+        raise ValueError(f"{name} of row {named(rows, row)}, action {named(actions, action)} is not a number")
+    return table
+
+
+def labels(names: pd.Index | Sequence | int) -> pd.Index:
+    """Return names as an index; a number stands for so many numbered ones."""
+    return pd.RangeIndex(names) if isinstance(names, int) else pd.Index(names)
+
+
+def ranked(logging: ArrayLike, count: int | None = None) -> np.ndarray:
+    """Return the codes of the ``count`` most probable actions of each context, most probable first, int64 [n, p].
+
+    Of equally probable ones the smaller code comes first, in training and in use alike.
+
+    Examples
+    --------
+    >>> ranked([[0.2, 0.4, 0.4]], 2).tolist()
+    [[1, 2]]
+    """
+    rho = np.asarray(logging, dtype=np.float64)
+    return np.argsort(-rho, axis=1, kind="stable")[:, :count]
+
+
+def rank_quantile(rank: ArrayLike, reward: ArrayLike, share: float = 0.9, least: int = 1) -> int:
+    """Return the smallest p for which a share of the rewarded logged items has a rank of at most p.
+
+    Parameters
+    ----------
+    rank : int array [n, l]
+        Rank of each logged action under the logging policy, from 1.
+    reward : array [n, l]
+    share : float
+        In (0, 1].
+    least : int
+        Smallest answer: the items of a slate, for instance.
+
+    Raises
+    ------
+    ValueError
+        If nothing was rewarded.
+
+    Examples
+    --------
+    >>> rank_quantile([[1], [2], [9]], [[1], [1], [0]])
+    2
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], not {share}")
+    rewarded = np.sort(np.asarray(rank)[np.asarray(reward) > 0])
+    if not rewarded.size:
+        raise ValueError("no logged item was rewarded: nothing says how many actions matter")
+    return max(int(rewarded[int(np.ceil(share * len(rewarded))) - 1]), least)

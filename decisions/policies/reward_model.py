@@ -49,9 +49,10 @@ def predict_rewards(
     x = x[:, None] if x.ndim == 1 else x
     if len(x) != len(log):
         raise ValueError(f"context has {len(x)} rows, the log {len(log)}")
-    bad = np.argwhere(~np.isfinite(x))
-    if bad.size:
-        raise ValueError(f"context of row {named(log.rows, bad[0, 0])}, column {bad[0, 1]} is {x[tuple(bad[0])]}")
+    missing = np.argwhere(~np.isfinite(x))
+    if missing.size:
+        row, column = missing[0]
+        raise ValueError(f"context of row {named(log.rows, row)}, column {column} is {x[row, column]}")
     if not 2 <= folds <= len(log):
         raise ValueError(f"folds must be between 2 and the {len(log)} rows, not {folds}")
     binary = bool(np.isin(log.reward, (0, 1)).all())
@@ -60,17 +61,20 @@ def predict_rewards(
     if model is None:
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000) if binary else Ridge())
     count = len(log.actions)
-    found = np.zeros((len(log), count))
-    with_action = lambda rows, codes: np.hstack([x[rows], np.eye(count)[codes]])  # noqa: E731
+    rewards = np.zeros((len(log), count))
+
+    def with_action(rows: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return np.hstack([x[rows], np.eye(count)[codes]])
+
     for rest, out in KFold(folds, shuffle=True, random_state=seed).split(x):
         rows = np.repeat(rest, log.action.shape[1])
         gained = log.reward[rest].ravel()
         if binary and np.ptp(gained) == 0:  # too rare to be in every fold
-            found[out] = gained[0]
+            rewards[out] = gained[0]
             continue
         fitted: Any = clone(model)
         fitted.fit(with_action(rows, log.action[rest].ravel()), gained)
         for a in range(count):
             inputs = with_action(out, np.full(len(out), a))
-            found[out, a] = fitted.predict_proba(inputs)[:, 1] if is_classifier(fitted) else fitted.predict(inputs)
-    return pd.DataFrame(found, index=log.rows, columns=log.actions)
+            rewards[out, a] = fitted.predict_proba(inputs)[:, 1] if is_classifier(fitted) else fitted.predict(inputs)
+    return pd.DataFrame(rewards, index=log.rows, columns=log.actions)

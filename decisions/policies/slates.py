@@ -9,6 +9,9 @@ what is left) that is wrong, and by much; Des Raj (1956) and Murthy (1957) have 
 import torch
 from torch import Tensor
 
+from fieldguide.inference.checked import one_of
+
+DESIGNS = ("iid", "plackett_luce")
 LONGEST = 8
 """Items of a slate up to which Murthy's coefficients are computed: they cost l 2^l."""
 
@@ -54,8 +57,8 @@ def murthy(log_propensity: Tensor) -> Tensor:
                     parts.append(reach[before] * rho[:, last] / left[before].clamp(min=1e-300))
             reach[chosen] = torch.stack(parts).sum(0)
         given.append(reach[full])
-    found = torch.stack(given, 1)
-    return found / (rho * found).sum(1, keepdim=True)
+    rest = torch.stack(given, 1)
+    return rest / (rho * rest).sum(1, keepdim=True)
 
 
 def des_raj(log_propensity: Tensor) -> Tensor:
@@ -88,12 +91,9 @@ def coefficients(log_propensity: Tensor, design: str, slates: str = "murthy") ->
     slates : {"murthy", "des_raj"}
         For slates without replacement; Des Raj takes over for more than 8 items.
     """
-    if design not in ("iid", "plackett_luce"):
-        raise ValueError(f"design must be 'iid' or 'plackett_luce', not {design!r}")
-    if slates not in ("murthy", "des_raj"):
-        raise ValueError(f"slates must be 'murthy' or 'des_raj', not {slates!r}")
+    one_of("design", design, DESIGNS)
+    one_of("slates", slates, ("murthy", "des_raj"))
     if design == "iid" or log_propensity.shape[1] == 1:
         return independent(log_propensity)
-    return (
-        murthy(log_propensity) if slates == "murthy" and log_propensity.shape[1] <= LONGEST else des_raj(log_propensity)
-    )
+    short = log_propensity.shape[1] <= LONGEST
+    return murthy(log_propensity) if slates == "murthy" and short else des_raj(log_propensity)

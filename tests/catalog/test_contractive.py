@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from fieldguide.catalog.parts.contractive import (
     ACTIVATIONS,
     ContractiveMap,
-    ConvergenceError,
     Mechanism,
     RelaxedGates,
     lipschitz,
     spectral_bound,
-    steady_state,
 )
 from fieldguide.catalog.parts.log_determinant import (
     exact_log_det,
@@ -25,6 +23,7 @@ from fieldguide.catalog.parts.log_determinant import (
     safe_stop,
     series_log_det,
 )
+from fieldguide.catalog.parts.steady_state import ConvergenceError, steady_state
 
 SEEDS = st.integers(0, 10_000)
 CASES = list(itertools.product(ACTIVATIONS, (0, 3), (False, True)))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fieldguide.catalog import get
 from fieldguide.catalog.data.factor_graphs import factor_graph_sim
 from fieldguide.catalog.dcdfg import DCDFG
-from fieldguide.catalog.parts.edge_masks import GumbelOneHot, _largest
+from fieldguide.catalog.parts.edge_masks import GumbelOneHot, one_hot_of_largest
 from fieldguide.decisions import causal_graph, graph_scores, interventional_scores
 from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_acyclic
 from fieldguide.inference import ELBO, fit, load, split_interventions
@@ -107,7 +107,7 @@ def test_imperfect_interventions_have_parameters_of_their_own():
     with torch.no_grad():
         made.gain.copy_(torch.randn(6)), made.shift.copy_(torch.randn(6)), made.own_log_variance.copy_(torch.randn(6))
         on = made_mask(batch).bool()
-        masks = made._acyclic()
+        masks = made.acyclic_masks()
         plain = made.expected(batch["x"], masks)
         mean, scale, counts = made.conditional(batch, masks)
         torch.testing.assert_close(mean, torch.where(on, made.gain * plain + made.shift, plain))
@@ -126,7 +126,7 @@ def test_draws_of_masks_are_one_hot_and_follow_their_probabilities():
     (gradient,) = torch.autograd.grad(drawn[:, 0].mean(), logits)
     assert gradient[0] > 0 and gradient[1] < 0 and gradient[2] < 0
     assert gradient.sum().abs() < 1e-6
-    tied = _largest(torch.tensor([[0.2, 0.4, 0.4], [0.0, 0.0, 0.0]]))
+    tied = one_hot_of_largest(torch.tensor([[0.2, 0.4, 0.4], [0.0, 0.0, 0.0]]))
     assert tied.tolist() == [[0, 1, 0], [1, 0, 0]], "equal ones are one"
     one = GumbelOneHot(logits=logits)
     torch.testing.assert_close(one.log_prob(torch.tensor([0.0, 1.0, 0.0])), share.log()[1])

@@ -253,7 +253,7 @@ def test_expand_never_expands_parameters(model):
     wide = d.expand((4, 6))
     assert (wide.batch_shape, wide.event_shape, d.batch_shape) == ((4, 6), (7,), (6,))
     assert type(wide) is type(d)
-    assert all(a is b for a, b in zip(wide._parameters, d._parameters, strict=True))
+    assert all(a is b for a, b in zip(wide.parameters, d.parameters, strict=True))
     assert wide.log_mean is d.log_mean
     out = wide.log_prob(counts)
     torch.testing.assert_close(out, d.log_prob(counts).expand(4, 6))

@@ -13,7 +13,7 @@ from fieldguide.catalog import (
 )
 from fieldguide.catalog.data.cyclic import cyclic_sim, random_graph
 from fieldguide.catalog.nodags import NODAGS
-from fieldguide.catalog.parts.contractive import ConvergenceError
+from fieldguide.catalog.parts.steady_state import ConvergenceError
 from fieldguide.decisions import causal_graph, interventional_scores
 from fieldguide.inference import ELBO, SchemaError, fit
 from fieldguide.inference.data.interventions import intervention_mask
@@ -232,6 +232,19 @@ def test_samples_of_an_unseen_pair_have_the_moments_of_the_linear_system(cycle):
 def test_wrong_interventions_are_named(cycle, targets, values, message):
     with pytest.raises(ValueError, match=message):
         sample_under(cycle[1], targets, values, n=4)
+
+
+def test_the_penalty_on_edges_joins_the_loss_of_the_model_where_there_is_one():
+    made = program(0, 3, sparsity=0.1).train()
+    penalty = 0.1 * made.map.sizes().sum()
+    for losses in ({"theta": torch.ones(()), "phi": torch.ones(())}, {"phi": torch.ones(())}, torch.ones(())):
+        found = made.training_loss(None, lambda step, losses=losses: losses)
+        if not isinstance(losses, dict):
+            torch.testing.assert_close(found, 1 + penalty)
+            continue
+        assert set(found) == set(losses) and found["phi"] == 1, "a group that is not trained stays so"
+        if "theta" in losses:
+            torch.testing.assert_close(found["theta"], 1 + penalty)
 
 
 def test_names_of_genes_come_from_the_data():

@@ -157,7 +157,7 @@ def test_sparse_counts_zeros_and_depth():
     assert 1 - data.X.nnz / np.prod(data.shape) == pytest.approx(0.85, abs=0.01)
     assert data.obs["cell_type"].nunique() == 8 and data.obs["batch"].nunique() == 2
     source = simulate.SparseCounts(4_000, 500, zeros=0.85, seed=1)
-    _, _, mean = source._cells(np.random.default_rng(0), source.truth, 4_000)
+    _, _, mean = source.draw_cells(np.random.default_rng(0), source.truth, 4_000)
     assert mean.sum() / 4_000 == pytest.approx(data.X.sum() / 4_000, rel=0.05)
     assert np.log(mean.sum(1)).std() == pytest.approx(0.35, rel=0.05)
 

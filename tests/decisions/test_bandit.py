@@ -9,8 +9,7 @@ import torch
 from fieldguide.catalog.data import open_bandit
 from fieldguide.decisions import BanditLog, NoSupport, OptimisticValue, evaluate_policy, predict_rewards
 from fieldguide.decisions.policies.intervals import interval, standard_error
-from fieldguide.decisions.policies.policy import Policy
-from fieldguide.decisions.policies.top_actions import rank_quantile, ranked
+from fieldguide.decisions.policies.policy import Policy, rank_quantile, ranked
 
 NAMES = ["a", "b", "c"]
 

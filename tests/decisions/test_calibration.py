@@ -53,7 +53,7 @@ def sparse():
     source = SparseCounts(1_200, 200, n_types=2, n_batches=1, zeros=0.85, seed=3)
     blocks, types, _ = zip(*source.blocks(), strict=True)
     counts, types = np.concatenate([block.toarray() for block in blocks]), np.concatenate(types)
-    far_types, _, mean = source._cells(np.random.default_rng(9), source.truth, 15_000)
+    far_types, _, mean = source.draw_cells(np.random.default_rng(9), source.truth, 15_000)
     rho = mean / mean.sum(1, keepdims=True)
     lfc = np.log2(rho[far_types == 1].mean(0) / rho[far_types == 0].mean(0))
     expressed = counts.sum(0) > 0

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from fieldguide.catalog.data.factor_graphs import factor_graph_sim
-from fieldguide.catalog.dcdfg import DCDFG, SPEED
+from fieldguide.catalog.dcdfg import DCDFG
+from fieldguide.catalog.parts.settling_graph import SPEED
 from fieldguide.decisions import GraphEnsemble, causal_graph, graph_ensemble, graph_scores
 from fieldguide.decisions.graphs.dag import is_acyclic
 from fieldguide.decisions.graphs.graph import through_factors

@@ -6,7 +6,8 @@ import torch
 
 from fieldguide.catalog import sample_under
 from fieldguide.catalog.data.factor_graphs import factor_graph_sim
-from fieldguide.decisions import causal_graph
+from fieldguide.decisions import causal_graph, graph_ensemble, interventional_scores
+from fieldguide.decisions.graphs.program import GraphProgram
 from fieldguide.inference import fit
 
 D, N = 5, 60_000
@@ -118,6 +119,7 @@ def test_before_the_graph_is_settled_the_one_that_would_be_is_drawn_from(world):
 
 def test_what_cannot_be_drawn(world):
     fitted = chain(world)
+    assert isinstance(fitted.program, GraphProgram)
     with pytest.raises(ValueError, match="what the targets .'gene1'. are forced to"):
         sample_under(fitted, "gene1")
     with pytest.raises(ValueError, match="target 'tp53' is none of the 5 genes"):
@@ -127,5 +129,9 @@ def test_what_cannot_be_drawn(world):
     with pytest.raises(TypeError, match="tolerance"):
         sample_under(fitted, [], n=2, tolerance=1e-3)
     other = fit("ppca", {"x": world.data.X}, n_latent=1, max_epochs=1, progress=False)
-    with pytest.raises(TypeError, match="PPCA has no causal graph"):
+    with pytest.raises(TypeError, match=r"PPCA has no causal graph .* needs a method simulate\(noise, targets, held\)"):
         sample_under(other, [])
+    with pytest.raises(TypeError, match=r"PPCA has no graph: it needs a method edge_weights\(\)"):
+        graph_ensemble([other])
+    with pytest.raises(TypeError, match=r"it needs a method one_step\(batch\)"):
+        interventional_scores(other)

@@ -1,0 +1,113 @@
+"""What the decisions on graphs ask of a fitted program, and of its data: its methods, and the names of its genes."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from fieldguide.inference.fitted import Fit
+from fieldguide.inference.program import Batch
+
+LACKING = {
+    "edge_weights": "has no graph: it needs a method edge_weights()",
+    "one_step": "does not predict genes from others: it needs a method one_step(batch)",
+    "simulate": "has no causal graph to draw cells from: it needs a method simulate(noise, targets, held)",
+}
+
+
+@runtime_checkable
+class GraphProgram(Protocol):
+    """A program with a causal graph of d genes: what the decisions on it call, each of them some of this.
+
+    ``interventions`` is "perfect" where a program does not say; "imperfect" ones force no value on a gene.
+    """
+
+    interventions: str
+
+    def edge_weights(self) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the probabilities of edges [d, d], or of those into and out of factors, [d, m] each."""
+        ...
+
+    def edge_probabilities(self) -> Tensor | tuple[Tensor, Tensor]:
+        """Return what to report as probabilities; `edge_weights` where a program does not say."""
+        ...
+
+    def settled_edges(self) -> np.ndarray | tuple[np.ndarray, np.ndarray] | None:
+        """Return the edges that the program predicts with, bool; None (or no such method) where none are settled."""
+        ...
+
+    def one_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, log density and whether it counts, of each gene given the others [B, d].
+
+        What belongs to a cell and not to a gene (a log-determinant) is shared out among the genes that count.
+        """
+        ...
+
+    def simulate(self, noise: Tensor, targets: Tensor, held: Tensor, **solver: float) -> Tensor:
+        """Return cells [B, d] from standard normal noise [B, d], codes of targets [B, M] and their values [B, d]."""
+        ...
+
+
+def graph_program(fitted: Any, method: str) -> Any:
+    """Return the program of a fit, which must have one method of a `GraphProgram`; raises TypeError, naming it."""
+    program = fitted.program
+    if not callable(getattr(program, method, None)):
+        raise TypeError(f"{type(program).__name__} {LACKING[method]}")
+    return program
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Checked probabilities of edges, as a table [d, d] (row to column) or a pair [d, m] (gene to factor, and back).
+
+    ``settled`` are the edges that the program of a fit predicts with, in that form; ``genes`` names; or None.
+    """
+
+    table: np.ndarray | tuple[np.ndarray, np.ndarray]
+    settled: Any
+    genes: Any
+
+
+def read_edges(source: Any, genes: Any = None) -> Edges:
+    """Return the probabilities of edges that a source of `fieldguide.decisions.causal_graph` says."""
+    settled = None
+    if hasattr(source, "program"):
+        program: GraphProgram = graph_program(source, "edge_weights")
+        genes = known_genes(source) if genes is None else genes
+        settled = getattr(program, "settled_edges", lambda: None)()
+        source = getattr(program, "edge_probabilities", program.edge_weights)()
+    if isinstance(source, tuple):
+        into, out_of = (_probabilities(part) for part in source)
+        if into.shape != out_of.shape:
+            shapes = f"{into.shape} and {out_of.shape}"
+            raise ValueError(f"weights into and out of factors must both be [d, m], not {shapes}")
+        return Edges((into, out_of), settled, genes)
+    genes = source.index if isinstance(source, pd.DataFrame) and genes is None else genes
+    table = _probabilities(source)
+    if table.shape[0] != table.shape[1]:
+        raise ValueError(f"probabilities of edges are a square table (row to column), not {table.shape}")
+    return Edges(table, settled, genes)
+
+
+def _probabilities(part: Any) -> np.ndarray:
+    values = part.detach().double().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part, dtype=np.float64)
+    outside = np.argwhere(~((values >= 0) & (values <= 1 + 1e-6)))
+    if outside.size:
+        row, column = outside[0]
+        raise ValueError(f"probability of the edge from {row} to {column} is {values[row, column]}")
+    return values.clip(0, 1)
+
+
+def known_genes(fitted: Any, field: str | None = None) -> list | None:
+    """Return the names of the genes as the training data had them, in any field or in one; None where they had none."""
+    states = {} if fitted.schema is None else fitted.schema.states
+    searched = states.values() if field is None else [states[field]] if states else []
+    return next((state["genes"] for state in searched if state.get("genes")), None)
+
+
+def gene_names(fitted: Fit) -> list:
+    """Return the names of the genes: those of the training data, or their numbers."""
+    names = known_genes(fitted)
+    return list(range(fitted.arguments["n_features"])) if names is None else list(names)

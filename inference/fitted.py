@@ -25,7 +25,7 @@ from fieldguide.inference.checkpoint import (
 from fieldguide.inference.constraints import Constraint
 from fieldguide.inference.data.minibatches import Dataset, Loader, read
 from fieldguide.inference.data.schema import FittedSchema
-from fieldguide.inference.entry import Defaults, Entry, as_entry
+from fieldguide.inference.entry import Defaults, as_entry
 from fieldguide.inference.fresh_guide import frozen_model, guide_training, with_fresh_guide
 from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import Objective, resolve

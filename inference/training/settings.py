@@ -45,11 +45,11 @@ class Settings:
         cls, defaults: Defaults, given: Mapping[str, Any], otherwise: Mapping[str, Any] = MappingProxyType({})
     ) -> "Settings":
         """Return the settings as given; where that is None, the entry's own, or else those of ``otherwise``."""
-        unknown = sorted(set(given) - {f.name for f in fields(cls)})
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(given) - set(known))
         if unknown:
-            raise TypeError(
-                f"unexpected keyword argument '{unknown[0]}': the settings of a training are {', '.join(f.name for f in fields(cls))}"
-            )
+            said = f"unexpected keyword argument '{unknown[0]}': the settings of a training are {', '.join(known)}"
+            raise TypeError(said)
         asked = {name: value for name, value in given.items() if value is not None or name == "early_stopping"}
         own = {name: value for name, value in vars(defaults).items() if value is not None and name != "validation"}
         return cls(**{**otherwise, **own, **asked})

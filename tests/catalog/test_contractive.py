@@ -208,7 +208,10 @@ def test_one_factorisation_gives_the_determinant_of_every_regime(seed, n, m):
 def test_the_roulette_is_right_on_average_and_the_series_is_off_by_what_it_cuts_off(radius):
     jacobian = matrix(7, radius=radius)
     like = torch.zeros(20, 5, dtype=torch.float64)
-    pull = lambda v: v @ jacobian  # noqa: E731
+
+    def pull(v):
+        return v @ jacobian
+
     exact = float(exact_log_det(jacobian))
     torch.manual_seed(0)
     draws = torch.stack([roulette_log_det(pull, like, 0.3) for _ in range(1500)]).mean(1)  # N is common to 20 cells
@@ -244,7 +247,10 @@ def test_the_roulette_gradient_is_right_on_average():
 def test_the_published_roulette_has_no_variance_to_speak_of_above_a_radius():
     """E of the squared weight times the squared term: (1 - p)^-m against rho^2m, m terms on, of a scaled exchange."""
     like = torch.zeros(1, 2, dtype=torch.float64)
-    pull = lambda v: 0.9 * v.flip(-1)  # noqa: E731
+
+    def pull(v):
+        return 0.9 * v.flip(-1)
+
     torch.manual_seed(0)
     published, safe = (
         torch.cat([roulette_log_det(pull, like, stop) for _ in range(3000)]) for stop in (0.5, safe_stop(0.9))

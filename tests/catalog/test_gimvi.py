@@ -206,8 +206,11 @@ def test_without_mixing_the_loss_is_that_of_two_models_with_one_decoder(joined):
 def weights_at_mean(program, batch):
     """Weights with the guide's mean in place of a draw."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.distributions.Normal, "rsample", lambda self, shape=(): self.loc.expand(
-            torch.Size(shape) + self.loc.shape))  # fmt: skip
+        patch.setattr(
+            torch.distributions.Normal,
+            "rsample",
+            lambda self, shape=(): self.loc.expand(torch.Size(shape) + self.loc.shape),
+        )
         return weigh(program, batch, 1, "analytic")
 
 
@@ -338,8 +341,10 @@ def test_an_entry_may_say_how_it_is_fitted(joined):
     entry = get("gimvi")
     assert entry.defaults.learning_rate == 0.01
     short = {k: v for k, v in SETTINGS.items() if k != "max_epochs"} | {"max_epochs": 1}
-    runs = [fit("gimvi", joined, **short, **rate).history["validation"].iloc[0] for rate in (
-        {}, {"learning_rate": 0.01}, {"learning_rate": 0.001})]  # fmt: skip
+    runs = [
+        fit("gimvi", joined, **short, **rate).history["validation"].iloc[0]
+        for rate in ({}, {"learning_rate": 0.01}, {"learning_rate": 0.001})
+    ]
     assert runs[0] == runs[1] != runs[2]
     slow = fit(replace(entry, defaults={"max_epochs": 1}), joined, **SETTINGS | {"max_epochs": 1})
     assert slow.history["validation"].iloc[0] == runs[2]

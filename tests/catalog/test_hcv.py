@@ -107,8 +107,9 @@ def test_metrics_count_in_the_likelihood(cells):
         weights = weigh(program, batch, 3)
         technical = program.technical(weights.draws["u"])
         own = program.metrics(technical).log_prob(batch["quality"])
-        logits = program.head_rho(torch.cat((program.decoder(weights.draws["z"], weights.draws["u"]),
-                                             weights.draws["u"]), -1))  # fmt: skip
+        logits = program.head_rho(
+            torch.cat((program.decoder(weights.draws["z"], weights.draws["u"]), weights.draws["u"]), -1)
+        )
         library = counts.sum(-1, keepdim=True).log()
         theirs = program.observation(logits, library, program.head_gate(technical)).log_prob(counts)
         torch.testing.assert_close(weights.log_likelihood, own + theirs, rtol=1e-5, atol=1e-4)

@@ -130,7 +130,10 @@ def test_intervals_of_an_ensemble_cover_and_those_of_one_fit_do_not():
     with pytest.warns(UserWarning):
         one = response_draws(fits[:1], new.data)
     assert held(one, new.truth) < 0.7
-    error = lambda q: ((np.asarray(q) - new.truth) ** 2).mean() ** 0.5  # noqa: E731
+
+    def error(q):
+        return ((np.asarray(q) - new.truth) ** 2).mean() ** 0.5
+
     assert error(response(fits, new.data)) < np.mean([error(response(f, new.data)) for f in fits])
     assert len({f.dataset.batch(np.arange(3))["weight"].sum().item() for f in fits}) == 8
     total = np.mean([f.dataset.batch(np.arange(600))["weight"].mean().item() for f in fits])

@@ -32,7 +32,10 @@ def problem(model, cells=6, genes=7, particles=(), dispersion=None, softmax=Fals
         dtype
     )
     counts[0, :6] = torch.tensor([0, 1, 2, 8, 9, 700], dtype=dtype)
-    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)  # noqa: E731
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
     shape = (*particles, cells, genes)
     parameters = [normal(*shape), normal(*particles, cells, 1) + 3] if softmax else [normal(*shape) + 1]
     if model != "poisson":
@@ -56,7 +59,9 @@ def value_and_gradients(model, parameters, counts, softmax=False, weight=None):
 # ---- agreement with the definitions ---------------------------------------------------------------------
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda c: f"x={c['x']}")
 def test_reference_values(case):
-    column = lambda v: torch.tensor([[float(v)]], dtype=torch.float64)  # noqa: E731
+    def column(v):
+        return torch.tensor([[float(v)]], dtype=torch.float64)
+
     log_mean, log_theta, x = column(case["mu"]).log(), column(case["theta"]).log(), column(case["x"])
     nb = NegativeBinomial(log_mean, log_theta).log_prob(x)
     zinb = ZeroInflatedNegativeBinomial(log_mean, log_theta, column(case["pi_logit"])).log_prob(x)
@@ -83,7 +88,10 @@ def test_equals_scipy(x, log_mean, log_theta):
 @settings(max_examples=15)
 def test_probabilities_sum_to_one_with_the_stated_moments(model, log_mean, log_theta, gate):
     size = 6000
-    cell = lambda v: torch.full((size, 1), v, dtype=torch.float64)  # noqa: E731
+
+    def cell(v):
+        return torch.full((size, 1), v, dtype=torch.float64)
+
     d = make(model, cell(log_mean), torch.tensor([log_theta], dtype=torch.float64), cell(gate))
     x = torch.arange(size, dtype=torch.float64)
     p = d.log_prob(x.unsqueeze(-1)).exp()

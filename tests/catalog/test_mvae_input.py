@@ -24,14 +24,28 @@ BOTH = {"fields": {"labels": ["labels", "b"]}}
         ({"labels": np.arange(60) % 2, "values": X}, {}, "there is both 'x' and 'values'"),
         ({"labels": np.arange(60) % 2, "b": np.r_[1, -np.ones(59, int)]}, BOTH, "'b' has only '1'; an annotator must"),
         ({"labels": np.arange(60) % 2, "b": -np.ones(60, int)}, BOTH, "column 'b' has no label at all; an annotator"),
-        ({"labels": np.arange(60) % 2, "b": np.r_[1, 0, -np.ones(58, int)]}, BOTH | {"validation": np.arange(2)},
-         "annotator number 1 .of 2.* has no label among training cells"),
+        (
+            {"labels": np.arange(60) % 2, "b": np.r_[1, 0, -np.ones(58, int)]},
+            BOTH | {"validation": np.arange(2)},
+            "annotator number 1 .of 2.* has no label among training cells",
+        ),
         ({"labels": np.arange(60) % 2}, BOTH, "no .*'b'"),
         ({}, {}, "no .*'labels'"),
     ],
-    ids=["missing", "one-class", "one-label", "twice", "held-out", "both", "one-cell", "no-cell", "annotator-held-out",
-         "no-column", "no-labels"],
-)  # fmt: skip
+    ids=[
+        "missing",
+        "one-class",
+        "one-label",
+        "twice",
+        "held-out",
+        "both",
+        "one-cell",
+        "no-cell",
+        "annotator-held-out",
+        "no-column",
+        "no-labels",
+    ],
+)
 def test_data_that_do_not_fit_say_where(data, settings, message):
     with pytest.raises(SchemaError, match=message):
         fit("mvae", {"x": X} | data, progress=False, max_epochs=1, **SMALL, **settings)

@@ -159,7 +159,10 @@ def test_the_variance_of_a_restricted_policy_can_be_larger():
 def feedback(seed, n=200, length=2, design="iid"):
     rng = np.random.default_rng(seed)
     rho, pi = rng.uniform(0.05, 0.3, (n, length)), rng.uniform(0.0, 0.5, (n, length))
-    t = lambda x: torch.tensor(x, dtype=torch.float64)  # noqa: E731
+
+    def t(x):
+        return torch.tensor(x, dtype=torch.float64)
+
     return Feedback(
         reward=t(rng.random((n, length))),
         log_propensity=t(np.log(rho)),

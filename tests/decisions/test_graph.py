@@ -148,7 +148,10 @@ def test_probabilities_through_factors_are_those_of_drawn_masks(seed):
     wanted = np.zeros((3, 3))
     for pattern in np.ndindex(2, 2, 2, 2):  # two factors: in from i, out to j
         u, v = np.array(pattern[:2]), np.array(pattern[2:])
-        chance = lambda p, on: np.where(on, p, 1 - p).prod(-1)  # noqa: E731
+
+        def chance(p, on):
+            return np.where(on, p, 1 - p).prod(-1)
+
         joined = float((u * v).any())
         wanted += joined * np.outer(chance(a, u), chance(b, v))
     np.fill_diagonal(wanted, 0)

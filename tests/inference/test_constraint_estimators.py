@@ -96,8 +96,17 @@ def test_a_fitted_guide_has_the_gap_of_the_theory_and_the_constraint_takes_the_c
         torch.manual_seed(0)
         program = worked(exact)
         for rate, epochs in ((0.05, 150), (0.01, 150)):
-            fit(program, data, constraints=constraints, batch_size=5000, learning_rate=rate, max_epochs=epochs,
-                validation=0.0, kl_warmup=0, progress=False)  # fmt: skip
+            fit(
+                program,
+                data,
+                constraints=constraints,
+                batch_size=5000,
+                learning_rate=rate,
+                max_epochs=epochs,
+                validation=0.0,
+                kl_warmup=0,
+                progress=False,
+            )
         return program
 
     mean_field, full, held = fitted(False), fitted(True), fitted(False, [hsic("v", "u", weight=3e4, estimator="rff")])

@@ -143,8 +143,10 @@ def test_weight_zero_changes_no_bit_with_losses_of_any_form(objective):
         return {"theta": loss, "phi": loss}
 
     chosen = by_group if isinstance(objective, dict) else objective
-    both = [fit("ppca", DATA, objective=chosen, constraints=c, max_epochs=3, **QUICK)
-            for c in ((), [hsic("z", "s", weight=0.0)])]  # fmt: skip
+    both = [
+        fit("ppca", DATA, objective=chosen, constraints=c, max_epochs=3, **QUICK)
+        for c in ((), [hsic("z", "s", weight=0.0)])
+    ]
     for name, value in both[0].program.state_dict().items():
         assert torch.equal(value, both[1].program.state_dict()[name]), name
 
@@ -156,8 +158,18 @@ def test_early_stopping_keeps_the_epoch_of_least_loss_and_price():
     def remember(program, row):
         states.append(copy.deepcopy(program.state_dict()))
 
-    found = fit("ppca", DATA, constraints=[hsic("z", "s", weight=weight)], max_epochs=40, early_stopping=5,
-                learning_rate=0.03, kl_warmup=0, validation=0.3, callbacks=[remember], **QUICK)  # fmt: skip
+    found = fit(
+        "ppca",
+        DATA,
+        constraints=[hsic("z", "s", weight=weight)],
+        max_epochs=40,
+        early_stopping=5,
+        learning_rate=0.03,
+        kl_warmup=0,
+        validation=0.3,
+        callbacks=[remember],
+        **QUICK,
+    )
     priced = found.history["validation"] + weight * found.history["hsic_z_s"]
     best = int(priced.to_numpy().argmin())
     assert best != int(found.history["validation"].to_numpy().argmin()), "the price decides"
@@ -178,22 +190,36 @@ def test_training_goes_on_while_prices_rise():
 # ---- comparisons --------------------------------------------------------------------------------------------
 def test_a_comparison_holds_every_fit_to_the_constraints():
     wanted = hsic("z", "s", weight=5.0)
-    study = compare("ppca", DATA, ["elbo", "iwae"], constraints=iter([wanted]), max_epochs=1, draws=30, n_latent=2,
-                    progress=False)  # fmt: skip
+    study = compare(
+        "ppca", DATA, ["elbo", "iwae"], constraints=iter([wanted]), max_epochs=1, draws=30, n_latent=2, progress=False
+    )
     assert all(f.constraints == (wanted,) and "hsic_z_s" in f.history for f in study.fits.values())
     again = json.loads(json.dumps(study.settings))
     assert again["constraints"] == [repr(wanted)] and "weight=5.0" in again["constraints"][0]
-    assert json.loads(json.dumps(compare("ppca", DATA, ["elbo"], max_epochs=1, draws=30, progress=False).settings))[
-        "constraints"
-    ] == []  # fmt: skip
+    assert (
+        json.loads(json.dumps(compare("ppca", DATA, ["elbo"], max_epochs=1, draws=30, progress=False).settings))[
+            "constraints"
+        ]
+        == []
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_report_of_a_constrained_comparison_is_complete(pbmc, tmp_path):
     genes = np.sort(np.argsort(-np.asarray(pbmc.X.sum(0)).ravel())[:30])
-    study = study_of("scvi", pbmc[::5, genes].copy(), ["elbo", "iwae"], constraints=[hsic("z", "n_genes")],
-                     max_epochs=1, particles=2, draws=30, posterior_draws=30, n_latent=2, n_hidden=8,
-                     progress=False)  # fmt: skip
+    study = study_of(
+        "scvi",
+        pbmc[::5, genes].copy(),
+        ["elbo", "iwae"],
+        constraints=[hsic("z", "n_genes")],
+        max_epochs=1,
+        particles=2,
+        draws=30,
+        posterior_draws=30,
+        n_latent=2,
+        n_hidden=8,
+        progress=False,
+    )
     page = report(study, tmp_path / "out")
     assert "hsic" in json.loads((tmp_path / "out" / "settings.json").read_text())["constraints"][0].lower()
     assert "n_genes" in page.read_text()

@@ -73,8 +73,13 @@ def test_hsic_falls_and_the_fit_keeps_its_constraints(tmp_path):
 
 def test_any_entry_reads_columns_that_its_schema_does_not_name(pbmc):
     constraint = hsic("z", "n_genes", given="bulk_labels", bound="independent", rule=AugmentedLagrangian())
-    found = fit("scvi", pbmc, constraints=[constraint, hsic("z", "bulk_labels", estimator="block")], max_epochs=1,
-                progress=False)  # fmt: skip
+    found = fit(
+        "scvi",
+        pbmc,
+        constraints=[constraint, hsic("z", "bulk_labels", estimator="block")],
+        max_epochs=1,
+        progress=False,
+    )
     assert np.isfinite(found.history["hsic_z_n_genes_given_bulk_labels"]).all()
     assert found.history["hsic_z_n_genes_given_bulk_labels_bound"].iloc[-1] > 0
 

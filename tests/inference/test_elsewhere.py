@@ -135,8 +135,9 @@ def test_joint_weights_have_an_effective_sample_size_of_one():
 
 def follows_chi(objective):
     """Whether the expected step narrows a guide that is too wide: CUBO of 'wide' falls with the scale."""
-    found = gradient_samples(objective, gauss1d(PROPOSALS["wide"] | {"m": PROPOSALS["posterior"]["m"], "v": 0.6}),
-                             observed(), 20, "phi", 500)[:, -1]  # fmt: skip
+    found = gradient_samples(
+        objective, gauss1d(PROPOSALS["wide"] | {"m": PROPOSALS["posterior"]["m"], "v": 0.6}), observed(), 20, "phi", 500
+    )[:, -1]
     return found.mean() > 5 * found.std() / np.sqrt(len(found))
 
 

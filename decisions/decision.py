@@ -1,7 +1,5 @@
 """What every decision returns: a table, the diagnostics that say how far to trust it, and the settings that made it."""
 
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,14 +13,6 @@ class UntrustworthyWeights(UserWarning):
 
 class WeakDesign(UserWarning):
     """There are too few cells or subjects for the stated uncertainty to mean much."""
-
-
-def caution(message: str, category: type[UserWarning]) -> None:
-    """Warn at the line of the user's code that asked for the decision."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("fieldguide.", "jaxtyping")):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
 
 
 @dataclass

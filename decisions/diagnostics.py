@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from fieldguide.decisions.decision import UntrustworthyWeights, caution
+from fieldguide.decisions.decision import UntrustworthyWeights
+from fieldguide.inference.messages import caution
 from fieldguide.inference.weights.psis import khat_limit, pareto_k
 
 FEWEST = 25

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions import BanditLog, Decision, NoSupport, evaluate_policy
-from fieldguide.decisions.decision import caution
 from fieldguide.decisions.policies.bandit_log import Within
 from fieldguide.decisions.policies.policy import Policy, labels
 from fieldguide.inference import Fit, OffPolicyValue, fit
+from fieldguide.inference.messages import caution
 
 QUANTILES = (0.5, 0.8, 0.9, 0.95)
 """Shares of the rewarded logged items that the sizes tried by ``top="auto"`` cover."""

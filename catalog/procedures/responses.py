@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fieldguide.catalog.incentives import Incentives
-from fieldguide.decisions.decision import caution
 from fieldguide.decisions.policies.policy import TrainedOn
 from fieldguide.inference import Dataset, Fit, fit
+from fieldguide.inference.messages import caution
 
 PRECISIONS = np.geomspace(1e-2, 1e3, 21)
 """Prior precisions of the last layer among which the evidence decides."""

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.decisions.cells import Group, column
-from fieldguide.decisions.decision import WeakDesign, caution
+from fieldguide.decisions.decision import WeakDesign
 from fieldguide.decisions.expression.reader import Expression
+from fieldguide.inference.messages import caution
 
 FEW = 5
 

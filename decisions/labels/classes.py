@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.cells import cell_names, chosen_rows, fields_of_kind, numbered
-from fieldguide.decisions.decision import Decision, UntrustworthyWeights, caution
+from fieldguide.decisions.decision import Decision, UntrustworthyWeights
 from fieldguide.decisions.diagnostics import diagnose
 from fieldguide.decisions.draws import ESTIMATORS, shares
 from fieldguide.decisions.labels.figures import rejection, risk_and_recall
@@ -24,6 +24,7 @@ from fieldguide.decisions.labels.rejection import (
 )
 from fieldguide.inference.checked import one_of
 from fieldguide.inference.data.labels import Labels
+from fieldguide.inference.messages import caution
 from fieldguide.inference.posterior import Posterior
 
 NOTES = {

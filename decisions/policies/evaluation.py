@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldguide.decisions.decision import Decision, caution
+from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.messages import named
 from fieldguide.decisions.policies.action_embedding import Embedding
 from fieldguide.decisions.policies.bandit_log import BanditLog
@@ -15,6 +15,7 @@ from fieldguide.decisions.policies.estimators import DM, ESTIMATORS, IPS, MIPS, 
 from fieldguide.decisions.policies.figures import estimates
 from fieldguide.decisions.policies.intervals import compared
 from fieldguide.decisions.policies.policy import Policy, read_table
+from fieldguide.inference.messages import caution
 
 
 class OptimisticValue(UserWarning):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ("catalog", "decisions", "inference")
+ROOMS = ("catalog", "decisions", "inference", "reports")
 PACKAGE = Path(importlib.util.find_spec("fieldguide").origin).parent
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

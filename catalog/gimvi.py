@@ -66,7 +66,7 @@ class GIMVI(Program):
     Parameters
     ----------
     n_genes, n_modality, measured, n_batch
-        What the data implies; filled in by ``fit``. ``measured`` [M][G] is 1 where a modality measures a gene.
+        What the data implies; filled in by ``fit``. ``measured`` [M, G] is 1 where a modality measures a gene.
     n_latent, n_hidden : int
         Latent dimension and width of the networks (published: 8, 64; latents that the genes do not ask for cost
         nothing).

@@ -32,7 +32,7 @@ def main():
         data = sparse_counts(**size, seed=seed)
         data = data[:, np.asarray(data.X.sum(0)).ravel() > 0].copy()
         source = SparseCounts(**size, seed=seed)
-        types, _, mean = source._cells(np.random.default_rng(99), source.truth, 60_000)
+        types, _, mean = source.draw_cells(np.random.default_rng(99), source.truth, 60_000)
         mean = mean / mean.sum(1, keepdims=True)
         genes = data.var_names.str.removeprefix("gene_").astype(int)
         truth = np.log2([mean[types == k].mean(0)[genes] for k in range(TYPES)])

@@ -23,6 +23,7 @@ class Schema:
 
     Examples
     --------
+    >>> from fieldguide.inference import Category, Counts
     >>> schema = Schema(counts=Counts(), batch=Category("batch", optional=True))
     >>> sorted(schema.fields)
     ['batch', 'counts']

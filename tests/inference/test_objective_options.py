@@ -135,7 +135,7 @@ def test_every_short_name_trains_both_sides_and_is_saved(name, tmp_path):
 def test_objectives_are_plain_values(objective):
     from fieldguide.inference import checkpoint
 
-    assert checkpoint._objective(checkpoint._describe(objective)) == objective
+    assert checkpoint.read_objective(checkpoint.describe_objective(objective)) == objective
     assert eval(repr(objective), {type(objective).__name__: type(objective)}) == objective
 
 

@@ -125,10 +125,10 @@ def as_entry(what: "str | Entry | type[Program] | Program") -> Entry:
         return what
     if isinstance(what, str):
         return find(what)
-    if isinstance(what, Program):
-        return Entry(type(what).__name__, "", type(what), None, ELBO(), built=what, listed=False)
-    if isinstance(what, type) and issubclass(what, Program):
-        return Entry(what.__name__, "", what, None, ELBO(), listed=False)
+    program = type(what) if isinstance(what, Program) else what
+    if isinstance(program, type) and issubclass(program, Program):
+        built, supports = what if isinstance(what, Program) else None, tuple(SHORT_NAMES)  # as many as there are by now
+        return Entry(program.__name__, "", program, None, ELBO(), supports=supports, built=built, listed=False)
     raise TypeError(f"an entry is a name, an Entry, a Program class or a Program, not {what!r}")
 
 

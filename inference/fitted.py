@@ -1,5 +1,6 @@
 """A fitted program: what it learnt, and what can be asked of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
@@ -205,7 +206,16 @@ class Fit:
         """
         return Posterior(self.program, self.read(data), particles, seed, self.schema)
 
-    def refit(self, objective: str | Objective, *, guide: str | Program | None = None, **settings) -> "Fit":
+    def refit(
+        self,
+        objective: str | Objective,
+        *,
+        guide: str | Program | None = None,
+        data=None,
+        constraints: Iterable[Constraint] | None = None,
+        device: str = "auto",
+        **settings,
+    ) -> "Fit":
         """Fit a fresh guide to the model as it is, and return a new fit.
 
         The model's parameters and buffers stay bit for bit, and it runs in evaluation mode: no dropout, and batch
@@ -221,12 +231,17 @@ class Fit:
             newly built program whose guide is to be trained. By default the guide is as it was: built anew, or, in a
             program that you built, with every layer that has a ``reset_parameters`` drawn anew and other parameters
             starting where they started.
+        data : optional
+            The training data of a fit that was loaded from a file.
+        constraints : iterable of Constraint, optional
+            By default those of the first fit.
+        device : str
+            As in `fieldguide.inference.fit`.
         **settings
             ``seed``, ``max_epochs`` (by default as many as the first fit had), ``batch_size``, ``learning_rate``,
-            ``epsilon``, ``cooldown``, ``constraints`` (by default those of the first fit), ``early_stopping``,
-            ``device``, ``compile``, ``callbacks``, ``checkpoint`` and ``progress`` as in
-            `fieldguide.inference.fit`; ``kl_warmup`` (by default 0: a frozen model cannot learn to ignore its
-            latents); ``data``, the training data of a fit that was loaded from a file.
+            ``epsilon``, ``cooldown``, ``early_stopping``, ``compile``, ``callbacks``, ``checkpoint`` and ``progress``
+            as in `fieldguide.inference.fit`; ``kl_warmup`` (by default 0: a frozen model cannot learn to ignore its
+            latents).
 
         Examples
         --------
@@ -237,8 +252,7 @@ class Fit:
         >>> torch.equal(first.program.loadings, second.program.loadings), second.arguments["guide"]
         (True, 'full_covariance')
         """
-        data, constraints = settings.pop("data", None), settings.pop("constraints", None)
-        fabric = launch(settings.pop("device", "auto"))
+        fabric = launch(device)
         wanted = {"max_epochs": max(1, len(self.history)), "kl_warmup": 0}
         wanted |= {name: value for name, value in settings.items() if value is not None or name not in wanted}
         chosen = Settings.of(Defaults.of(self.entry.defaults), wanted)

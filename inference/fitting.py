@@ -128,12 +128,12 @@ def fit(
         {"max_epochs": epochs, "kl_warmup": epochs // 4},
     )
     share = next(v for v in (validation, defaults.validation, 0.1) if v is not None)
-    train_rows, held_out = _split(dataset.n_cells, share, seed)
+    train_rows, held_out = _split(dataset.n_cells, share, settings.seed)
     fabric = launch(device)
-    with isolated(fabric.device, stream(seed, "training")), pyro.validation_enabled(False):
+    with isolated(fabric.device, stream(settings.seed, "training")), pyro.validation_enabled(False):
         program, arguments = declared.build(schema, model_arguments)
-        program.prepare(Loader(dataset, train_rows, batch_size))
-        target = resolve(objective or declared.objective)
+        program.prepare(Loader(dataset, train_rows, settings.batch_size))
+        target = resolve(objective or declared.objective or "elbo")
         result = Fit(program, declared, schema, target, arguments, dataset, train_rows, held_out)
         if declared.built is not None:
             result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}

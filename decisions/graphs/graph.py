@@ -115,7 +115,7 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
     ([{'source': 'a', 'target': 'b', 'probability': 0.9}], True)
     """
     read = read_edges(source, genes)
-    settled, factors = read.settled if acyclic else None, ()
+    settled, factors = read.settled() if acyclic else None, ()
     if isinstance(read.table, tuple):
         into, out_of = read.table
         values, wanted = through_factors(into, out_of), (into >= threshold, out_of >= threshold)

@@ -1,5 +1,6 @@
 """What the decisions on graphs ask of a fitted program, and of its data: its methods, and the names of its genes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,21 +63,22 @@ def graph_program(fitted: Any, method: str) -> Any:
 class Edges:
     """Checked probabilities of edges, as a table [d, d] (row to column) or a pair [d, m] (gene to factor, and back).
 
-    ``settled`` are the edges that the program of a fit predicts with, in that form; ``genes`` names; or None.
+    ``settled`` returns the edges that the program of a fit predicts with, in that form, or None; ``genes`` are names,
+    or None.
     """
 
     table: np.ndarray | tuple[np.ndarray, np.ndarray]
-    settled: Any
+    settled: Callable[[], Any]
     genes: Any
 
 
 def read_edges(source: Any, genes: Any = None) -> Edges:
     """Return the probabilities of edges that a source of `fieldguide.decisions.causal_graph` says."""
-    settled = None
+    settled: Callable[[], Any] = _unsettled
     if hasattr(source, "program"):
         program: GraphProgram = graph_program(source, "edge_weights")
         genes = known_genes(source) if genes is None else genes
-        settled = getattr(program, "settled_edges", lambda: None)()
+        settled = getattr(program, "settled_edges", settled)
         source = getattr(program, "edge_probabilities", program.edge_weights)()
     if isinstance(source, tuple):
         into, out_of = (_probabilities(part) for part in source)
@@ -89,6 +91,10 @@ def read_edges(source: Any, genes: Any = None) -> Edges:
     if table.shape[0] != table.shape[1]:
         raise ValueError(f"probabilities of edges are a square table (row to column), not {table.shape}")
     return Edges(table, settled, genes)
+
+
+def _unsettled() -> None:
+    """What says of its edges no more than their probabilities."""
 
 
 def _probabilities(part: Any) -> np.ndarray:

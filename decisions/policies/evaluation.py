@@ -96,6 +96,8 @@ def evaluate_policy(
     >>> float(evaluate_policy(log, [0.0, 1.0], interval="normal").table.loc["ips", "value"])
     1.0
     """
+    if not len(log):
+        raise ValueError("the log has no rows: there is nothing to evaluate a policy by")
     pi = Policy.read(policy, log.actions, log.rows)
     for argument, given in (("top", top), ("embedding", embedding)):
         if given is not None and logging is None:

@@ -48,7 +48,7 @@ class Settings:
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
-            said = f"unexpected keyword argument '{unknown[0]}': the settings of a training are {', '.join(known)}"
+            said = f"unexpected keyword argument '{unknown[0]}': the settings of training are {', '.join(known)}"
             raise TypeError(said)
         asked = {name: value for name, value in given.items() if value is not None or name == "early_stopping"}
         own = {name: value for name, value in vars(defaults).items() if value is not None and name != "validation"}

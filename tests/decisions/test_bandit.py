@@ -282,3 +282,9 @@ def test_two_policies_of_a_real_shop_find_each_other():
     with pytest.warns(NoSupport):  # Thompson sampling hardly ever shows some items
         back = evaluate_policy(theirs, np.full(80, 1 / 80), estimators=["snips"]).table.loc["snips"]
     assert back["low"] <= random["click"].mean() <= back["high"]
+
+
+def test_a_log_without_rows_is_refused():
+    log = BanditLog.of(action=[0, 1], reward=[0, 1], propensity=[0.5, 0.5], actions=2)
+    with pytest.raises(ValueError, match="the log has no rows"):
+        evaluate_policy(log.take([False, False]), [0.5, 0.5])

@@ -1,5 +1,6 @@
 """Causal graphs from probabilities, and distances between graphs against brute force and closed forms."""
 
+import types
 from itertools import permutations
 
 import anndata
@@ -7,6 +8,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from fieldguide.decisions.graphs.distances import (
     structural_intervention_distance,
 )
 from fieldguide.decisions.graphs.graph import through_factors
+from fieldguide.inference import Program
 
 SEEDS = st.integers(0, 10**6)
 
@@ -247,3 +250,17 @@ def test_genes_of_another_data_set():
         causal_graph([[0, 1], [0, 0]], genes=["a", "b"]).write(adata)
     with pytest.raises(TypeError, match="has no graph"):
         causal_graph(type("Fitted", (), {"program": object()})())
+
+
+def test_the_settled_graph_is_asked_for_only_where_it_is_used():
+    class Unsettled(Program):
+        def edge_weights(self):
+            return torch.tensor([[0.0, 0.9], [0.8, 0.0]])
+
+        def settled_edges(self):
+            raise RuntimeError("nothing is settled")
+
+    fitted = types.SimpleNamespace(program=Unsettled(), schema=None)
+    assert len(causal_graph(fitted, acyclic=False).table) == 2
+    with pytest.raises(RuntimeError, match="nothing is settled"):
+        causal_graph(fitted)

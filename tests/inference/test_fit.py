@@ -270,3 +270,10 @@ def test_two_processes_train_one_model(tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     first, second = (np.load(tmp_path / f"rank{r}.npy") for r in (0, 1))
     np.testing.assert_array_equal(first, second)
+
+
+def test_settings_of_a_fresh_guide_are_checked_by_name():
+    x = {"x": np.random.default_rng(0).normal(size=(40, 3))}
+    first = fit("ppca", x, n_latent=1, max_epochs=1, progress=False)
+    with pytest.raises(TypeError, match="'max_epoch': the settings of training are max_epochs, batch_size"):
+        first.refit("elbo", max_epoch=3)

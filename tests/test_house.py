@@ -162,6 +162,8 @@ def test_a_circle_and_a_late_import_would_be_seen():
 
 def test_files_and_folders_can_be_read():
     assert not {name: n for name, n in lengths().items() if n > LINES}
+    scripts = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert not [path.name for path in scripts if path.read_text(encoding="utf-8").count("\n") > LINES]
     assert not {folder: n for folder, n in fullness().items() if n > FILES}
     assert lengths()["fieldguide.catalog.dcdfg"] < MODEL
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,8 @@ def make(model, log_mean, log_dispersion, gate, **options):
 def problem(model, cells=6, genes=7, particles=(), dispersion=None, softmax=False, seed=0, dtype=torch.float64):
     """Counts with every kind of entry (0, 1, few, 8, 9, many), and parameters in order."""
     g = torch.Generator().manual_seed(seed)
-    counts = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3, 8, 9, 40, 700])[torch.randint(12, (cells, genes), generator=g)].to(
-        dtype
-    )
+    entries = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3, 8, 9, 40, 700], dtype=dtype)
+    counts = entries[torch.randint(12, (cells, genes), generator=g)]
     counts[0, :6] = torch.tensor([0, 1, 2, 8, 9, 700], dtype=dtype)
 
     def normal(*shape):
@@ -59,9 +59,7 @@ def value_and_gradients(model, parameters, counts, softmax=False, weight=None):
 # ---- agreement with the definitions ---------------------------------------------------------------------
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda c: f"x={c['x']}")
 def test_reference_values(case):
-    def column(v):
-        return torch.tensor([[float(v)]], dtype=torch.float64)
-
+    column = partial(torch.full, (1, 1), dtype=torch.float64)
     log_mean, log_theta, x = column(case["mu"]).log(), column(case["theta"]).log(), column(case["x"])
     nb = NegativeBinomial(log_mean, log_theta).log_prob(x)
     zinb = ZeroInflatedNegativeBinomial(log_mean, log_theta, column(case["pi_logit"])).log_prob(x)
@@ -89,9 +87,7 @@ def test_equals_scipy(x, log_mean, log_theta):
 def test_probabilities_sum_to_one_with_the_stated_moments(model, log_mean, log_theta, gate):
     size = 6000
 
-    def cell(v):
-        return torch.full((size, 1), v, dtype=torch.float64)
-
+    cell = partial(torch.full, (size, 1), dtype=torch.float64)
     d = make(model, cell(log_mean), torch.tensor([log_theta], dtype=torch.float64), cell(gate))
     x = torch.arange(size, dtype=torch.float64)
     p = d.log_prob(x.unsqueeze(-1)).exp()

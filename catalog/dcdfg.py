@@ -13,7 +13,7 @@ from fieldguide.catalog.parts.edge_masks import GumbelOneHot
 from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.catalog.parts.settling_graph import SettlingGraph
 from fieldguide.inference import ELBO, Acyclicity, AugmentedLagrangian, Constraint, EdgeCount, Matrix, Penalty, Schema
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 

@@ -15,7 +15,7 @@ from fieldguide.catalog.parts.count_math import LIMIT
 from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import NormLayers, bounded_exp, one_hot
 from fieldguide.inference import ELBO, Category, Counts, Modality, Program, Schema
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.constraints.measures import mmd, multiquadric_gram
 from fieldguide.inference.program import Batch
 from fieldguide.inference.step import Losses, add_term, by_group

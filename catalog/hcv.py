@@ -14,7 +14,7 @@ from fieldguide.catalog.parts.guides import Encoder, ScalarEncoder
 from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import Layers, join
 from fieldguide.inference import ELBO, Continuous, Counts, Program, Schema, hsic
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.program import Batch
 
 TECHNICAL = 25

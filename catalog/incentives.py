@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fieldguide.catalog.declare import entry
 from fieldguide.inference import ELBO, Matrix, Program, Schema
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.logged import Levels, Outcome, RowWeight
 from fieldguide.inference.program import Batch
 

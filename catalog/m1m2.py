@@ -14,7 +14,7 @@ from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import SeluEncoder
 from fieldguide.catalog.parts.networks import image_layers, join
 from fieldguide.inference import ELBO, Program, Schema
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.fields import UnitInterval
 from fieldguide.inference.data.labels import Labels
 from fieldguide.inference.program import Batch, batch_size

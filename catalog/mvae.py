@@ -16,7 +16,7 @@ from fieldguide.catalog.parts.guides import Encoder
 from fieldguide.catalog.parts.likelihoods import NegativeBinomial
 from fieldguide.catalog.parts.networks import Layers, join, one_hot
 from fieldguide.inference import ELBO, Category, Counts, Program, Schema, SchemaError
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.fields import UnitInterval, Values
 from fieldguide.inference.data.labels import Annotations
 from fieldguide.inference.program import Batch

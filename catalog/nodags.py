@@ -13,7 +13,7 @@ from fieldguide.catalog.parts.log_determinant import LOG_DETS, safe_stop
 from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.catalog.parts.steady_state import SteadyState, steady_state
 from fieldguide.inference import ELBO, Matrix, Program, Schema
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 from fieldguide.inference.step import add_term

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fieldguide.catalog.declare import entry
 from fieldguide.inference import Matrix, OffPolicyValue, Program, Schema
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.fields import Values
 from fieldguide.inference.data.logged import Codes, Items
 from fieldguide.inference.program import Batch

@@ -12,7 +12,7 @@ from fieldguide.catalog.parts.guides import Encoder, ScalarEncoder
 from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import Layers, one_hot
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.program import Batch
 
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.messages import caution

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fieldguide.catalog.parts.contractive import ACTIVATIONS
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 
 KINDS = ("linear", "tanh", "relu", "selu", "gelu", "mixed")
 MIXED = 0.5

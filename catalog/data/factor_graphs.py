@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 
 MECHANISMS = ("linear", "nonlinear")
 FEATURE_NOISE = 0.4

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from fieldguide.catalog.parts.networks import Layers, bounded_exp
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 
 
 class MeanField(nn.Linear):

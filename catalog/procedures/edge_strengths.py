@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from fieldguide.catalog.nodags import NODAGS
 from fieldguide.decisions.graphs.program import gene_names
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.minibatches import Loader
 from fieldguide.inference.fitted import Fit
 

@@ -18,7 +18,7 @@ from fieldguide.decisions.budgets.options import Options, read_options, read_red
 from fieldguide.decisions.budgets.outcomes import outcomes
 from fieldguide.decisions.budgets.spending import expected_cost, solve_within
 from fieldguide.decisions.decision import Decision
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 
 RISKS = ("mean", "quantile", "cvar")
 OPTIMISTIC = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.budgets.knapsack import Solution, solve
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 
 BOUNDS = ("chernoff", "bernstein", "hoeffding")
 

@@ -25,7 +25,7 @@ from fieldguide.decisions.expression.fold_changes import effect_threshold, fold_
 from fieldguide.decisions.expression.group_draws import Draws, group_draws
 from fieldguide.decisions.expression.reader import COUNTS, read_expression
 from fieldguide.decisions.fdr import calls, fdr_values
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.posterior import Posterior
 
 MODES, TESTS, SCALES = ("change", "vanilla"), ("three", "two"), ("proportions", "counts")

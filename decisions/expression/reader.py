@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fieldguide.decisions.draws import ESTIMATORS, shares
 from fieldguide.decisions.expression.conditions import Conditions, read_conditions
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.posterior import Posterior, Values
 from fieldguide.inference.program import Batch
 from fieldguide.inference.weights.weigh import Weights

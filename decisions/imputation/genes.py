@@ -25,7 +25,7 @@ from fieldguide.decisions.imputation.regression import (
     standardised,
     within,
 )
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.posterior import Posterior
 
 HEADS = ("blend", "model", "kernel")

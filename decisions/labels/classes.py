@@ -22,7 +22,7 @@ from fieldguide.decisions.labels.rejection import (
     rejection_curve,
     risk_coverage,
 )
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.data.labels import Labels
 from fieldguide.inference.messages import caution
 from fieldguide.inference.posterior import Posterior

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from fieldguide.decisions.messages import named, refuse
 from fieldguide.decisions.policies.policy import Policy, labels, rank_quantile
 from fieldguide.decisions.policies.slates import DESIGNS, coefficients
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.policies.slates import coefficients
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 
 ROUNDING = 1e-12
 """By how much of itself a weight may be above a threshold through rounding alone."""

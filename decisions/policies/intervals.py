@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.policies.estimators import DM, IPS, Feedback, ratio
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.weights.psis import khat_limit, pareto_k
 
 METHODS = ("bootstrap", "bernstein", "normal")

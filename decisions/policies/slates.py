@@ -9,7 +9,7 @@ what is left) that is wrong, and by much; Des Raj (1956) and Murthy (1957) have 
 import torch
 from torch import Tensor
 
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 
 DESIGNS = ("iid", "plackett_luce")
 LONGEST = 8

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.step import Step
 
 Weights = Tensor | tuple[Tensor, Tensor]

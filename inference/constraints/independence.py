@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fieldguide.inference.checked import one_of
+from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.constraints import measures
 from fieldguide.inference.constraints.constraint import Bound, Constraint, Rule
 from fieldguide.inference.constraints.penalty import Penalty

@@ -1,0 +1,72 @@
+"""Series and frames in the order of the data by the names in their index, not by position where names differ."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def unnamed(index: pd.Index) -> bool:
+    """Whether an index holds row numbers that pandas gave by itself, which name nothing."""
+    return isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
+
+
+def aligned(name: str, values: Any, names: pd.Index | None, what: str = "cells") -> Any:
+    """Return values in the order of the data's names.
+
+    A Series or DataFrame whose index holds names is aligned by them; one that is numbered 0..n-1, or an array or
+    list, is taken by position.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument.
+    values : array-like [N, ...], Series or DataFrame
+    names : Index [N], or None
+        Of the data; None where its rows have no names.
+    what : str
+        What a row is, for the message.
+
+    Returns
+    -------
+    The same kind: a Series or frame indexed by ``names``, anything else as it came.
+
+    Raises
+    ------
+    ValueError
+        Naming the first row that is missing, or that stands twice; or if the length is another.
+
+    Examples
+    --------
+    >>> aligned("weights", pd.Series([1, 2], index=["b", "a"]), pd.Index(["a", "b"])).tolist()
+    [2, 1]
+    """
+    if names is None:
+        return values
+    if not isinstance(values, pd.Series | pd.DataFrame) or unnamed(values.index) or values.index.equals(names):
+        if np.ndim(values) == 0 or len(values) != len(names):
+            given = "one value" if np.ndim(values) == 0 else f"{len(values)} values"
+            raise ValueError(f"{name} has {given} for {len(names)} {what}")
+        return values
+    return values.iloc[places(name, values.index, names, what)]
+
+
+def places(name: str, index: pd.Index, names: pd.Index, what: str = "cells") -> np.ndarray:
+    """Return where each of ``names`` stands in ``index`` [N]; names that are equal as text are the same.
+
+    Raises
+    ------
+    ValueError
+        Naming the first that is missing, or that stands twice.
+    """
+    here, wanted = pd.Index(index.astype(str)), pd.Index(names.astype(str))
+    absent = np.flatnonzero(~wanted.isin(here))
+    if absent.size:
+        raise ValueError(
+            f"{name} has no row for {wanted[absent[0]]!r}, one of the {what} ({absent.size} of {len(wanted)} are "
+            "missing); its index must hold their names, or be reset: values.reset_index(drop=True) is taken by position"
+        )
+    twice = here.duplicated() & here.isin(wanted)
+    if twice.any():
+        raise ValueError(f"{name} has several rows for {here[twice][0]!r}, one of the {what}")
+    return here.get_indexer(wanted)

@@ -16,10 +16,7 @@ from scipy.special import softmax
 
 from fieldguide.decisions.decision import UntrustworthyWeights
 from fieldguide.inference.messages import caution
-from fieldguide.inference.weights.psis import khat_limit, pareto_k
-
-FEWEST = 25
-"""Draws below which no tail can be fitted."""
+from fieldguide.inference.weights.pareto import khat_limit, pareto_k
 
 
 def diagnose(log_weights: np.ndarray, name: str, n_cells: int, shift: np.ndarray | None = None) -> pd.Series:
@@ -34,7 +31,7 @@ def diagnose(log_weights: np.ndarray, name: str, n_cells: int, shift: np.ndarray
     """
     particles, visited = log_weights.shape
     weights = softmax(log_weights, axis=0)
-    khat = pareto_k(log_weights) if particles >= FEWEST else np.full(visited, np.nan)
+    khat = pareto_k(log_weights)
     limit = khat_limit(particles)
     summary = {
         "cells": n_cells,
@@ -43,7 +40,7 @@ def diagnose(log_weights: np.ndarray, name: str, n_cells: int, shift: np.ndarray
         "ess_median": float(np.median(1 / (weights**2).sum(0))),
         "khat_median": float(np.median(khat)),
         "khat_limit": limit,
-        "khat_above": float(np.mean(khat > limit)) if particles >= FEWEST else np.nan,
+        "khat_above": float(np.mean(khat > limit)) if not np.isnan(khat).any() else np.nan,
     }
     if shift is not None:
         summary |= {"shift_median": float(np.median(shift)), "shift_95": float(np.quantile(shift, 0.95))}

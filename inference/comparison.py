@@ -15,7 +15,7 @@ from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fitting import fit
 from fieldguide.inference.objectives import SHORT_NAMES, Objective, resolve
 from fieldguide.inference.posterior import Posterior
-from fieldguide.inference.weights.psis import khat_limit
+from fieldguide.inference.weights.pareto import khat_limit
 
 DEFINITIONS = {
     "loss": "The objective that was minimised, with its number of particles K and its gradient estimator.",

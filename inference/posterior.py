@@ -13,14 +13,17 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, one_of
+from fieldguide.inference.checks.rows import row_numbers
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.messages import caution
-from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.overrides import with_overrides
+from fieldguide.inference.program import Program
 from fieldguide.inference.randomness import isolated, stream
 from fieldguide.inference.weights.annealing import anneal, temperature_schedule
-from fieldguide.inference.weights.psis import inference_data, pareto_k
+from fieldguide.inference.weights.pareto import pareto_k
+from fieldguide.inference.weights.psis import inference_data
 from fieldguide.inference.weights.tracing import Particles
 from fieldguide.inference.weights.weigh import Proposal, Values, Weights, like_draws, weigh
 
@@ -57,9 +60,8 @@ class Posterior:
         schema: FittedSchema | None = None,
         proposal: Proposal | None = None,
     ) -> None:
-        if particles < 1:
-            raise ValueError(f"particles must be positive, not {particles}")
-        self.program, self.dataset, self.particles, self.seed, self.schema = program, dataset, particles, seed, schema
+        self.program, self.dataset, self.schema = program, dataset, schema
+        self.particles, self.seed = checked_int("particles", particles, 1), checked_seed(seed)
         self.proposal = proposal or partial(weigh, program)
         self.n_cells = dataset.n_cells
         self._log_weights: np.ndarray | None = None
@@ -112,7 +114,7 @@ class Posterior:
         """Pareto shape of the weights' tail for each cell (PSIS; Vehtari et al. 2024), float64 [N].
 
         Below min(1 - 1 / log10 S, 0.7) the estimates of the cell can be used; above, the guide misses too much of
-        the posterior.
+        the posterior. With fewer than 25 draws it is missing.
         """
         return pareto_k(self.log_weights)
 
@@ -121,6 +123,16 @@ class Posterior:
         """Importance-sampling estimate of log p(x) for each cell, in nats, float64 [N]."""
         return torch.logsumexp(torch.from_numpy(self.log_weights), 0).numpy() - log(self.particles)
 
+    def rows(self, cells: Any = None, name: str = "cells") -> np.ndarray:
+        """Return row numbers int64 [n] of cells that were asked for by number or by a mask [N]; all by default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument, for what is no row.
+        """
+        return np.arange(self.n_cells) if cells is None else row_numbers(name, cells, self.n_cells)
+
     def chunks(
         self, cells: np.ndarray | None = None, overrides: Mapping[str, int | float] | None = None
     ) -> Iterator[tuple[np.ndarray, Weights, Values]]:
@@ -128,13 +140,13 @@ class Posterior:
 
         Parameters
         ----------
-        cells : array of int, optional
-            Row numbers; all cells by default.
+        cells : array of int [n] or of bool [N], optional
+            Row numbers, or a mask; all cells by default.
         overrides : mapping of str to number, optional
             Decode the same draws with these fields set to a constant, such as ``{"batch": 0}``; the weights remain
             those of the data as it is.
         """
-        cells = np.arange(self.n_cells) if cells is None else np.asarray(cells, dtype=np.int64)
+        cells = self.rows(cells)
         size, device = self.chunk_size, self.device
         self.program.eval()
         for number, start in enumerate(range(0, len(cells), size)):
@@ -171,6 +183,8 @@ class Posterior:
             posterior; kept for comparison).
         """
         one_of("estimator", estimator, ("snis", "plugin"))
+        if not callable(function):
+            raise TypeError(f"function must be a callable of the sites' values, not {function!r}")
         parts = []
         for _, weights, values in self.chunks(cells, overrides):
             result = function(values)
@@ -194,7 +208,7 @@ class Posterior:
         resample : bool
             False returns the first draws from the guide as they are.
         """
-        draws = draws or self.particles
+        draws = self.particles if draws is None else checked_int("draws", draws, 1)
         if not resample and draws > self.particles:
             raise ValueError(f"{draws} draws without resampling, but only {self.particles} particles")
         parts = []
@@ -260,10 +274,12 @@ class Posterior:
         UserWarning
             If k-hat stays above the limit in some cells.
         """
+        limit, step_size = checked_real("limit", limit, infinite=True), checked_real("step_size", step_size, above=0)
+        leapfrog = checked_int("leapfrog", leapfrog, 1)
         program, schedule = self.program, temperature_schedule(temperatures)
         if not program.independent:
             raise ValueError(f"the cells of {type(program).__name__} are coupled: single cells cannot be refined")
-        rows = np.flatnonzero(self.khat > limit)
+        rows = np.flatnonzero(~(self.khat <= limit))
         if not len(rows):
             return self
         chains = (schedule, leapfrog, step_size, progress)
@@ -283,7 +299,7 @@ class Posterior:
 
         Cells are named as in the data, or by their row number.
         """
-        names = np.arange(self.n_cells) if cells is None else np.asarray(cells)
+        cells = names = self.rows(cells)
         names = names if self.obs is None else self.obs.index[names].to_numpy(dtype=str)
         latents: dict[str, list[np.ndarray]] = {}
         likelihood, stats = [], []
@@ -330,9 +346,9 @@ class Posterior:
         dict of str to Tensor [S, b, ...]
             Latent and deterministic sites, and the replicated data where asked.
         """
-        device = self.device
-        batch = {k: v.to(device) for k, v in self.dataset.batch(np.asarray(rows, dtype=np.int64)).items()}
-        batch = _override(batch, overrides or {})
+        device, rows = self.device, self.rows(rows, "rows")
+        batch = {k: v.to(device) for k, v in self.dataset.batch(rows).items()}
+        batch = with_overrides(batch, overrides or {}, self.schema)
         draws = next(iter(latents.values())).shape[0]
         model = poutine.uncondition(self.program.model) if replicate else self.program.model
         model = poutine.condition(model, data=dict(latents))
@@ -351,11 +367,3 @@ class Posterior:
         return {
             n: s["value"] for n, s in sites.items() if replicate or n in latents or s["infer"].get("_deterministic")
         }
-
-
-def _override(batch: Batch, overrides: Mapping[str, Any]) -> Batch:
-    unknown = sorted(set(overrides) - set(batch))
-    if unknown:
-        raise KeyError(f"no field '{unknown[0]}' to override; the program reads {', '.join(sorted(batch))}")
-    new = {n: torch.as_tensor(v, dtype=batch[n].dtype, device=batch[n].device) for n, v in overrides.items()}
-    return batch | {n: v.expand_as(batch[n]).contiguous() for n, v in new.items()}

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fitting import fit
 from fieldguide.inference.program import Program
@@ -49,14 +50,15 @@ def fit_best(
     >>> best.restarts["seed"].tolist(), bool(best.restarts["loss"].min() == best.held_out_loss())
     ([0, 1], True)
     """
-    if restarts < 1:
-        raise ValueError(f"restarts must be at least 1, not {restarts}")
+    restarts, seed = checked_int("restarts", restarts, 1), checked_seed(seed)
     if isinstance(entry, Program):
         raise TypeError(f"{type(entry).__name__} is already built: give its class, so that every fit starts anew")
     best: Fit | None = None
     rows: list[dict[str, Any]] = []
     for number in range(restarts):
         attempt = fit(entry, data, seed=seed + number, validation=validation, **settings)
+        if attempt.interrupted:
+            raise KeyboardInterrupt
         validation = attempt.validation_rows
         rows.append({"seed": seed + number, "loss": attempt.held_out_loss()})
         if best is None or rows[-1]["loss"] < min(row["loss"] for row in rows[:-1]):

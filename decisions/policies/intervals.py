@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fieldguide.decisions.policies.estimators import DM, IPS, Feedback, ratio
 from fieldguide.inference.checks.arguments import one_of
-from fieldguide.inference.weights.psis import khat_limit, pareto_k
+from fieldguide.inference.weights.pareto import khat_limit, pareto_k
 
 METHODS = ("bootstrap", "bernstein", "normal")
 FEW = 10

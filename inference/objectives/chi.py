@@ -29,7 +29,7 @@ from fieldguide.inference.objectives.surrogate import (
     with_gradient_of,
 )
 from fieldguide.inference.step import Step
-from fieldguide.inference.weights.psis import pareto_k
+from fieldguide.inference.weights.pareto import pareto_k
 from fieldguide.inference.weights.weigh import Weights
 
 RELEASED = "vr_mc_alpha=-1"

@@ -1,41 +1,8 @@
-"""Adapter to arviz: the Pareto diagnostic of importance weights, and InferenceData."""
+"""Adapter to arviz: InferenceData."""
 
-import warnings
-from math import log10
 from typing import Any
 
 import numpy as np
-
-EQUAL = 1e-4
-"""Log weights that differ by less (nats) are equal up to rounding in single precision: they have no tail."""
-
-
-def pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    """Return the Pareto shape k-hat of each column of log weights [S, N].
-
-    With fewer than about 25 draws a tail cannot be fitted, and the result is infinite.
-    """
-    import arviz
-
-    log_weights = np.ascontiguousarray(np.asarray(log_weights, dtype=np.float64).T)
-    infinite = np.flatnonzero(~np.isfinite(log_weights).all(1))
-    if infinite.size:
-        raise ValueError(f"log weights of cell {infinite[0]} are not finite")
-    flat = np.ptp(log_weights, axis=1) < EQUAL
-    khat = np.full(len(log_weights), 0.0)
-    if (~flat).any():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            khat[~flat] = np.atleast_1d(np.asarray(arviz.psislw(log_weights[~flat])[1]))
-    return khat
-
-
-def khat_limit(particles: int) -> float:
-    """Return the largest k-hat at which estimates from S draws are usable: min(1 - 1/log10 S, 0.7).
-
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry, Pareto smoothed importance sampling, JMLR 25(72), 2024.
-    """
-    return min(1 - 1 / log10(particles), 0.7) if particles > 10 else 0.0
 
 
 def inference_data(

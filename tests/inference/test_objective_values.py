@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fieldguide.inference import CUBO, ELBO, IWAE, ForwardKL, Renyi, VRMax, fit, weigh
 from fieldguide.inference.testing import Conjugate, assert_mean, conjugate_programs
-from fieldguide.inference.weights.psis import pareto_k
+from fieldguide.inference.weights.pareto import pareto_k
 
 WITH_PRIOR = list(PROPOSALS)
 

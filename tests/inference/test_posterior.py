@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fieldguide.catalog.ppca import PPCA
 from fieldguide.inference import Posterior, fit
 from fieldguide.inference.data.minibatches import read
-from fieldguide.inference.weights.psis import pareto_k
+from fieldguide.inference.weights.pareto import pareto_k
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "objectives.json").read_text())
 GAUSS = REFERENCE["gauss1d"]

@@ -30,7 +30,7 @@ def test_the_best_is_one_of_the_fits_by_the_same_held_out_cells():
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(ValueError, match="restarts must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="restarts must be a whole number of at least 1, not 0"):
         fit_best(0, "ppca", X, **QUICK)
     with pytest.raises(ValueError, match="no cell was held out"):
         fit_best(2, "ppca", X, validation=0.0, **QUICK)

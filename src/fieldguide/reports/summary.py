@@ -5,7 +5,7 @@ import pandas as pd
 
 from fieldguide.inference import Comparison, ThreeStep
 from fieldguide.inference.three_steps import MIX
-from fieldguide.inference.weights.psis import khat_limit
+from fieldguide.inference.weights.pareto import khat_limit
 from fieldguide.reports.study import Study
 
 COLUMNS = {

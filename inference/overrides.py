@@ -1,0 +1,58 @@
+"""Fields of a minibatch set to other values, such as every cell in one batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.program import Batch
+
+
+def with_overrides(batch: Batch, overrides: Mapping[str, Any], schema: FittedSchema | None = None) -> Batch:
+    """Return the minibatch with these fields set to a number for all cells, or to one for each.
+
+    Parameters
+    ----------
+    batch : dict of str to Tensor [B, ...]
+    overrides : mapping of str to number or array [B]
+        Of a field of categories: their codes.
+    schema : FittedSchema, optional
+        Says how many categories a field has.
+
+    Raises
+    ------
+    KeyError
+        For a field that the program does not read.
+    TypeError, ValueError
+        For values that are no numbers, not whole where the field is, no category, or of another shape.
+    """
+    unknown = sorted(set(overrides) - set(batch))
+    if unknown:
+        raise KeyError(f"no field '{unknown[0]}' to override; the program reads {', '.join(sorted(batch))}")
+    states = {} if schema is None else schema.states
+    new = {}
+    for name, value in overrides.items():
+        categories = states.get(name, {}).get("categories")
+        flat = isinstance(categories, list) and not any(isinstance(c, list) for c in categories)
+        new[name] = _constant(name, value, batch[name], len(categories) if flat else None)
+    return batch | new
+
+
+def _constant(name: str, value: Any, field: Tensor, categories: int | None) -> Tensor:
+    """A value as the field holds it."""
+    kind = "finite" if field.is_floating_point() else "whole"
+    try:
+        exact = torch.as_tensor(value).to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"overrides: field '{name}' holds {kind} numbers, not {value!r}") from None
+    if not torch.isfinite(exact).all() or (kind == "whole" and not torch.equal(exact, exact.round())):
+        raise ValueError(f"overrides: field '{name}' holds {kind} numbers, not {value!r}")
+    if categories is not None and not ((exact >= 0) & (exact < categories)).all():
+        raise ValueError(f"overrides: field '{name}' has {categories} categories, numbered from 0, not {value!r}")
+    try:
+        return exact.to(field.device, field.dtype).expand_as(field).contiguous()
+    except RuntimeError:
+        shapes = f"{tuple(field.shape)}, not {tuple(exact.shape)}"
+        raise ValueError(f"overrides: field '{name}' has the shape {shapes}") from None

@@ -39,8 +39,9 @@ from fieldguide.inference.data.minibatches import Dataset, Loader
 from fieldguide.inference.data.modalities import Modality, join_modalities
 from fieldguide.inference.data.reading import SchemaError
 from fieldguide.inference.data.schema import FittedSchema, Schema
-from fieldguide.inference.fitted import Fit, load
+from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fitting import fit
+from fieldguide.inference.loading import load
 from fieldguide.inference.mixture import Mixture, mix
 from fieldguide.inference.objectives import (
     CUBO,

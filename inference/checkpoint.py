@@ -1,21 +1,33 @@
-"""The file of a fit: safetensors, with the settings as JSON in its header."""
+"""The file of a fit: safetensors, with the settings as JSON in its header and a digest of every byte.
 
+The digest is that of the whole file with zeros in the place of the digest, so that no byte can change unseen. Files of
+version 0.1 (``fieldguide-fit-1``) have none and are read as they are.
+"""
+
+import hashlib
 import json
-import os
-import tempfile
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from fieldguide.inference import constraints, objectives
+from fieldguide.inference.checks.files import write_bytes
 from fieldguide.inference.messages import caution
 
-FORMAT = "fieldguide-fit-1"
+FORMAT = "fieldguide-fit-2"
+WITHOUT_DIGEST = "fieldguide-fit-1"
+ZEROS = "0" * 64
+COMPANIONS = ("fieldguide", "torch", "pyro-ppl", "anndata", "numpy", "pandas", "scipy", "safetensors")
+"""Packages whose versions a file records."""
 
 
 def write_file(path: Path, state: Mapping[str, Tensor], content: dict[str, Any]) -> None:
@@ -26,24 +38,10 @@ def write_file(path: Path, state: Mapping[str, Tensor], content: dict[str, Any])
     OSError
         If the folder cannot be written or the disk is full; an older file at ``path`` is left intact.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}")
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot save to {path}: {error.strerror}") from error
-    os.close(handle)
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(partial, 0o666 & ~mask)  # temporary files are private, a saved fit need not be
-    try:
-        save_file(tensors, partial, metadata={"format": FORMAT, "fit": json.dumps(content)})
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"could not save to {path}, an older file there is unchanged: {error}") from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    header = {"format": FORMAT, "digest": ZEROS, "fit": json.dumps(content, default=_as_json)}
+    blank = bytes_of(tensors, metadata=header)
+    write_bytes(path, blank.replace(_quoted(ZEROS), _quoted(hashlib.sha256(blank).hexdigest()), 1))
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -56,25 +54,62 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     ValueError
         If the file is damaged, or is not a fit.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not the file of a fit")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    raw = path.read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-    if metadata.get("format") != FORMAT:
+        metadata = dict(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__", {}))
+        tensors = tensors_of(raw)
+    except (SafetensorError, ValueError, AttributeError, TypeError, OverflowError) as error:
+        said = f"{path} is not a readable safetensors file, or is damaged"
+        raise ValueError(f"{said} ({type(error).__name__}: {error})") from None
+    if metadata.get("format") not in (FORMAT, WITHOUT_DIGEST):
         raise ValueError(f"{path} is a safetensors file, but not one that fieldguide wrote ({FORMAT})")
-    return tensors, json.loads(metadata["fit"])
+    if metadata["format"] == FORMAT:
+        digest = str(metadata.get("digest"))
+        if hashlib.sha256(raw.replace(_quoted(digest), _quoted(ZEROS), 1)).hexdigest() != digest:
+            raise ValueError(f"{path} is damaged: its content is not what was written (the digest differs)")
+    try:
+        return tensors, json.loads(metadata["fit"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its settings cannot be read ({error})") from None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a fit rests on."""
+    known = {"python": platform.python_version()}
+    for package in COMPANIONS:
+        try:
+            known[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return known
+
+
+def _quoted(digest: str) -> bytes:
+    """The digest as the header holds it."""
+    return f'"digest":"{digest}"'.encode()
+
+
+def _as_json(value: Any) -> Any:
+    """A plain value of what JSON does not know: numbers of NumPy, arrays, paths."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | Tensor):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} is no plain value")
 
 
 def plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments as they are; TypeError names one that is not a plain value, which JSON cannot hold."""
     for name, value in arguments.items():
         try:
-            json.dumps(value)
-        except TypeError:
+            json.dumps(value, default=_as_json)
+        except (TypeError, ValueError):
             raise TypeError(
                 f"argument '{name}' of the program is a {type(value).__name__}; only plain values can be saved"
             ) from None

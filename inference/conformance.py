@@ -14,8 +14,8 @@ import torch
 
 from fieldguide.inference.data.minibatches import Dataset, read
 from fieldguide.inference.entry import Entry, as_entry
-from fieldguide.inference.fitted import load
 from fieldguide.inference.fitting import fit
+from fieldguide.inference.loading import load
 from fieldguide.inference.objectives import (
     CUBO,
     ELBO,
@@ -28,12 +28,12 @@ from fieldguide.inference.objectives import (
     WakeWake,
 )
 from fieldguide.inference.program import Batch, Program
+from fieldguide.inference.soundness import CELLS, require_groups, require_sound
 from fieldguide.inference.step import Step
 from fieldguide.inference.training.capture import SCALARS, export_step
 from fieldguide.inference.weights.tracing import Substitute
 from fieldguide.inference.weights.weigh import weigh
 
-CELLS = 32
 OBJECTIVES: dict[str, list[Objective]] = {
     "elbo": [ELBO(2), ELBO(2, kl="analytic"), ELBO(2, "stl"), ELBO(2, "score")],
     "iwae": [IWAE(3, "reparam"), IWAE(3, "dreg"), IWAE(3, "score")],
@@ -98,7 +98,7 @@ def check(entry, data, **model_arguments) -> pd.DataFrame:
     True
     """
     rows = {}
-    with pyro.validation_enabled(True), torch.random.fork_rng(devices=[]):
+    with pyro.validation_enabled(True), pyro.get_param_store().scope(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         case = _case(as_entry(entry), data, model_arguments)
         for name, function in CHECKS.items():
@@ -147,9 +147,7 @@ def _objectives(case: _Case) -> Iterator[Any]:
 def _sites(case: _Case) -> None:
     weights = weigh(case.program, case.batch, 3, "reparam" if case.reparameterised else "score")
     cells = len(case.batch["index"])
-    for role in (case.program.model, case.program.guide):
-        names = pyro.poutine.trace(role).get_trace(case.batch).param_nodes
-        assert not names, f"pyro.param '{names[0]}' would never be trained: make it an nn.Parameter of the program"
+    require_sound(case.program, case.batch)
     assert weights.log_p.shape == weights.log_q.shape == (3, cells)
     assert torch.isfinite(weights.log_w).all(), "log weights are not finite at the initial parameters"
     for name in weights.latents:
@@ -157,11 +155,8 @@ def _sites(case: _Case) -> None:
 
 
 def _groups(case: _Case) -> None:
+    require_groups(case.program)
     groups = case.program.groups()
-    listed = [id(p) for group in groups.values() for p in group]
-    assert len(listed) == len(set(listed)), "a parameter is in two groups"
-    absent = [n for n, p in case.program.named_parameters() if id(p) not in listed]
-    assert not absent, f"parameter '{absent[0]}' is in no group, so it would never be trained"
     if {"theta", "phi"} <= set(groups):
         weights = weigh(case.program, case.batch, 2, "score")
         _untouched(case, weights.log_p.sum(), groups["phi"], "guide parameter '{}' acts on the model")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from fieldguide.inference.checkpoint import (
     describe_constraint,
     describe_objective,
     plain,
-    read_constraints,
-    read_file,
-    read_objective,
+    versions,
     write_file,
 )
-from fieldguide.inference.constraints import Constraint
+from fieldguide.inference.checks.arguments import checked_int, checked_seed
+from fieldguide.inference.checks.files import checked_path
+from fieldguide.inference.constraints import Constraint, checked_constraints
 from fieldguide.inference.data.minibatches import Dataset, Loader, read
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.entry import Defaults, as_entry
@@ -33,6 +32,7 @@ from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.posterior import ELEMENTS, Posterior
 from fieldguide.inference.program import Program
 from fieldguide.inference.randomness import isolated, stream
+from fieldguide.inference.soundness import few_cells, require_sound
 from fieldguide.inference.training.held_out import mean_loss
 from fieldguide.inference.training.settings import Settings
 from fieldguide.inference.training.trainer import launch, train
@@ -62,7 +62,7 @@ class Fit:
         One row an epoch: ``train`` and ``validation`` loss per cell, what the objective logs (such as ``cubo``),
         the measure and the multipliers of each constraint, ``kl_weight``, ``seconds``.
     interrupted : bool
-        Whether training was interrupted from the keyboard.
+        Whether training was interrupted from the keyboard; saved with the fit.
     constraints : tuple of Constraint
         What the guide was held to besides the objective.
     annotation : DataFrame, dict of arrays or None
@@ -125,7 +125,7 @@ class Fit:
         """
         if not len(self.validation_rows):
             raise ValueError("no cell was held out: fit with validation=0.1, say")
-        held_out = Loader(self.read(), self.validation_rows, batch_size)
+        held_out = Loader(self.read(), self.validation_rows, checked_int("batch_size", batch_size, 1))
         with pyro.validation_enabled(False):
             return mean_loss(self.program, self.objective, held_out, len(self.train_rows), self.device)
 
@@ -140,6 +140,7 @@ class Fit:
             A latent site; the program's main one by default.
         """
         dataset, site = self.read(data), site or self.program.latent
+        batch_size = checked_int("batch_size", batch_size, 1)
         parts = []
         with torch.no_grad(), pyro.validation_enabled(False), isolated(self.device, 0):
             for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
@@ -177,7 +178,8 @@ class Fit:
             raise TypeError(
                 f"{target} has no bound for a cell (a method per_cell); pass objective=, such as IWAE(1000)"
             )
-        dataset = self.read(data)
+        dataset, seed = self.read(data), checked_seed(seed)
+        batch_size = checked_int("batch_size", batch_size, 1)
         rows = max(1, min(batch_size, int(ELEMENTS / (target.particles * max(dataset.width, 1)))))
         kind = "analytic" if getattr(target, "kl", "") == "analytic" else "reparam"
         parts, log_weights = [], []
@@ -185,6 +187,11 @@ class Fit:
             for batch in Loader(dataset, np.arange(dataset.n_cells), rows):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
                 weights = weigh(self.program, batch, target.particles, kind)
+                if weights.global_latents:
+                    raise ValueError(
+                        f"site '{weights.global_latents[0]}' is outside the plate '{self.program.plate}': there is no "
+                        "bound for each cell"
+                    )
                 parts.append(target.per_cell(weights).double().cpu())
                 if hasattr(target, "caveat"):
                     log_weights.append(weights.log_w.double().cpu().numpy())
@@ -269,7 +276,8 @@ class Fit:
             entry = self.entry if self.entry.built is None else replace(self.entry, built=program)
             rows = (self.train_rows, self.validation_rows)
             fresh = Fit(program, entry, self.schema, target, arguments, dataset, *rows, initial=self.initial)
-            fresh.constraints = self.constraints if constraints is None else tuple(constraints)
+            fresh.constraints = self.constraints if constraints is None else checked_constraints(constraints)
+            require_sound(program, few_cells(dataset, self.train_rows, fresh.device))
             with frozen_model(program):
                 columns = self.annotation if data is None else data
                 train(fresh, chosen, fabric, columns, purpose, guide_training)
@@ -278,20 +286,38 @@ class Fit:
     def save(self, path: str | Path) -> None:
         """Write parameters, settings and history to one file (safetensors with JSON metadata, no pickle).
 
-        An existing file is replaced only once the new one is complete.
+        An existing file is replaced only once the new one is complete and on the disk.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        TypeError
+            If an argument of the program is no plain value, naming it.
         """
-        content = {
+        write_file(checked_path("path", path), self.program.state_dict(), self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything but the parameters as plain values, as `save` writes it.
+
+        Raises
+        ------
+        TypeError
+            Naming an argument of the program that is no plain value.
+        """
+        return {
             "program": type(self.program).__qualname__,
             "entry": self.entry.name if self.entry.listed else None,
             "arguments": plain(self.arguments),
             "objective": describe_objective(self.objective),
             "constraints": [describe_constraint(c) for c in self.constraints],
             "schema": self.schema.describe() if self.schema else None,
+            "interrupted": self.interrupted,
+            "versions": versions(),
             "history": self.history.reset_index().to_json(orient="table", index=False, double_precision=15),
             "train_rows": self.train_rows.tolist(),
             "validation_rows": self.validation_rows.tolist(),
         }
-        write_file(Path(path), self.program.state_dict(), content)
 
     def write(self, adata: anndata.AnnData, key: str = "fieldguide") -> None:
         """Write the latent means into ``adata.obsm[key + "_latent"]`` and the settings into ``adata.uns[key]``."""
@@ -301,55 +327,6 @@ class Fit:
     def __repr__(self) -> str:
         cells = f"{len(self.train_rows)} cells and {len(self.validation_rows)} held out"
         return f"<Fit of {self.name} by {self.objective}: {len(self.history)} epochs on {cells}>"
-
-
-def load(path: str | Path, program: type[Program] | Program | None = None) -> Fit:
-    """Return the fit that `Fit.save` wrote; it holds no data, so pass data to its methods.
-
-    Parameters
-    ----------
-    path : path
-    program : Program class or Program, optional
-        When it is not a catalog entry: the class that was fitted, or (for a program that was built before it was
-        fitted) one built in the same way, into which the parameters are read.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is damaged, or is not a fit, or belongs to another program.
-    """
-    tensors, content = read_file(Path(path))
-    if content["entry"] is None and program is None:
-        raise ValueError(f"{path} holds a fit of {content['program']}: pass that class as program=")
-    entry = as_entry(content["entry"] or program)
-    if entry.program.__qualname__ != content["program"]:
-        raise ValueError(f"{path} holds a fit of {content['program']}, not of {entry.program.__qualname__}")
-    with isolated(torch.device("cpu")):
-        built = entry.program(**content["arguments"]) if entry.built is None else entry.built
-    initial = {} if entry.built is None else {k: v.detach().clone() for k, v in built.state_dict().items()}
-    try:
-        built.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this version of {content['program']}: {error}") from None
-    schema = None
-    if content["schema"] is not None:
-        schema = FittedSchema(entry.schema, content["schema"]["places"], content["schema"]["states"])
-    history = pd.read_json(StringIO(content["history"]), orient="table", precise_float=True)
-    return Fit(
-        program=built.eval(),
-        entry=entry,
-        schema=schema,
-        objective=read_objective(content["objective"]),
-        arguments=content["arguments"],
-        dataset=None,
-        train_rows=np.asarray(content["train_rows"], dtype=np.int64),
-        validation_rows=np.asarray(content["validation_rows"], dtype=np.int64),
-        history=history.set_index("epoch") if "epoch" in history else history,
-        initial=initial,
-        constraints=read_constraints(content.get("constraints", [])),
-    )
 
 
 def _latents(trace) -> list[str]:

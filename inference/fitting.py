@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyro
 
-from fieldguide.inference.constraints import Constraint
+from fieldguide.inference.checks.arguments import checked_int, checked_real
+from fieldguide.inference.checks.rows import row_numbers
+from fieldguide.inference.constraints import Constraint, checked_constraints
 from fieldguide.inference.data.minibatches import Loader, read
 from fieldguide.inference.entry import Defaults, as_entry
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.randomness import isolated, stream
+from fieldguide.inference.soundness import few_cells, require_sound
 from fieldguide.inference.training.settings import Callback, Settings
 from fieldguide.inference.training.trainer import launch, train
 
@@ -32,7 +36,7 @@ def fit(
     cooldown: float | None = None,
     seed: int = 0,
     device: str = "auto",
-    validation: float | np.ndarray | None = None,
+    validation: npt.ArrayLike | None = None,
     early_stopping: int | None = 30,
     kl_warmup: int | None = None,
     compile: bool = False,
@@ -71,12 +75,13 @@ def fit(
         Seeds initial values, shuffling, dropout and draws; the global random state is left as it was.
     device : str
         "auto" (an accelerator if there is one), "cpu", "cuda" or "cuda:1".
-    validation : float or array of int, optional
-        Share of the cells, or the row numbers, that are held out of training; by default the entry's, or 0.1.
+    validation : float, or array of int [n] or bool [N], optional
+        Share of the cells, or the row numbers, or a mask of the cells, that are held out of training; by default the
+        entry's, or 0.1.
     early_stopping : int, optional
-        Stop after so many epochs without improvement on the held-out cells, and restore the best parameters.
-        None trains to the end and keeps the last. Epochs count after the warm-up of the Kullback-Leibler term, and when
-        the program has no stage before it that it trains otherwise (`Program.unfinished`).
+        Stop after so many epochs without improvement on the held-out cells, and restore the best parameters. None (or
+        False) trains to the end and keeps the last. Epochs count after the warm-up of the Kullback-Leibler term, and
+        when the program has no stage before it that it trains otherwise (`Program.unfinished`).
     kl_warmup : int, optional
         Epochs over which the weight of the Kullback-Leibler term rises linearly from 0 to 1, by default the
         entry's, or a quarter of ``max_epochs``; held-out values are always at weight 1.
@@ -85,7 +90,8 @@ def fit(
     callbacks : iterable of callable
         Called as ``callback(program, row_of_history)`` after each epoch; returning True stops the training.
     checkpoint : path, optional
-        File to keep up to date while training (once a minute), and when interrupted.
+        File to keep up to date while training (once a minute), and when interrupted. That it can be written is looked
+        at before the first epoch; if it then cannot, a warning says so and the training goes on.
     progress : bool
         Whether to show a progress bar.
     **model_arguments
@@ -95,8 +101,14 @@ def fit(
     ------
     SchemaError
         If the data does not fit, naming the cell, gene or column.
+    ValueError, TypeError
+        If an argument is not what it may be, naming it; or if the program has sites outside its data plate, or
+        parameters that nothing trains, naming the site or parameter.
     FloatingPointError
-        If the loss is not finite, naming epoch, minibatch, cell and site.
+        If the loss is not finite, naming epoch, minibatch, cell and site; or a parameter after the last step.
+    KeyboardInterrupt
+        If interrupted before the first epoch is complete; later, the fit holds what was learnt so far
+        (`Fit.interrupted`).
 
     Warns
     -----
@@ -109,6 +121,7 @@ def fit(
     schema = None if declared.schema is None else declared.schema.learn(data, fields)
     dataset, defaults = read(data, schema), Defaults.of(declared.defaults)
     epochs = next(n for n in (max_epochs, defaults.max_epochs, _epochs(dataset.n_cells)) if n is not None)
+    epochs = checked_int("max_epochs", epochs, 1)
     settings = Settings.of(
         defaults,
         {
@@ -137,7 +150,10 @@ def fit(
         result = Fit(program, declared, schema, target, arguments, dataset, train_rows, held_out)
         if declared.built is not None:
             result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}
-        result.constraints = tuple(declared.constraints if constraints is None else constraints)
+        result.constraints = checked_constraints(declared.constraints if constraints is None else constraints)
+        if settings.checkpoint is not None:
+            result.describe()  # what cannot be saved is told before the first epoch
+        require_sound(program, few_cells(dataset, train_rows, result.device))
         train(result, settings, fabric, data)
     for remark in program.remarks():
         caution(remark)
@@ -149,16 +165,13 @@ def _epochs(n_cells: int) -> int:
     return min(400, max(1, round(8e6 / n_cells)))
 
 
-def _split(n_cells: int, validation: float | np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(validation, float | int):
-        if not 0 <= validation < 1:
-            raise ValueError(f"validation must be a share in [0, 1), not {validation}")
+def _split(n_cells: int, validation: npt.ArrayLike, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    if np.ndim(validation) == 0 or isinstance(validation, str | bytes | Mapping):
+        share = checked_real("validation", validation, at_least=0, below=1)
         order = np.random.default_rng(seed).permutation(n_cells)
-        held_out = np.sort(order[: int(validation * n_cells)])
+        held_out = np.sort(order[: int(share * n_cells)])
     else:
-        held_out = np.unique(np.asarray(validation, dtype=np.int64))
-        if held_out.size and (held_out[0] < 0 or held_out[-1] >= n_cells):
-            raise ValueError(f"validation names row {held_out[-1]}, but there are {n_cells} cells")
+        held_out = np.unique(row_numbers("validation", validation, n_cells))
     rows = np.setdiff1d(np.arange(n_cells), held_out)
     if len(rows) < 2:
         raise ValueError(f"{len(rows)} cells are left for training; at least 2 are needed")

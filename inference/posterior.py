@@ -6,6 +6,7 @@ from math import log
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyro
 import torch
@@ -134,7 +135,7 @@ class Posterior:
         return np.arange(self.n_cells) if cells is None else row_numbers(name, cells, self.n_cells)
 
     def chunks(
-        self, cells: np.ndarray | None = None, overrides: Mapping[str, int | float] | None = None
+        self, cells: npt.ArrayLike | None = None, overrides: Mapping[str, int | float] | None = None
     ) -> Iterator[tuple[np.ndarray, Weights, Values]]:
         """Visit cells in chunks: yield (row numbers [b], weights, value of each site [S, b, ...]).
 
@@ -169,7 +170,7 @@ class Posterior:
         self,
         function: Callable[[Values], Tensor],
         estimator: str = "snis",
-        cells: np.ndarray | None = None,
+        cells: npt.ArrayLike | None = None,
         overrides: Mapping[str, int | float] | None = None,
     ) -> np.ndarray:
         """Return the posterior mean of ``function`` for each cell, [n, ...].
@@ -195,7 +196,7 @@ class Posterior:
         return np.concatenate(parts)
 
     def draw(
-        self, site: str, draws: int | None = None, resample: bool = True, cells: np.ndarray | None = None
+        self, site: str, draws: int | None = None, resample: bool = True, cells: npt.ArrayLike | None = None
     ) -> np.ndarray:
         """Return draws of a site, [S, n, ...]: from the posterior by importance resampling, or from the guide.
 
@@ -294,7 +295,7 @@ class Posterior:
             )
         return refined
 
-    def to_arviz(self, cells: np.ndarray | None = None) -> Any:
+    def to_arviz(self, cells: npt.ArrayLike | None = None) -> Any:
         """Return an arviz InferenceData: resampled draws of the latents, log likelihood, and weight diagnostics.
 
         Cells are named as in the data, or by their row number.

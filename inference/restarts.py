@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
@@ -11,9 +11,7 @@ from fieldguide.inference.fitting import fit
 from fieldguide.inference.program import Program
 
 
-def fit_best(
-    restarts: int, entry, data, *, seed: int = 0, validation: float | np.ndarray | None = None, **settings
-) -> Fit:
+def fit_best(restarts: int, entry, data, *, seed: int = 0, validation: npt.ArrayLike | None = None, **settings) -> Fit:
     """Fit several times, and return the fit with the smallest loss on the held-out cells.
 
     For objectives with many local optima, such as those over graphs: what chooses is the same held-out cells for all.
@@ -45,6 +43,7 @@ def fit_best(
 
     Examples
     --------
+    >>> import numpy as np
     >>> x = {"x": np.random.default_rng(0).normal(size=(200, 4))}
     >>> best = fit_best(2, "ppca", x, n_latent=1, max_epochs=3, progress=False)
     >>> best.restarts["seed"].tolist(), bool(best.restarts["loss"].min() == best.held_out_loss())

@@ -2,13 +2,21 @@
 
 import os
 
+import beartype
 import hypothesis
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 
-# Before anything imports the package: annotated calls in it are checked while the tests run. An int passes for a float.
-jaxtyping.install_import_hook("fieldguide", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# Before anything imports the package: annotated calls in it are checked while the tests run. An int passes for a float,
+# and a number of NumPy for one of Python, as users give both.
+beartype.numbers = beartype.BeartypeConf(
+    hint_overrides=beartype.FrozenDict(
+        {int: int | np.integer, float: float | int | np.floating | np.integer, bool: bool | np.bool_}
+    )
+)
+jaxtyping.install_import_hook("fieldguide", "beartype.beartype(conf=beartype.numbers)")
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)

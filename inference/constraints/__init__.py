@@ -7,7 +7,7 @@ from fieldguide.inference.constraints.acyclicity import (
     spectral_radius,
     trace_exponential,
 )
-from fieldguide.inference.constraints.constraint import Active, Constraint, Measure, Rule
+from fieldguide.inference.constraints.constraint import Active, Constraint, Measure, Rule, checked_constraints
 from fieldguide.inference.constraints.independence import HSIC, BoundHSIC, hsic
 from fieldguide.inference.constraints.lagrangian import AugmentedLagrangian
 from fieldguide.inference.constraints.penalty import Penalty
@@ -27,6 +27,7 @@ __all__ = [
     "PermutationTest",
     "Rule",
     "Source",
+    "checked_constraints",
     "hsic",
     "log_determinant",
     "permutation_test",

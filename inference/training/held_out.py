@@ -34,6 +34,19 @@ def mean_loss(program: Program, objective: Any, loader: Loader, total: int, devi
     return float(total_loss) / len(loader.rows)
 
 
+@torch.no_grad()
+def first_non_finite(program: Program, objective: Any, loader: Loader, total: int, device: torch.device) -> Batch:
+    """The first minibatch of the loader's whose loss is not finite, or else the last; arguments as for `mean_loss`."""
+    program.eval()
+    batch: Batch = {}
+    with isolated(device, 0):
+        for batch in loader:
+            batch = to_device(batch, device)
+            if not torch.isfinite(first_loss(program.training_loss(Step(program, batch, total, {}), objective))):
+                break
+    return batch
+
+
 def first_loss(losses: Any) -> Tensor:
     """The loss, or the first of those by parameter group, which is the one that is reported."""
     return losses.detach() if isinstance(losses, Tensor) else next(iter(losses.values())).detach()

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fieldguide.inference.checks.arguments import checked_flag, checked_int, checked_real, checked_seed
+from fieldguide.inference.checks.files import check_output, checked_path
 from fieldguide.inference.entry import Defaults
 from fieldguide.inference.program import Program
 
@@ -33,12 +35,24 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "callbacks", tuple(self.callbacks))
-        if not 0 <= self.cooldown <= 1:
-            raise ValueError(f"cooldown must be a share in [0, 1], not {self.cooldown}")
-        for name in ("learning_rate", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        path = None if self.checkpoint is None else check_output(checked_path("checkpoint", self.checkpoint))
+        stopping = None if self.early_stopping is False else self.early_stopping
+        checked = {
+            "max_epochs": checked_int("max_epochs", self.max_epochs, 1),
+            "batch_size": checked_int("batch_size", self.batch_size, 1),
+            "learning_rate": checked_real("learning_rate", self.learning_rate, above=0),
+            "epsilon": checked_real("epsilon", self.epsilon, above=0),
+            "cooldown": checked_real("cooldown", self.cooldown, at_least=0, at_most=1),
+            "seed": checked_seed(self.seed),
+            "early_stopping": None if stopping is None else checked_int("early_stopping", stopping, 1),
+            "kl_warmup": checked_int("kl_warmup", self.kl_warmup, 0),
+            "compile": checked_flag("compile", self.compile),
+            "callbacks": _callbacks(self.callbacks),
+            "checkpoint": path,
+            "progress": checked_flag("progress", self.progress),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def of(
@@ -53,3 +67,13 @@ class Settings:
         asked = {name: value for name, value in given.items() if value is not None or name == "early_stopping"}
         own = {name: value for name, value in vars(defaults).items() if value is not None and name != "validation"}
         return cls(**{**otherwise, **own, **asked})
+
+
+def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    if callable(callbacks) or not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks must be a list of callables, not {callbacks!r}")
+    callbacks = tuple(callbacks)
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be callables of the program and a row of the history, not {callback!r}")
+    return callbacks

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fieldguide.inference.constraints import Active, Source
 from fieldguide.inference.data.minibatches import Dataset, Loader
@@ -19,7 +19,7 @@ from fieldguide.inference.randomness import stream
 from fieldguide.inference.step import Losses, Step
 from fieldguide.inference.training.backward import attach
 from fieldguide.inference.training.capture import capture
-from fieldguide.inference.training.held_out import first_loss, mean_loss, to_device
+from fieldguide.inference.training.held_out import first_loss, first_non_finite, mean_loss, to_device
 from fieldguide.inference.training.non_finite import describe_non_finite
 from fieldguide.inference.training.optimizer import Optimizer
 from fieldguide.inference.training.processes import average_buffers, average_gradients
@@ -120,6 +120,11 @@ class _Trainer:
         self.total = len(rows)
         self.kl_weight = torch.ones((), device=fabric.device)
         self.progress = torch.ones((), device=fabric.device)
+        self.told = False
+        if settings.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.program.modules()):
+            raise ValueError(
+                f"batch_size must be at least 2: {type(self.program).__name__} normalises over the cells of a minibatch"
+            )
         captured = settings.compile and not len(self.constraints)
         if settings.compile and not captured:
             caution("constraints are measured without compilation: compile=True is left out")
@@ -153,17 +158,32 @@ class _Trainer:
                     if any(stop) or (patience is not None and best.since >= patience):
                         break
         except KeyboardInterrupt:
+            if not rows:  # nothing is learnt yet
+                raise
             self.fit.interrupted = True
             caution(f"interrupted after {len(rows)} epochs; the fit holds what was learnt so far")
         self.program.eval()
         if best.state is not None:
             self.program.load_state_dict(best.state)
+        self.require_finite(len(rows))
         self.save()
 
+    def require_finite(self, epochs: int) -> None:
+        """Raise if a parameter is not finite at the end: no loss has shown what the last step did."""
+        for name, parameter in self.program.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise FloatingPointError(
+                    f"parameter '{name}' is not finite after {epochs} epochs: lower the learning rate"
+                )
+
     def save(self) -> None:
-        """Write the checkpoint, where one is kept."""
-        if self.settings.checkpoint and self.fabric.is_global_zero:
+        """Write the checkpoint, where one is kept; one that cannot be written does not end the training."""
+        if self.settings.checkpoint is None or not self.fabric.is_global_zero:
+            return
+        try:
             self.fit.save(self.settings.checkpoint)
+        except OSError as error:
+            caution(f"no checkpoint was written: {error}")
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         start, kl_warmup = time.perf_counter(), self.settings.kl_warmup
@@ -196,9 +216,13 @@ class _Trainer:
         if self.fabric.world_size > 1:
             average_buffers(self.fabric, self.program)
         if len(self.held_out.rows):
-            row["validation"] = mean_loss(
-                self.program, self.fit.objective, self.held_out, self.total, self.fabric.device
-            )
+            shared = (self.total, self.fabric.device)
+            row["validation"] = mean_loss(self.program, self.fit.objective, self.held_out, *shared)
+            if not np.isfinite(row["validation"]) and not self.told:
+                self.told = True
+                cells = first_non_finite(self.program, self.fit.objective, self.held_out, *shared)
+                where = describe_non_finite(self.program, cells, self.fit.dataset.obs)
+                caution(f"the held-out loss is not finite in epoch {epoch}, which no best epoch can be: {where}")
         row |= {name: self.mean(noted / cells) for name, noted in logged.items()}
         if len(self.constraints):
             row |= self.constraints.update(row, self.last(batch), steps, epoch)
@@ -257,8 +281,12 @@ def launch(device: str):
         chosen = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device {device!r} is not known: 'auto', 'cpu', 'cuda' or 'cuda:0'") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported: 'auto', 'cpu', 'cuda' or 'cuda:0'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} is not available: torch sees no CUDA device")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     devices: Any = processes if processes > 1 or chosen.index is None else [chosen.index]
     nodes = int(os.environ.get("WORLD_SIZE", 1)) // processes

@@ -227,10 +227,10 @@ class Secretive(PPCA):
     ("program", "failing"),
     [
         (Coupled, "independence"),
-        (Stored, "sites: AssertionError: pyro.param 'shift' would never be trained"),
+        (Stored, "sites: ValueError: pyro.param 'shift' would never be trained"),
         (Idle, "gradients: AssertionError: parameter 'unused'"),
         (Mixed, "groups: AssertionError: model parameter 'loadings' acts on the guide"),
-        (Lost, "groups: AssertionError: parameter 'mean' is in no group"),
+        (Lost, "groups: ValueError: parameter 'mean' is in no group"),
         (Random, "seeds: AssertionError: 'loadings' differs"),
         (Broken, "sites: ValueError: Expected value argument"),
         (Secretive, "saving: AssertionError: 'mean' changed"),

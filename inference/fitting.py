@@ -36,7 +36,7 @@ def fit(
     cooldown: float | None = None,
     seed: int = 0,
     device: str = "auto",
-    validation: npt.ArrayLike | None = None,
+    validation: float | npt.ArrayLike | None = None,
     early_stopping: int | None = 30,
     kl_warmup: int | None = None,
     compile: bool = False,
@@ -165,7 +165,7 @@ def _epochs(n_cells: int) -> int:
     return min(400, max(1, round(8e6 / n_cells)))
 
 
-def _split(n_cells: int, validation: npt.ArrayLike, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(n_cells: int, validation: float | npt.ArrayLike, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if np.ndim(validation) == 0 or isinstance(validation, str | bytes | Mapping):
         share = checked_real("validation", validation, at_least=0, below=1)
         order = np.random.default_rng(seed).permutation(n_cells)

@@ -11,7 +11,9 @@ from fieldguide.inference.fitting import fit
 from fieldguide.inference.program import Program
 
 
-def fit_best(restarts: int, entry, data, *, seed: int = 0, validation: npt.ArrayLike | None = None, **settings) -> Fit:
+def fit_best(
+    restarts: int, entry, data, *, seed: int = 0, validation: float | npt.ArrayLike | None = None, **settings
+) -> Fit:
     """Fit several times, and return the fit with the smallest loss on the held-out cells.
 
     For objectives with many local optima, such as those over graphs: what chooses is the same held-out cells for all.

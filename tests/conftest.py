@@ -13,7 +13,12 @@ import torch
 # and a number of NumPy for one of Python, as users give both.
 beartype.numbers = beartype.BeartypeConf(
     hint_overrides=beartype.FrozenDict(
-        {int: int | np.integer, float: float | int | np.floating | np.integer, bool: bool | np.bool_}
+        {
+            bool: bool | np.bool_,
+            int: int | np.integer,
+            float: float | int | np.floating | np.integer,
+            complex: complex | float | int | np.number,
+        }
     )
 )
 jaxtyping.install_import_hook("fieldguide", "beartype.beartype(conf=beartype.numbers)")

@@ -123,10 +123,24 @@ def checked_text(name: str, value: Any) -> str:
     return str(value)
 
 
-def _range(**limits: float | None) -> str:
-    words = {"above": "above", "at_least": "of at least", "below": "below", "at_most": "of at most"}
-    given = [f"{words[key]} {limit:g}" for key, limit in limits.items() if limit is not None]
-    return " " + " and ".join(given) if given else ""
+def set_fields(instance: Any, **values: Any) -> None:
+    """Set the fields of a frozen dataclass to their checked values, while it is made."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+def _range(
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> str:
+    low, high = at_least if above is None else above, at_most if below is None else below
+    if low is not None and high is not None:
+        return f" in {'[' if above is None else '('}{low:g}, {high:g}{']' if below is None else ')'}"
+    words = {"above": above, "of at least": at_least, "below": below, "of at most": at_most}
+    given = [f" {word} {limit:g}" for word, limit in words.items() if limit is not None]
+    return given[0] if given else ""
 
 
 def _shown(value: Any) -> str:

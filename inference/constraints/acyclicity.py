@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.arguments import checked_real, one_of, set_fields
 from fieldguide.inference.step import Step
 
 Weights = Tensor | tuple[Tensor, Tensor]
@@ -139,8 +139,7 @@ class Acyclicity:
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, MEASURES)
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be a share in [0, 1), not {self.warmup}")
+        set_fields(self, warmup=checked_real("warmup", self.warmup, at_least=0, below=1))
 
     @property
     def name(self) -> str:
@@ -169,8 +168,7 @@ class EdgeCount:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup must be a share in [0, 1], not {self.warmup}")
+        set_fields(self, warmup=checked_real("warmup", self.warmup, at_least=0, at_most=1))
 
     @property
     def name(self) -> str:

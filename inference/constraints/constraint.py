@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from fieldguide.inference.checks.arguments import checked_real
+from fieldguide.inference.checks.arguments import checked_real, set_fields
 from fieldguide.inference.constraints.lagrangian import AugmentedLagrangian
 from fieldguide.inference.constraints.penalty import Penalty
 from fieldguide.inference.constraints.source import Source
@@ -83,14 +83,14 @@ class Constraint:
         if isinstance(self.bound, str) and self.bound != INDEPENDENT:
             raise ValueError(f"bound must be a number or {INDEPENDENT!r}, not {self.bound!r}")
         if not isinstance(self.bound, str):
-            object.__setattr__(self, "bound", checked_real("bound", self.bound))
+            set_fields(self, bound=checked_real("bound", self.bound))
         if not isinstance(self.rule, Rule):
             raise TypeError(f"rule must be a Penalty or an AugmentedLagrangian, not {self.rule!r}")
         if not callable(self.measure) and not isinstance(self.measure, Bindable):
             raise TypeError(f"measure must be a callable of a Step, not {type(self.measure).__name__}")
         if not self.name:
             name = getattr(self.measure, "name", None) or getattr(self.measure, "__name__", "constraint")
-            object.__setattr__(self, "name", str(name).strip("<>"))
+            set_fields(self, name=str(name).strip("<>"))
 
 
 def checked_constraints(constraints) -> tuple[Constraint, ...]:

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.arguments import (
+    checked_flag,
+    checked_int,
+    checked_seed,
+    checked_text,
+    one_of,
+    set_fields,
+)
 from fieldguide.inference.constraints import measures
 from fieldguide.inference.constraints.constraint import Bound, Constraint, Rule
 from fieldguide.inference.constraints.penalty import Penalty
@@ -97,7 +104,15 @@ class HSIC:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.names))  # a list, in a saved fit
+        set_fields(
+            self,
+            names=tuple(checked_text("a variable of hsic", name) for name in self.names),  # a list, in a saved fit
+            given=None if self.given is None else checked_text("given", self.given),
+            sqrt=checked_flag("sqrt", self.sqrt),
+            block=checked_int("block", self.block, measures.LEAST),
+            features=checked_int("features", self.features, 1),
+            seed=checked_seed(self.seed),
+        )
         if len(self.names) < 2 or len(set(self.names)) < len(self.names):
             raise ValueError(f"hsic needs two different variables or more, not {', '.join(self.names) or 'none'}")
         one_of("estimator", self.estimator, ESTIMATORS)
@@ -105,8 +120,6 @@ class HSIC:
             raise ValueError("three variables or more: only estimator='v' exists")
         if self.sqrt and self.estimator != "v":
             raise ValueError("sqrt=True needs estimator='v': the others can be negative")
-        if self.block < measures.LEAST or self.features < 1:
-            raise ValueError(f"block must be at least {measures.LEAST} and features positive")
 
     @property
     def name(self) -> str:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_int, checked_real, set_fields
+
 
 @dataclass(frozen=True)
 class AugmentedLagrangian:
@@ -34,14 +36,15 @@ class AugmentedLagrangian:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if not self.rho > 0:
-            raise ValueError(f"rho must be positive, not {self.rho}")
-        if not self.growth >= 1:
-            raise ValueError(f"growth must be at least 1, not {self.growth}")
-        if not 0 < self.shrink <= 1:
-            raise ValueError(f"shrink must be in (0, 1], not {self.shrink}")
-        if self.multiplier < 0 or self.every < 1:
-            raise ValueError("multiplier must be at least 0 and every at least 1")
+        set_fields(
+            self,
+            rho=checked_real("rho", self.rho, above=0),
+            multiplier=checked_real("multiplier", self.multiplier, at_least=0),
+            growth=checked_real("growth", self.growth, at_least=1),
+            shrink=checked_real("shrink", self.shrink, above=0, at_most=1),
+            largest=checked_real("largest", self.largest, above=0, infinite=True),
+            every=checked_int("every", self.every, 1),
+        )
 
     def start(self) -> dict[str, float]:
         """Return the state at the start of training, which the history shows."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_real, set_fields
+
 
 @dataclass(frozen=True)
 class Penalty:
@@ -18,8 +20,7 @@ class Penalty:
     weight: float = 1000.0
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight must be at least 0, not {self.weight}")
+        set_fields(self, weight=checked_real("weight", self.weight, at_least=0))
 
     def start(self) -> dict[str, float]:
         """Return the state at the start of training, which the history shows."""

@@ -7,7 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
+
 LEVEL = 0.05
+TIES = 1e-5
+"""Measures that differ by less, relative to the largest, differ by rounding (in single precision): they are ties."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,16 @@ def permutation_test(
     groups : array [n], optional
         Shuffle within these groups only: a test of independence given the group.
     """
-    if permutations < 1 / level - 1:
-        raise ValueError(f"{permutations} permutations cannot reach level {level}: at least {int(np.ceil(1 / level))}")
-    rng = np.random.default_rng(seed)
+    level = checked_real("level", level, above=0, below=1)
+    fewest = int(np.ceil(round(1 / level - 1, 9)))
+    permutations = checked_int("permutations", permutations, 1)
+    if permutations < fewest:
+        raise ValueError(f"permutations={permutations} cannot reach level {level:g}: at least {fewest} are needed")
+    rng = np.random.default_rng(checked_seed(seed))
     value = float(measure(torch.arange(n)))
     null = np.array([float(measure(shuffled(n, rng, groups))) for _ in range(permutations)])
-    p_value = (1 + np.sum(null >= value)) / (1 + permutations)
+    ties = TIES * max(abs(value), float(np.abs(null).max()))
+    p_value = (1 + np.sum(null >= value - ties)) / (1 + permutations)
     return PermutationTest(value, float(p_value), float(np.quantile(null, 1 - level, method="higher")), null)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_real, one_of, set_fields
 from fieldguide.inference.objectives.smoothing import PSIS_PARTICLES, SMOOTHINGS, smooth
 from fieldguide.inference.objectives.surrogate import (
     Losses,
@@ -191,11 +192,8 @@ def _ratio(objective: CUBO | Chi, step: Step, log_w: Tensor) -> Tensor:
 
 def _check_options(objective: CUBO | Chi) -> None:
     name = type(objective).__name__
-    if not objective.order > 1:
-        raise ValueError(f"{name}: order must be greater than 1, not {objective.order}")
-    if objective.smooth not in SMOOTHINGS:
-        raise ValueError(f"{name}: smooth must be one of {', '.join(SMOOTHINGS)}, not {objective.smooth!r}")
+    order = checked_real(f"{name}: order", objective.order, above=1)
+    set_fields(objective, order=order, fallback=checked_real(f"{name}: fallback", objective.fallback, at_least=0))
+    one_of(f"{name}: smooth", objective.smooth, SMOOTHINGS)
     if objective.smooth == "psis" and objective.particles < PSIS_PARTICLES:
         raise ValueError(f"{name}: smooth='psis' needs at least {PSIS_PARTICLES} particles")
-    if objective.fallback < 0:
-        raise ValueError(f"{name}: fallback must not be negative, it is {objective.fallback}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_int, checked_real, set_fields
 from fieldguide.inference.step import Step
 
 
@@ -48,13 +49,15 @@ class OffPolicyValue:
     kl: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.distinct, int) or self.distinct < 1:
-            raise ValueError(f"OffPolicyValue: distinct must be a positive integer, not {self.distinct!r}")
-        for name in ("variance", "kl"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"OffPolicyValue: {name} must be at least 0, not {getattr(self, name)}")
-        if self.cap is not None and not self.cap > 0:
-            raise ValueError(f"OffPolicyValue: cap must be positive, not {self.cap}")
+        said = "OffPolicyValue: {}".format
+        set_fields(
+            self,
+            translation=checked_real(said("translation"), self.translation),
+            distinct=checked_int(said("distinct"), self.distinct, 1),
+            cap=None if self.cap is None else checked_real(said("cap"), self.cap, above=0),
+            variance=checked_real(said("variance"), self.variance, at_least=0),
+            kl=checked_real(said("kl"), self.kl, at_least=0),
+        )
 
     def __call__(self, step: Step) -> Tensor:
         log_policy = policy_of(step)

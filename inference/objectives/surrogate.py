@@ -16,6 +16,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_int, set_fields
 from fieldguide.inference.step import Losses, Step
 from fieldguide.inference.weights.weigh import Weights
 
@@ -116,7 +117,6 @@ def check(objective, gradients: tuple[str, ...], several: tuple[str, ...] = ("sc
     name = type(objective).__name__
     if objective.gradient not in gradients:
         raise ValueError(f"{name}: gradient must be one of {', '.join(gradients)}, not {objective.gradient!r}")
-    if not isinstance(objective.particles, int) or objective.particles < 1:
-        raise ValueError(f"{name}: particles must be a positive integer, not {objective.particles!r}")
+    set_fields(objective, particles=checked_int(f"{name}: particles", objective.particles, 1))
     if objective.gradient in several and objective.particles < 2:
         raise ValueError(f"{name}: gradient={objective.gradient!r} needs at least 2 particles")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_int, checked_real, set_fields
 from fieldguide.inference.objectives.surrogate import (
     check,
     guide_loss,
@@ -88,8 +89,7 @@ class SleepPhi:
     particles: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.particles, int) or self.particles < 1:
-            raise ValueError(f"SleepPhi: particles must be a positive integer, not {self.particles!r}")
+        set_fields(self, particles=checked_int("SleepPhi: particles", self.particles, 1))
 
     @property
     def gradient(self) -> str:
@@ -131,8 +131,7 @@ class WakeWake:
 
     def __post_init__(self) -> None:
         check(self, tuple(KINDS), several=tuple(KINDS))
-        if not 0 <= self.sleep <= 1:
-            raise ValueError(f"WakeWake: sleep must be a share in [0, 1], not {self.sleep}")
+        set_fields(self, sleep=checked_real("WakeWake: sleep", self.sleep, at_least=0, at_most=1))
 
     def __call__(self, step: Step) -> Losses:
         weights = _weights(self, step)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fieldguide.inference.checks.arguments import checked_flag, checked_int, checked_real, checked_seed
+from fieldguide.inference.checks.arguments import checked_flag, checked_int, checked_real, checked_seed, set_fields
 from fieldguide.inference.checks.files import check_output, checked_path
 from fieldguide.inference.entry import Defaults
 from fieldguide.inference.program import Program
@@ -37,22 +37,21 @@ class Settings:
     def __post_init__(self) -> None:
         path = None if self.checkpoint is None else check_output(checked_path("checkpoint", self.checkpoint))
         stopping = None if self.early_stopping is False else self.early_stopping
-        checked = {
-            "max_epochs": checked_int("max_epochs", self.max_epochs, 1),
-            "batch_size": checked_int("batch_size", self.batch_size, 1),
-            "learning_rate": checked_real("learning_rate", self.learning_rate, above=0),
-            "epsilon": checked_real("epsilon", self.epsilon, above=0),
-            "cooldown": checked_real("cooldown", self.cooldown, at_least=0, at_most=1),
-            "seed": checked_seed(self.seed),
-            "early_stopping": None if stopping is None else checked_int("early_stopping", stopping, 1),
-            "kl_warmup": checked_int("kl_warmup", self.kl_warmup, 0),
-            "compile": checked_flag("compile", self.compile),
-            "callbacks": _callbacks(self.callbacks),
-            "checkpoint": path,
-            "progress": checked_flag("progress", self.progress),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        set_fields(
+            self,
+            max_epochs=checked_int("max_epochs", self.max_epochs, 1),
+            batch_size=checked_int("batch_size", self.batch_size, 1),
+            learning_rate=checked_real("learning_rate", self.learning_rate, above=0),
+            epsilon=checked_real("epsilon", self.epsilon, above=0),
+            cooldown=checked_real("cooldown", self.cooldown, at_least=0, at_most=1),
+            seed=checked_seed(self.seed),
+            early_stopping=None if stopping is None else checked_int("early_stopping", stopping, 1),
+            kl_warmup=checked_int("kl_warmup", self.kl_warmup, 0),
+            compile=checked_flag("compile", self.compile),
+            callbacks=_callbacks(self.callbacks),
+            checkpoint=path,
+            progress=checked_flag("progress", self.progress),
+        )
 
     @classmethod
     def of(

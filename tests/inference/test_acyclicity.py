@@ -171,7 +171,7 @@ def test_weights_that_are_none():
         log_determinant(torch.ones(2, 2), 1.5)
     with pytest.raises(ValueError, match="kind must be one of"):
         Acyclicity("notears")
-    with pytest.raises(ValueError, match="warmup must be a share"):
+    with pytest.raises(ValueError, match="warmup must be a number"):
         Acyclicity(warmup=1.0)
 
 
@@ -199,7 +199,7 @@ def test_measures_of_a_step():
     half = Step(Fixed(matrix), {}, 1, {"progress": 0.4})
     assert float(EdgeCount(warmup=0.8)(half)) == pytest.approx(1.75 / 6), "it grows in proportion"
     assert float(EdgeCount(warmup=0.4)(half)) == float(EdgeCount(warmup=0.1)(half)) == pytest.approx(1.75 / 3)
-    with pytest.raises(ValueError, match="warmup must be a share in .0, 1., not 1.5"):
+    with pytest.raises(ValueError, match="warmup must be a number in .0, 1., not 1.5"):
         EdgeCount(warmup=1.5)
     with pytest.raises(TypeError, match="Program has no graph"):
         EdgeCount()(Step(Program(), {}, 1))

@@ -314,15 +314,15 @@ def test_dropout_in_the_guide_is_not_captured_under_path_gradients():
     [
         (lambda: Renyi(0.5, 5, "stl"), "Renyi: gradient must be one of dreg, reparam, score, not 'stl'"),
         (lambda: VRMax(5, "dreg"), "VRMax: gradient must be one of reparam, score"),
-        (lambda: CUBO(1.0), "CUBO: order must be greater than 1"),
+        (lambda: CUBO(1.0), "CUBO: order must be a number above 1"),
         (lambda: CUBO(2, 1), "CUBO: gradient='path' needs at least 2 particles"),
         (lambda: ForwardKL(1), "ForwardKL: gradient='score' needs at least 2 particles"),
-        (lambda: WakeWake(5, sleep=1.5), "sleep must be a share in \\[0, 1\\]"),
+        (lambda: WakeWake(5, sleep=1.5), "sleep must be a number in \\[0, 1\\]"),
         (lambda: Chi(5, smooth="psis"), "smooth='psis' needs at least 21 particles"),
         (lambda: Chi(5, smooth="clip"), "smooth must be one of none, truncate, psis"),
-        (lambda: Chi(5, fallback=-1), "fallback must not be negative"),
+        (lambda: Chi(5, fallback=-1), "fallback must be a number of at least 0"),
         (lambda: Chi(5, "vr_mc_alpha=-1", fallback=3), "the released form as it is"),
-        (lambda: SleepPhi(0), "particles must be a positive integer"),
+        (lambda: SleepPhi(0), "particles must be a whole number of at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(make, message):

@@ -72,8 +72,8 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if hashlib.sha256(raw.replace(_quoted(digest), _quoted(ZEROS), 1)).hexdigest() != digest:
             raise ValueError(f"{path} is damaged: its content is not what was written (the digest differs)")
     try:
-        return tensors, json.loads(metadata["fit"])
-    except (KeyError, ValueError) as error:
+        return tensors, dict(json.loads(metadata["fit"]))
+    except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: its settings cannot be read ({error})") from None
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.aligning import aligned
+from fieldguide.inference.checks.labels import find_label
 from fieldguide.inference.posterior import Posterior
 
 
@@ -17,9 +19,22 @@ class Group:
     rows: np.ndarray
 
 
-def chosen_rows(posterior: Posterior, cells: np.ndarray | None) -> np.ndarray:
-    """Return the row numbers that were asked for, int64 [n]; all by default."""
-    return np.arange(posterior.n_cells) if cells is None else np.asarray(cells, dtype=np.int64)
+def require_posterior(posterior: Any, argument: str = "posterior") -> Posterior:
+    """Return a posterior; TypeError, naming the argument, for anything else, such as a fit."""
+    if isinstance(posterior, Posterior):
+        return posterior
+    how = "; that of a fit is fit.posterior(adata)" if hasattr(posterior, "posterior") else ""
+    raise TypeError(f"{argument} must be a Posterior, not {type(posterior).__name__}{how}")
+
+
+def chosen_rows(posterior: Posterior, cells: Any = None) -> np.ndarray:
+    """Return the row numbers that were asked for, by number or by a mask, int64 [n]; all by default."""
+    return posterior.rows(cells)
+
+
+def names_of(posterior: Posterior) -> pd.Index | None:
+    """Return the names of all cells [N], or None where the data has no obs."""
+    return None if posterior.obs is None else posterior.obs.index
 
 
 def cell_names(posterior: Posterior, rows: np.ndarray) -> pd.Index:
@@ -63,60 +78,72 @@ def two_groups(obs: pd.DataFrame | None, n_cells: int, groupby, group, reference
     obs : DataFrame or None
     n_cells : int
         N.
-    groupby : str, array [N] or None
+    groupby : str, array [N], Series or None
         Labels of the cells, or the obs column that holds them; None when groups are masks. Cells without a label
-        (missing values) belong to no group.
+        (missing values) belong to no group. A Series whose index holds names is put into the order of the cells.
     group, reference : label, list of labels, or bool array [N]
-        The reference is all other (labelled) cells by default.
+        The reference is all other (labelled) cells by default. Labels are found as they are, or else as they are
+        written: 1, "1" and 1.0 are one label.
 
     Raises
     ------
     ValueError
         For an unknown column or label, masks of a wrong length, an empty group, or groups that overlap.
     """
-    labels = None
-    if groupby is not None:
-        labels = column(obs, groupby, "groupby") if isinstance(groupby, str) else pd.Series(np.asarray(groupby))
-        if len(labels) != n_cells:
-            raise ValueError(f"groupby has {len(labels)} labels for {n_cells} cells")
-        labels = labels.reset_index(drop=True)
-    inside = _mask(labels, n_cells, group, "group")
+    names = None if obs is None else obs.index
+    labels = None if groupby is None else _labels(obs, n_cells, groupby)
+    inside = _mask(labels, n_cells, names, group, "group")
     if reference is None:
         outside = ~inside if labels is None else ~inside & labels.notna().to_numpy()
         name = "all other cells"
         if not outside.any():
             raise ValueError("there is only one group: no other cell is left as a reference")
     else:
-        outside, name = _mask(labels, n_cells, reference, "reference"), _name(reference, "reference")
+        outside, name = _mask(labels, n_cells, names, reference, "reference"), _name(reference, "reference")
     both = np.flatnonzero(inside & outside)
     if both.size:
         raise ValueError(f"group and reference share {both.size} cells, such as {_cell(obs, int(both[0]))}")
     return Group(_name(group, "group"), np.flatnonzero(inside)), Group(name, np.flatnonzero(outside))
 
 
-def _mask(labels: pd.Series | None, n_cells: int, wanted, argument: str) -> np.ndarray:
+def _labels(obs: pd.DataFrame | None, n_cells: int, groupby: Any) -> pd.Series:
+    """One label a cell, in the order of the cells."""
+    if isinstance(groupby, str):
+        return column(obs, groupby, "groupby").reset_index(drop=True)
+    if np.ndim(groupby) != 1:
+        raise TypeError(f"groupby must be an obs column or one label for each of {n_cells} cells, not {groupby!r:.60}")
+    values = aligned("groupby", groupby, None if obs is None else obs.index)
+    if len(values) != n_cells:
+        raise ValueError(f"groupby has {len(values)} labels for {n_cells} cells")
+    return pd.Series(values).reset_index(drop=True)
+
+
+def _mask(labels: pd.Series | None, n_cells: int, names: pd.Index | None, wanted, argument: str) -> np.ndarray:
     if _is_mask(wanted):
         mask = np.asarray(wanted)
         if mask.shape != (n_cells,):
             raise ValueError(f"{argument} is a mask of shape {mask.shape} for {n_cells} cells")
+        mask = np.asarray(aligned(argument, wanted, names), dtype=bool)
         if not mask.any():
             raise ValueError(f"{argument} holds no cell")
         return mask
     if labels is None:
         raise ValueError(f"{argument} must be a bool array with one value a cell when groupby is None")
-    known = labels.dropna().unique()
-    for label in _listed(wanted):
-        if label not in known:
-            raise ValueError(f"{argument}: no cell has the label {label!r}; labels are {', '.join(map(str, known))}")
-    return labels.isin(_listed(wanted)).to_numpy()
+    if not _listed(wanted):
+        raise ValueError(f"{argument} is empty: name a label, or several")
+    known = labels.dropna().unique().tolist()
+    chosen = [known[find_label(argument, label, known)] for label in _listed(wanted)]
+    return labels.isin(chosen).to_numpy()
 
 
 def _is_mask(wanted) -> bool:
+    if isinstance(wanted, list | tuple):
+        return len(wanted) > 2 and all(isinstance(value, bool | np.bool_) for value in wanted)
     return isinstance(wanted, np.ndarray | pd.Series) and np.asarray(wanted).dtype == bool
 
 
 def _listed(wanted) -> list:
-    return list(wanted) if isinstance(wanted, list | tuple | set | np.ndarray | pd.Index) else [wanted]
+    return list(wanted) if isinstance(wanted, list | tuple | set | np.ndarray | pd.Index | pd.Series) else [wanted]
 
 
 def _name(wanted, argument: str) -> str:

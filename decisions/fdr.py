@@ -9,6 +9,8 @@ The figure is as good as the probabilities are: it holds on average over the pos
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fieldguide.inference.checks.arguments import checked_real
+
 TOLERANCE = 1e-12
 """Rounding that a comparison with the target forgives."""
 
@@ -72,8 +74,7 @@ def calls(probability: ArrayLike, fdr: float = 0.05) -> np.ndarray:
     >>> calls([0.5, 0.99, 0.9], fdr=0.06).tolist()
     [False, True, True]
     """
-    if not 0 <= fdr < 1:
-        raise ValueError(f"fdr must be in [0, 1), not {fdr}")
+    fdr = checked_real("fdr", fdr, at_least=0, below=1)
     return fdr_values(probability) <= fdr + TOLERANCE
 
 

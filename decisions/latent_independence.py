@@ -11,6 +11,8 @@ import torch
 from fieldguide.decisions.cells import column
 from fieldguide.decisions.decision import Decision
 from fieldguide.inference import Fit, permutation_test
+from fieldguide.inference.checks.aligning import aligned
+from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.constraints import measures
 from fieldguide.inference.constraints.source import is_categorical
 from fieldguide.inference.posterior import Posterior
@@ -95,10 +97,16 @@ def independence(
     >>> (answer.table["p_value"] < 0.05).to_dict()
     {'kept': True, 'gone': False}
     """
-    if folds < 2 or least < 2 * folds or cells < least:
-        raise ValueError("folds must be at least 2, least at least twice as many, and cells at least as many as least")
+    folds, trees = checked_int("folds", folds, 2), checked_int("trees", trees, 1)
+    least = checked_int("least (twice folds, or more)", least, 2 * folds)
+    cells = checked_int("cells (least, or more)", cells, least)
+    permutations, seed = checked_int("permutations", permutations, 19), checked_seed(seed)
     z, table = _latents(latents, site, obs)
-    wanted = {name: np.asarray(values) for name, values in nuisance.items()} if isinstance(nuisance, Mapping) else None
+    cells_by_name = None if table is None else table.index
+    wanted = _values(nuisance, cells_by_name) if isinstance(nuisance, Mapping) else None
+    if wanted is None and not isinstance(nuisance, str | list | tuple):
+        said = f"nuisance must be a column, a list of them or a mapping of name to values, not {nuisance!r:.60}"
+        raise TypeError(said)
     names = list(wanted) if wanted else [nuisance] if isinstance(nuisance, str) else list(nuisance)
     if not names:
         raise ValueError("nuisance names nothing to look for")
@@ -143,17 +151,32 @@ def _latents(source: Any, site: str | None, obs: pd.DataFrame | None) -> tuple[n
         if chosen not in source.latents:
             raise KeyError(f"no latent site '{chosen}'; there are {', '.join(source.latents)}")
         source = source.expect(lambda values: values[chosen], estimator="plugin")
-    z = np.asarray(source, dtype=np.float64)
+    try:
+        z = np.asarray(source, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"latents must be a Posterior, a Fit or numbers [cells, dimensions], not {source!r:.60}"
+        ) from None
     if z.ndim != 2 or not np.isfinite(z).all():
         raise ValueError(f"latents must be finite numbers [cells, dimensions], not of shape {z.shape}")
     return z, obs
+
+
+def _values(nuisance: Mapping[str, Any], names: pd.Index | None) -> dict[str, Any]:
+    """Values by name, in the order of the cells."""
+    return {str(name): np.asarray(aligned(f"nuisance {name!r}", values, names)) for name, values in nuisance.items()}
 
 
 def _groups(given: Any, table: pd.DataFrame | None, n: int) -> tuple[list[str], np.ndarray, str | None]:
     """Names of the categories, the code of each cell, and the name of the column."""
     if given is None:
         return ["all"], np.zeros(n, dtype=np.int64), None
-    series = column(table, given, "given") if isinstance(given, str) else pd.Series(np.asarray(given))
+    names = None if table is None else table.index
+    series = (
+        column(table, given, "given")
+        if isinstance(given, str)
+        else pd.Series(np.asarray(aligned("given", given, names)))
+    )
     _check(series, "given", n)
     if pd.api.types.is_float_dtype(series.dtype):
         raise ValueError("given must be a column of categories, not of numbers")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fieldguide.decisions.cells import numbered
+from fieldguide.inference.checks.labels import find_label
 from fieldguide.inference.posterior import Posterior
 
 FIELD = "batch"
@@ -69,13 +70,10 @@ def _batch_codes(posterior: Posterior, wanted: bool | str | Sequence | None, arg
         labels = numbered(int(posterior.dataset.stores[FIELD].gather(rows).max()) + 1)
     if wanted is None or wanted is True:
         return list(range(len(labels))) if len(labels) > 1 else None
-    chosen = [wanted] if isinstance(wanted, str | int) else list(wanted)
+    chosen = [wanted] if np.ndim(wanted) == 0 else list(wanted)
     if not chosen:
         raise ValueError(f"{argument} is an empty list of batches")
-    for label in chosen:
-        if str(label) not in labels:
-            raise ValueError(f"{argument}: no batch {label!r}; batches are {', '.join(labels)}")
-    return [labels.index(str(label)) for label in chosen]
+    return [find_label(argument, label, labels, "batch") for label in chosen]
 
 
 def _redrawn_sites(posterior: Posterior, wanted: bool | str | Sequence[str] | None) -> tuple[str, ...]:
@@ -85,6 +83,8 @@ def _redrawn_sites(posterior: Posterior, wanted: bool | str | Sequence[str] | No
         if not posterior.nuisance:
             raise ValueError("nuisance=True: the program declares no latent site of technical quality")
         return posterior.nuisance
+    if not isinstance(wanted, str) and not isinstance(wanted, list | tuple | set):
+        raise TypeError(f"nuisance must be True, False, a latent site or a list of them, not {wanted!r}")
     chosen = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     latents = posterior.latents
     for name in chosen:

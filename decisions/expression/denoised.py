@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.cells import cell_names, chosen_rows
+from fieldguide.decisions.cells import cell_names, chosen_rows, require_posterior
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.diagnostics import diagnose_cells
 from fieldguide.decisions.expression.figures import uncertainty
 from fieldguide.decisions.expression.reader import Chunk, Expression, read_expression
+from fieldguide.inference.checks.arguments import checked_int, checked_real
 from fieldguide.inference.posterior import Posterior
 
 NOTE = "The parameters of the model are taken as known."
@@ -70,8 +71,11 @@ def denoised_expression(
     ValueError
         For an unknown batch or scale.
     """
+    require_posterior(posterior)
     if isinstance(scale, str) and scale != "library":
         raise ValueError(f"scale must be a number or 'library', not {scale!r}")
+    if not isinstance(scale, str):
+        scale = checked_real("scale, unless it is 'library',", scale, above=0)
     expression = read_expression(posterior, estimator, False if batch is None else batch, nuisance)
     rows, conditions = chosen_rows(posterior, cells), expression.conditions
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -109,8 +113,8 @@ def impute(
     Under a zero-inflated likelihood the expected count is that without the inflation; the interval includes it. The
     interval is the model's: check it with `fieldguide.decisions.posterior_predictive_check`.
     """
-    if not 0 <= interval < 1:
-        raise ValueError(f"interval must be a probability in [0, 1), not {interval}")
+    require_posterior(posterior)
+    interval, draws = checked_real("interval", interval, at_least=0, below=1), checked_int("draws", draws, 1)
     expression, rows = read_expression(posterior, estimator), chosen_rows(posterior, cells)
     ends = [max(0, ceil(q * draws - 1e-9) - 1) for q in ((1 - interval) / 2, 1 - (1 - interval) / 2)]
     parts: dict[str, list[np.ndarray]] = defaultdict(list)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fieldguide.decisions.cells import Group, two_groups
+from fieldguide.decisions.cells import Group, require_posterior, two_groups
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.diagnostics import diagnose, warn_if_untrustworthy
 from fieldguide.decisions.expression.figures import volcano
@@ -25,10 +25,19 @@ from fieldguide.decisions.expression.fold_changes import effect_threshold, fold_
 from fieldguide.decisions.expression.group_draws import Draws, group_draws
 from fieldguide.decisions.expression.reader import COUNTS, read_expression
 from fieldguide.decisions.fdr import calls, fdr_values
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.arguments import (
+    checked_flag,
+    checked_int,
+    checked_real,
+    checked_seed,
+    checked_text,
+    one_of,
+)
 from fieldguide.inference.posterior import Posterior
 
 MODES, TESTS, SCALES = ("change", "vanilla"), ("three", "two"), ("proportions", "counts")
+FEWEST_DRAWS = 100
+"""Draws that probabilities can be told from."""
 BAYES_FACTOR = 3.0
 """Size of the log Bayes factor above which the vanilla mode calls a gene (Lopez et al. 2018)."""
 NOTES: dict[str, str] = {
@@ -135,8 +144,10 @@ def differential_expression(
     WeakDesign
         With fewer than five subjects in a group.
     """
-    unit = unit or ("cells" if mode == "vanilla" else "group")
+    require_posterior(posterior)
+    unit = ("cells" if mode == "vanilla" else "group") if unit is None else checked_text("unit", unit)
     _check(mode, delta, fdr, test, unit, scale, draws, pseudo)
+    calibrate, seed = checked_flag("calibrate", calibrate), checked_seed(seed)
     groups = two_groups(posterior.obs, posterior.n_cells, groupby, group, reference)
     expression = read_expression(posterior, estimator, batch_correction, nuisance, "batch_correction")
     calibrate = calibrate and unit != "cells"
@@ -185,14 +196,12 @@ def _check(mode: str, delta, fdr: float, test: str, unit: str, scale: str, draws
         one_of(name, value, allowed)
     if mode == "vanilla" and unit != "cells":
         raise ValueError(f"mode='vanilla' compares random cells: unit must be 'cells', not {unit!r}")
-    if delta is not None and not delta >= 0:
-        raise ValueError(f"delta must be at least 0 (log2 units), not {delta}")
-    if not 0 <= fdr < 1:
-        raise ValueError(f"fdr must be in [0, 1), not {fdr}")
-    if draws < 100:
-        raise ValueError(f"draws must be at least 100 to tell probabilities, not {draws}")
-    if pseudo is not None and not pseudo > 0:
-        raise ValueError(f"pseudo must be positive, not {pseudo}")
+    if delta is not None:
+        checked_real("delta (log2 units)", delta, at_least=0)
+    checked_real("fdr", fdr, at_least=0, below=1)
+    checked_int("draws", draws, FEWEST_DRAWS)
+    if pseudo is not None:
+        checked_real("pseudo", pseudo, above=0)
 
 
 def _summary(lfc: np.ndarray, weights: np.ndarray, delta: float) -> pd.DataFrame:

@@ -17,11 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.cells import chosen_rows
+from fieldguide.decisions.cells import chosen_rows, require_posterior
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.diagnostics import diagnose_cells
 from fieldguide.decisions.expression.figures import predictive
 from fieldguide.decisions.expression.reader import COUNTS, read_expression
+from fieldguide.inference.checks.arguments import checked_int
+from fieldguide.inference.checks.rounding import reaches
 from fieldguide.inference.posterior import Posterior
 
 LEVELS = np.arange(65, 100, 5) / 100
@@ -68,11 +70,13 @@ def posterior_predictive_check(
     ValueError
         When there are no counts, or fewer than two replicates or cells.
     """
+    require_posterior(posterior)
+    draws = checked_int("draws", draws, 2)
     if COUNTS not in posterior.dataset.stores:
         raise ValueError(f"the check needs a field '{COUNTS}'; data has {', '.join(posterior.dataset.stores)}")
     expression, rows = read_expression(posterior, estimator), chosen_rows(posterior, cells)
-    if draws < 2 or len(rows) < 2:
-        raise ValueError(f"the check needs at least two replicates and two cells, not {draws} and {len(rows)}")
+    if len(rows) < 2:
+        raise ValueError(f"cells holds {len(rows)} cell: the check needs at least two")
     sums, cv_cells, coverage, log_weights = 0.0, [], 0.0, []
     for chunk in expression.chunks(rows):
         replicated = chunk.replicate(draws)
@@ -142,7 +146,7 @@ def _compare(values: np.ndarray, name: str) -> pd.Series:
             "observed": observed,
             "replicated": replicated.mean(),
             "sd": replicated.std(ddof=1),
-            "share_above": (1 + (replicated >= observed).sum()) / (1 + len(replicated)),
+            "share_above": (1 + reaches(replicated, observed).sum()) / (1 + len(replicated)),
             "error": np.abs(values[1:].mean(0) - values[0]).mean(),
         }
     )

@@ -12,6 +12,7 @@ from fieldguide.decisions.graphs.distances import structural_hamming_distance
 from fieldguide.decisions.graphs.figures import edge_map
 from fieldguide.decisions.graphs.graph import Graph, causal_graph
 from fieldguide.decisions.graphs.program import read_edges
+from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.weights.psis import from_groups
 
 LEVEL = 0.9
@@ -56,7 +57,7 @@ class GraphEnsemble(Graph):
         >>> edge.shape, abs(float(edge.sel(source="a", target="b").mean()) - 0.7) < 0.03
         ((2, 2000, 2, 2), True)
         """
-        rng = np.random.default_rng(seed)
+        draws, rng = checked_int("draws", draws, 1), np.random.default_rng(checked_seed(seed))
         edge = np.stack([draw_edges(mask, draws, rng) for mask in self.masks]).astype(np.int8)
         names = [str(gene) for gene in self.edges.index]
         return from_groups(
@@ -92,8 +93,10 @@ def graph_ensemble(
     >>> agreed.table[["source", "target", "probability", "kept"]].round(2).to_dict("list")
     {'source': ['a', 'b'], 'target': ['b', 'a'], 'probability': [0.67, 0.33], 'kept': [True, False]}
     """
+    if hasattr(sources, "program") or not hasattr(sources, "__len__") or isinstance(sources, str | pd.DataFrame):
+        raise TypeError(f"sources must be a list of fits or of tables of probabilities, not {type(sources).__name__}")
     if not len(sources):
-        raise ValueError("an ensemble needs at least one fit")
+        raise ValueError("sources is empty: an ensemble needs at least one fit")
     members = tuple(causal_graph(source, threshold, acyclic, genes) for source in sources)
     names = members[0].edges.index
     for number, member in enumerate(members):

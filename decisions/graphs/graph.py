@@ -14,6 +14,7 @@ from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_ac
 from fieldguide.decisions.graphs.distances import structural_hamming_distance, structural_intervention_distance
 from fieldguide.decisions.graphs.figures import edge_map
 from fieldguide.decisions.graphs.program import read_edges
+from fieldguide.inference.checks.arguments import checked_flag, checked_real
 
 SID_LARGEST = 150
 """Vertices up to which `graph_scores` computes the structural intervention distance."""
@@ -103,6 +104,7 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
         A fit of a program with ``edge_weights()`` (see `fieldguide.decisions.graphs.program.GraphProgram`),
         probabilities of edges between genes (row to column), or of the edges gene -> factor and factor -> gene.
     threshold : float
+        In [0, 1]; an edge of probability 0 is none.
     acyclic : bool
         False keeps every edge at or above the threshold.
     genes : sequence, optional
@@ -114,23 +116,27 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
     >>> graph.table.to_dict("records"), graph.is_dag
     ([{'source': 'a', 'target': 'b', 'probability': 0.9}], True)
     """
+    threshold, acyclic = checked_real("threshold", threshold, at_least=0, at_most=1), checked_flag("acyclic", acyclic)
+    least = max(threshold, np.finfo(float).tiny)  # an edge of probability zero is none
     read = read_edges(source, genes)
     settled, factors = read.settled() if acyclic else None, ()
     if isinstance(read.table, tuple):
         into, out_of = read.table
-        values, wanted = through_factors(into, out_of), (into >= threshold, out_of >= threshold)
-        factors = settled or (acyclic_factors(into, out_of, threshold) if acyclic else wanted)
+        values, wanted = through_factors(into, out_of), (into >= least, out_of >= least)
+        factors = settled or (acyclic_factors(into, out_of, least) if acyclic else wanted)
         first, second = (part.astype(np.float32) for part in factors)
         edges = (first @ second.T > 0) & ~np.eye(len(values), dtype=bool)
         left_out = sum(int(w.sum() - kept.sum()) for w, kept in zip(wanted, factors, strict=True))
     else:
         values = read.table * (1 - np.eye(len(read.table)))
-        wanted = values >= max(threshold, np.finfo(float).tiny)
-        edges = settled if settled is not None else acyclic_part(values, threshold) if acyclic else wanted
+        wanted = values >= least
+        edges = settled if settled is not None else acyclic_part(values, least) if acyclic else wanted
         left_out = int(wanted.sum() - edges.sum())
     names = pd.Index(range(len(values)) if read.genes is None else read.genes)
     if len(names) != len(values):
-        raise ValueError(f"{len(names)} names for {len(values)} genes")
+        raise ValueError(f"genes has {len(names)} names for {len(values)} genes")
+    if names.has_duplicates:
+        raise ValueError(f"genes has {names[names.duplicated()][0]!r} twice: names of genes must differ")
     places = np.argwhere(edges)
     places = places[np.argsort(-values[edges], kind="stable")]
     rows = {
@@ -187,6 +193,8 @@ def graph_scores(estimated: Any, true: ArrayLike, sid: bool | None = None) -> pd
     table = estimated.edges if isinstance(estimated, Graph) else estimated
     truth = _match(true, table)
     edges = np.asarray(table)
+    if edges.ndim != 2 or edges.shape[0] != edges.shape[1] or edges.shape != truth.shape:
+        raise ValueError(f"estimated and true edges must be tables [d, d], not {edges.shape} and {truth.shape}")
     if not np.isin(edges, (0, 1)).all():
         raise ValueError("estimated edges must be 0 or 1: make a graph of probabilities by causal_graph")
     edges = edges.astype(bool)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from fieldguide.inference.checks.aligning import places, unnamed
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.program import Batch
 
@@ -53,6 +54,8 @@ class GraphProgram(Protocol):
 
 def graph_program(fitted: Any, method: str) -> Any:
     """Return the program of a fit, which must have one method of a `GraphProgram`; raises TypeError, naming it."""
+    if not hasattr(fitted, "program"):
+        raise TypeError(f"fitted must be a Fit of a causal program, not {type(fitted).__name__}")
     program = fitted.program
     if not callable(getattr(program, method, None)):
         raise TypeError(f"{type(program).__name__} {LACKING[method]}")
@@ -80,13 +83,16 @@ def read_edges(source: Any, genes: Any = None) -> Edges:
         genes = known_genes(source) if genes is None else genes
         settled = getattr(program, "settled_edges", settled)
         source = getattr(program, "edge_probabilities", program.edge_weights)()
-    if isinstance(source, tuple):
-        into, out_of = (_probabilities(part) for part in source)
+    if isinstance(source, tuple) and len(source) == 2:
+        first, second, genes = _pair_by_name(source, genes)
+        into, out_of = _probabilities(first), _probabilities(second)
         if into.shape != out_of.shape:
             shapes = f"{into.shape} and {out_of.shape}"
             raise ValueError(f"weights into and out of factors must both be [d, m], not {shapes}")
         return Edges((into, out_of), settled, genes)
-    genes = source.index if isinstance(source, pd.DataFrame) and genes is None else genes
+    if isinstance(source, pd.DataFrame):
+        source = _by_name(source)
+        genes = source.index if genes is None else genes
     table = _probabilities(source)
     if table.shape[0] != table.shape[1]:
         raise ValueError(f"probabilities of edges are a square table (row to column), not {table.shape}")
@@ -97,8 +103,34 @@ def _unsettled() -> None:
     """What says of its edges no more than their probabilities."""
 
 
+def _by_name(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its columns in the order of its rows, where both have names."""
+    if unnamed(table.index) or unnamed(table.columns) or table.shape[0] != table.shape[1]:
+        return table
+    return table.iloc[:, places("the columns of the graph", table.columns, table.index, "rows")]
+
+
+def _pair_by_name(source: tuple[Any, Any], genes: Any) -> tuple[Any, Any, Any]:
+    """The pair with genes and factors of the second table in the order of the first, and the names of the genes."""
+    into, out_of = source
+    if not (isinstance(into, pd.DataFrame) and isinstance(out_of, pd.DataFrame)):
+        return into, out_of, genes
+    if not (unnamed(into.index) or unnamed(out_of.index)):
+        out_of = out_of.iloc[places("the second table", out_of.index, into.index, "genes of the first")]
+        genes = into.index if genes is None else genes
+    if not (unnamed(into.columns) or unnamed(out_of.columns)):
+        out_of = out_of.iloc[:, places("the second table", out_of.columns, into.columns, "factors of the first")]
+    return into, out_of, genes
+
+
 def _probabilities(part: Any) -> np.ndarray:
-    values = part.detach().double().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part, dtype=np.float64)
+    try:
+        values = np.asarray(part.detach().cpu() if isinstance(part, Tensor) else part, dtype=np.float64)
+    except (TypeError, ValueError):
+        said = f"source must be a fit of a causal program, or probabilities of edges, not {part!r:.60}"
+        raise TypeError(said) from None
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"probabilities of edges are a table, not an array of shape {values.shape}")
     outside = np.argwhere(~((values >= 0) & (values <= 1 + 1e-6)))
     if outside.size:
         row, column = outside[0]

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.graphs.program import GraphProgram, gene_names, graph_program
+from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.data.interventions import NONE
 from fieldguide.inference.fitted import Fit
 
@@ -61,14 +62,13 @@ def sample_under(
     program: GraphProgram = graph_program(fitted, "simulate")
     names = gene_names(fitted)
     place = {name: i for i, name in enumerate(names)}
-    targets = [targets] if isinstance(targets, str) else list(targets)
+    targets = [targets] if np.ndim(targets) == 0 else list(targets)
     unknown = next((t for t in targets if t not in place), None)
     if unknown is not None:
         raise ValueError(f"target {unknown!r} is none of the {len(names)} genes")
     if len(set(targets)) < len(targets):
         raise ValueError(f"a target is given twice among {targets}")
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
+    n, seed = checked_int("n", n, 1), checked_seed(seed)
     forcing = getattr(program, "interventions", "perfect") == "perfect"
     table = _values(values, targets, n) if forcing else None
     if not forcing and values is not None:
@@ -100,7 +100,10 @@ def _values(values: ArrayLike | Mapping | None, targets: list, n: int) -> np.nda
         if absent is not None or len(values) != len(targets):
             raise ValueError(f"values are for {list(values)}, targets are {targets}")
         values = [values[t] for t in targets]
-    table = np.asarray(values, dtype=np.float64)
+    try:
+        table = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"values must be numbers, one for each target, not {values!r:.60}") from None
     if table.shape not in ((len(targets),), (n, len(targets))):
         raise ValueError(f"values have shape {table.shape}; {len(targets)} targets and {n} cells need one or both")
     if not np.isfinite(table).all():

@@ -116,6 +116,9 @@ def _wanted(
         if not len(columns):
             raise ValueError(f"modality '{target}' lacks no gene of '{reference}'")
         return columns
+    if isinstance(genes, str) or np.ndim(genes) != 1:
+        raise TypeError(f"genes must be a list of names of genes, not {genes!r}")
+    genes = list(genes)
     columns = all_genes.get_indexer([str(gene) for gene in genes])
     for place, gene in zip(columns, genes, strict=True):
         if place < 0:

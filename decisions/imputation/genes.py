@@ -7,7 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from fieldguide.decisions.cells import cell_names
+from fieldguide.decisions.cells import cell_names, require_posterior
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.diagnostics import diagnose_cells
 from fieldguide.decisions.draws import ESTIMATORS
@@ -25,7 +25,7 @@ from fieldguide.decisions.imputation.regression import (
     standardised,
     within,
 )
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.arguments import checked_flag, checked_int, checked_real, one_of
 from fieldguide.inference.posterior import Posterior
 
 HEADS = ("blend", "model", "kernel")
@@ -169,14 +169,10 @@ def impute_genes(
     """
     one_of("head", head, HEADS)
     one_of("estimator", estimator, ESTIMATORS)
-    if not 0 < interval < 1:
-        raise ValueError(f"interval must be a probability between 0 and 1, not {interval}")
-    if draws < 2:
-        raise ValueError(f"draws must be at least 2, not {draws}")
-    assays = Assays(posterior, modality, genes)
-    spread = assays.efficiency if efficiency is None else float(efficiency)
-    if not spread >= 0:
-        raise ValueError(f"efficiency must be at least 0, not {efficiency}")
+    interval, draws = checked_real("interval", interval, above=0, below=1), checked_int("draws", draws, 2)
+    efficiency = None if efficiency is None else checked_real("efficiency", efficiency, at_least=0)
+    trust, assays = checked_flag("trust", trust), Assays(require_posterior(posterior), modality, genes)
+    spread = assays.efficiency if efficiency is None else efficiency
     scores, weight = _left_out(posterior, assays, estimator) if trust else (None, WEIGHT)
     weight = {"model": 1.0, "kernel": 0.0, "blend": weight}[head]
     told = moments(posterior, assays.target, assays.columns, estimator)

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.cells import cell_names, chosen_rows, fields_of_kind, numbered
+from fieldguide.decisions.cells import cell_names, chosen_rows, fields_of_kind, numbered, require_posterior
 from fieldguide.decisions.decision import Decision, UntrustworthyWeights
 from fieldguide.decisions.diagnostics import diagnose
 from fieldguide.decisions.draws import ESTIMATORS, shares
@@ -22,7 +22,9 @@ from fieldguide.decisions.labels.rejection import (
     rejection_curve,
     risk_coverage,
 )
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.aligning import aligned
+from fieldguide.inference.checks.arguments import checked_real, checked_text, one_of
+from fieldguide.inference.checks.labels import label_texts
 from fieldguide.inference.data.labels import Labels
 from fieldguide.inference.messages import caution
 from fieldguide.inference.posterior import Posterior
@@ -65,7 +67,9 @@ def _read(
     posterior: Posterior, estimator: str, site: str, cells: np.ndarray | None = None
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Class probabilities [N, C], those of the other estimator (missing if there are none), log weights [S, N]."""
+    require_posterior(posterior)
     one_of("estimator", estimator, ESTIMATORS)
+    site = checked_text("site", site)
     sites = {"plugin": f"{site}_guide", "snis": f"{site}_posterior"}
     parts: dict[str, list[np.ndarray]] = {"plugin": [], "snis": [], "log_w": []}
     for _, weights, values in posterior.chunks(cells):
@@ -139,6 +143,7 @@ def reject_option(
     >>> decision.table["decision"].tolist()
     ['cat', nan]
     """
+    cost = checked_real("cost", cost, at_least=0)
     table, diagnostics = probabilities(source, estimator, site)
     values, names = table.to_numpy(), table.columns.astype(str).to_numpy()
     action, losses = decide(values, cost, loss), expected_loss(values, loss)
@@ -182,7 +187,7 @@ def evaluate_rejection(source, truth: ArrayLike, estimator: str = "plugin", site
         As in `reject_option`.
     truth : array [N]
         True labels, by name. Labels that are no class of the model are *unknown*: such cells should be rejected, and
-        any decision on them is wrong.
+        any decision on them is wrong. A Series whose index holds names is put into the order of the cells.
     estimator, site
         For a posterior; see `class_probabilities`.
 
@@ -211,7 +216,8 @@ def evaluate_rejection(source, truth: ArrayLike, estimator: str = "plugin", site
     """
     table, diagnostics = probabilities(source, estimator, site)
     values, names = table.to_numpy(), table.columns.astype(str).to_numpy()
-    labels = _truth(truth, len(values))
+    labels = _truth(truth, table.index)
+    names = label_texts(names)
     known = np.isin(labels, names)
     if not known.any():
         raise ValueError(f"none of the true labels is a class of the model ({', '.join(names)})")
@@ -252,6 +258,8 @@ def probabilities(source, estimator: str, site: str) -> tuple[pd.DataFrame, pd.D
                 UntrustworthyWeights,
             )
         return table, quality.to_frame().T
+    if hasattr(source, "posterior"):
+        require_posterior(source, "source")
     values = checked(source.to_numpy() if isinstance(source, pd.DataFrame) else source)
     frame = source if isinstance(source, pd.DataFrame) else pd.DataFrame(values)
     if frame.columns.astype(str).duplicated().any():
@@ -260,14 +268,13 @@ def probabilities(source, estimator: str, site: str) -> tuple[pd.DataFrame, pd.D
     return pd.DataFrame(values, index=frame.index, columns=frame.columns), pd.DataFrame({"cells": [len(frame)]})
 
 
-def _truth(truth: ArrayLike, n_cells: int) -> np.ndarray:
-    labels = pd.Series(np.asarray(truth, dtype=object))
-    if len(labels) != n_cells:
-        raise ValueError(f"truth has {len(labels)} labels for {n_cells} cells")
-    missing = np.flatnonzero(labels.isna())
+def _truth(truth: ArrayLike, cells: pd.Index) -> np.ndarray:
+    """True labels as text, in the order of the cells."""
+    labels = label_texts(aligned("truth", truth, cells))
+    missing = np.flatnonzero(pd.isna(labels))
     if missing.size:
         raise ValueError(f"the true label of row {missing[0]} is missing")
-    return labels.astype(str).to_numpy()
+    return labels
 
 
 def _class_names(posterior: Posterior, n_classes: int) -> list[str]:

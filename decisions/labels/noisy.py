@@ -16,6 +16,9 @@ from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.fdr import calls, fdr_values
 from fieldguide.decisions.labels.classes import NOTES, probabilities
 from fieldguide.decisions.labels.figures import matrices, suspicion
+from fieldguide.inference.checks.aligning import aligned
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
+from fieldguide.inference.checks.labels import label_texts
 from fieldguide.inference.data.labels import Annotations
 from fieldguide.inference.posterior import Posterior
 
@@ -36,7 +39,8 @@ def true_labels(
         and labelled ones those that are corrected by their labels. Or probabilities of the true class given
         data *and* labels from anywhere, the names of the classes as columns.
     labels : array [N] or DataFrame [N, A], optional
-        Given labels by name, missing where there is none; a posterior has its own.
+        Given labels by name, missing where there is none; a posterior has its own. A Series or frame whose index holds
+        names is put into the order of the cells. 1, "1" and 1.0 are one label.
     estimator : {"plugin", "snis"}
         For a posterior; see `class_probabilities`.
 
@@ -169,9 +173,9 @@ def suspects(decision: Decision, n: int = 20) -> pd.DataFrame:
     >>> suspects(relabel(table, labels=["T", "T"]), 1).index.tolist()
     ['x']
     """
-    if "rank" not in decision.table:
-        raise ValueError("suspects are read from the decision that relabel returns")
-    return decision.table.sort_values("rank", kind="stable").head(n)
+    if "rank" not in getattr(decision, "table", ()):
+        raise ValueError("decision must be what relabel returns: suspects are read from it")
+    return decision.table.sort_values("rank", kind="stable").head(checked_int("n", n, 0))
 
 
 def noise_matrix(
@@ -217,10 +221,8 @@ def noise_matrix(
     >>> matrix.query("true == 'T' and given == 'T'")["high"].item() < 0.35
     True
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, not {level}")
-    if draws < 2 or diagonal < 0:
-        raise ValueError(f"draws must be at least 2 and diagonal at least 0, not {draws} and {diagonal}")
+    level, draws = checked_real("level", level, above=0, below=1), checked_int("draws", draws, 2)
+    diagonal, seed = checked_real("diagonal", diagonal, at_least=0), checked_seed(seed)
     table, diagnostics, given = _read(source, labels, estimator)
     if not given:
         raise ValueError("there are no labels: pass labels=")
@@ -268,7 +270,11 @@ def _read(source: Any, labels: Any, estimator: str) -> tuple[pd.DataFrame, pd.Da
         table, diagnostics = probabilities(source, estimator, "c")
         if labels is None:
             return table, diagnostics, {}
-        frame = labels if isinstance(labels, pd.DataFrame) else pd.DataFrame({"labels": np.asarray(labels, object)})
+        labels = aligned("labels", labels, table.index)
+        single = labels if isinstance(labels, pd.Series) else np.asarray(labels, object)
+        if np.ndim(single) != 1 and not isinstance(labels, pd.DataFrame):
+            raise ValueError(f"labels must be one a cell, or a DataFrame of several, not of shape {np.shape(single)}")
+        frame = labels if isinstance(labels, pd.DataFrame) else pd.DataFrame({"labels": single})
         return table, diagnostics, {str(name): _codes(str(name), frame[name], table) for name in frame}
     if labels is not None:
         raise ValueError("labels= goes with probabilities; a posterior has the labels that it was conditioned on")
@@ -282,15 +288,14 @@ def _read(source: Any, labels: Any, estimator: str) -> tuple[pd.DataFrame, pd.Da
 
 
 def _codes(annotator: str, column: pd.Series, table: pd.DataFrame) -> np.ndarray:
-    if len(column) != len(table):
-        raise ValueError(f"annotator '{annotator}' has {len(column)} labels for {len(table)} cells")
-    names, missing = table.columns.astype(str), column.isna().to_numpy()
-    codes = names.get_indexer(column.astype(str))
+    names, texts = pd.Index(label_texts(table.columns)), label_texts(column)
+    missing = pd.isna(texts)
+    codes = names.get_indexer(np.where(missing, "", texts))
     unknown = np.flatnonzero((codes < 0) & ~missing)
     if unknown.size:
         raise ValueError(
             f"label {column.iloc[unknown[0]]!r} of row {unknown[0]} (annotator '{annotator}') is no class; "
-            f"there are {', '.join(names)}"
+            f"there are {', '.join(map(str, names))}"
         )
     return np.where(missing, -1, codes)
 

@@ -8,6 +8,9 @@ expected loss is optimal (Chow 1970): with a loss of 1 for any wrong class, that
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fieldguide.inference.checks.arguments import checked_real
+from fieldguide.inference.checks.rounding import exceeds, reaches
+
 REJECT = -1
 """The action of rejecting, among the codes of classes."""
 THRESHOLDS = np.linspace(0.1, 1, 20)
@@ -81,10 +84,8 @@ def decide(probability: ArrayLike, cost: float, loss: ArrayLike | None = None) -
     >>> decide([[0.7, 0.3], [0.95, 0.05]], cost=0.2).tolist()
     [-1, 0]
     """
-    if not cost >= 0:
-        raise ValueError(f"cost must be at least 0, not {cost}")
-    losses = expected_loss(probability, loss)
-    return np.where(losses.min(1) < cost, losses.argmin(1), REJECT)
+    cost, losses = checked_real("cost", cost, at_least=0), expected_loss(probability, loss)
+    return np.where(exceeds(cost, losses.min(1)), losses.argmin(1), REJECT)
 
 
 def risk_coverage(certainty: ArrayLike, wrong: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +162,10 @@ def rejection_curve(
     """
     certainty, unknown = _pair(certainty, unknown, "unknown")
     _both(unknown)
-    rejected = certainty <= np.asarray(thresholds, dtype=np.float64)[:, None]
+    limits = np.asarray(thresholds, dtype=np.float64)
+    if limits.ndim != 1 or not limits.size or not (np.diff(limits) > 0).all() or not np.isfinite(limits).all():
+        raise ValueError(f"thresholds must be rising numbers [T], not {thresholds!r:.60}")
+    rejected = reaches(limits[:, None], certainty)
     caught, total = (rejected & unknown).sum(1), rejected.sum(1)
     if not total.any():
         raise ValueError("no threshold rejects a cell")

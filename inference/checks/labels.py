@@ -38,8 +38,17 @@ def label_texts(values: Any) -> np.ndarray:
     return texts
 
 
-def find_label(name: str, wanted: Any, known: Sequence[Any]) -> int:
+def find_label(name: str, wanted: Any, known: Sequence[Any], what: str = "label") -> int:
     """Return the place of a label among those there are: an exact match first, else one that is written the same.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument.
+    wanted : label
+    known : sequence of labels
+    what : str
+        What the labels are of, for the message.
 
     Raises
     ------
@@ -58,7 +67,7 @@ def find_label(name: str, wanted: Any, known: Sequence[Any]) -> int:
     there = ", ".join(map(str, known[:20])) + (", ..." if len(known) > 20 else "")
     if alike:
         raise ValueError(f"{name}: several labels are written {label_text(wanted)!r}; make them differ")
-    raise ValueError(f"{name}: no cell has the label {wanted!r}; labels are {there}")
+    raise ValueError(f"{name}: no {what} {wanted!r}; there are {there}")
 
 
 def _written(label: Any) -> str:

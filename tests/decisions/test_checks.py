@@ -112,7 +112,7 @@ def test_the_statistics_are_those_of_the_data():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"draws": 1}, "at least two replicates and two cells, not 1 and 5"),
+        ({"draws": 1}, "draws must be a whole number of at least 2, not 1"),
         ({"cells": np.array([2])}, "not 25 and 1"),
         ({"estimator": "is"}, "estimator must be one of snis, plugin"),
     ],

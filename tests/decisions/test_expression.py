@@ -312,12 +312,12 @@ MASK = np.arange(10) < 4
     "where, options, message",
     [
         (("labl", "a", "b"), {}, "groupby='labl' is not an obs column; there are label, subject, one"),
-        (("label", "d", "b"), {}, "group: no cell has the label 'd'; labels are a, b, c"),
-        (("label", "a", ["b", "x"]), {}, "reference: no cell has the label 'x'"),
+        (("label", "d", "b"), {}, "group: no label .d.; there are a, b, c"),
+        (("label", "a", ["b", "x"]), {}, "reference: no label .x."),
         (("label", "a", "a"), {}, "group and reference share 4 cells, such as 'cell_0'"),
         (("one", "only"), {}, "there is only one group"),
         (("label", "c", "a"), {}, "'c' has 1 cell\\(s\\): a population's mean needs at least 3; unit='cells'"),
-        ((np.repeat("a", 3), "a", "b"), {}, "groupby has 3 labels for 10 cells"),
+        ((np.repeat("a", 3), "a", "b"), {}, "groupby has 3 values for 10 cells"),
         ((None, MASK[:5], MASK), {}, "group is a mask of shape \\(5,\\) for 10 cells"),
         ((None, MASK, MASK & ~MASK), {}, "reference holds no cell"),
         ((None, MASK, MASK), {}, "share 4 cells"),
@@ -329,10 +329,10 @@ MASK = np.arange(10) < 4
         (("label", "a", "b"), {"mode": "vanilla", "unit": "group"}, "unit must be 'cells', not 'group'"),
         (("label", "a", "b"), {"unit": "donor"}, "unit='donor' is not an obs column"),
         (("label", "a", "b"), {"unit": "one"}, "all cells of 'a' come from 'only'; .* at least two"),
-        (("label", "a", "b"), {"delta": -1.0}, "delta must be at least 0"),
-        (("label", "a", "b"), {"fdr": 5.0}, "fdr must be in \\[0, 1\\), not 5.0"),
-        (("label", "a", "b"), {"draws": 10}, "draws must be at least 100"),
-        (("label", "a", "b"), {"pseudo": 0.0}, "pseudo must be positive"),
+        (("label", "a", "b"), {"delta": -1.0}, "delta .log2 units. must be a number of at least 0"),
+        (("label", "a", "b"), {"fdr": 5.0}, "fdr must be a number in \\[0, 1\\), not 5"),
+        (("label", "a", "b"), {"draws": 10}, "draws must be a whole number of at least 100"),
+        (("label", "a", "b"), {"pseudo": 0.0}, "pseudo must be a number above 0"),
         (("label", "a", "b"), {"batch_correction": True}, "batch_correction: .* without a field 'batch'"),
         (("label", "a", "b"), {"calibrate": True}, "calibrate=True needs raw counts"),
     ],
@@ -345,7 +345,7 @@ def test_misuse_is_named(where, options, message):
 
 def test_unknown_batches_are_named():
     posterior = toy(np.zeros((10, 3)), 30, OBS, batch=np.arange(10) % 2)
-    with pytest.raises(ValueError, match="batch_correction: no batch 'x'; batches are 0, 1"):
+    with pytest.raises(ValueError, match="batch_correction: no batch 'x'; there are 0, 1"):
         de(posterior, "label", "a", "b", batch_correction=["x"])
     with pytest.raises(ValueError, match="empty list"):
         de(posterior, "label", "a", "b", batch_correction=[])

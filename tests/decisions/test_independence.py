@@ -117,8 +117,8 @@ SPARSE = np.where(np.arange(N) == 7, np.nan, Z[:, 0])
         (np.where(np.arange(N) < 3, "x", "y"), {}, "class 'x' of nuisance 's' has 3 cells, fewer than 5 folds"),
         (Z[:, 0], {"given": np.arange(N)}, "no category of given has 20 cells"),
         (Z[:, 0], {"given": Z[:, 1]}, "given must be a column of categories"),
-        (Z[:, 0], {"folds": 1}, "folds must be at least 2"),
-        (Z[:, 0], {"permutations": 9}, "9 permutations cannot reach level 0.05"),
+        (Z[:, 0], {"folds": 1}, "folds must be a whole number of at least 2"),
+        (Z[:, 0], {"permutations": 9}, "permutations must be a whole number of at least 19, not 9"),
     ],
     ids=["constant", "collinear", "same", "nan", "length", "rare", "many types", "numbers", "folds", "permutations"],
 )

@@ -206,7 +206,7 @@ def test_wrong_names_are_named(file, fitted, tmp_path, capsys):
     assert "no column 'donor' in obs" in fails(capsys, "fit", "scvi", file, "--fields", "batch=donor", *out)
     assert "device 'gpu' is not known" in fails(capsys, "fit", "scvi", file, "--device", "gpu", *out)
     assert "'kind' is not an obs column" in fails(capsys, "de", fitted, file, "--groupby", "kind", "--group", "B")
-    assert "no cell has the label 'B'" in fails(capsys, "de", fitted, file, "--groupby", "bulk_labels", "--group", "B")
+    assert "no label 'B'" in fails(capsys, "de", fitted, file, "--groupby", "bulk_labels", "--group", "B")
     assert "no objective 'elbow'" in fails(capsys, "compare", "scvi", file, "--objectives", "elbow", *out)
     assert "ask for a --group" in fails(capsys, "compare", "scvi", file, "--groupby", "bulk_labels", *out)
     assert list(tmp_path.iterdir()) == []

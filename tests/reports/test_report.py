@@ -115,7 +115,7 @@ def test_objectives_that_come_later_show_up_by_themselves(monkeypatch):
     "change, message",
     [
         ({"groupby": "celltype"}, "groupby='celltype' is not an obs column"),
-        ({"group": "B cells"}, "group: no cell has the label 'B cells'"),
+        ({"group": "B cells"}, "group: no label 'B cells'"),
         ({"reference": "CD19+ B"}, "group and reference share"),
         ({"draws": 5}, "draws must be at least 25"),
         ({"cells": 1}, "cells must be at least 2"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fieldguide.decisions.cells import cell_names, chosen_rows, require_posterior
@@ -46,7 +47,7 @@ def denoised_expression(
     scale: float | str = 1.0,
     batch: str | bool | Sequence | None = None,
     estimator: str = "snis",
-    cells: np.ndarray | None = None,
+    cells: ArrayLike | None = None,
     nuisance: bool | str | Sequence[str] = False,
 ) -> CellEstimates:
     """Return posterior mean and standard deviation of each cell's expression.
@@ -90,7 +91,7 @@ def denoised_expression(
 def impute(
     posterior: Posterior,
     estimator: str = "snis",
-    cells: np.ndarray | None = None,
+    cells: ArrayLike | None = None,
     interval: float = 0.9,
     draws: int = 100,
 ) -> CellEstimates:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fieldguide.decisions.cells import chosen_rows, require_posterior
@@ -50,7 +51,7 @@ class Check(Decision):
 
 
 def posterior_predictive_check(
-    posterior: Posterior, draws: int = 25, estimator: str = "snis", cells: np.ndarray | None = None
+    posterior: Posterior, draws: int = 25, estimator: str = "snis", cells: ArrayLike | None = None
 ) -> Check:
     """Compare the counts with counts drawn from the fitted model.
 

@@ -37,7 +37,7 @@ NOTES = {
 
 
 def class_probabilities(
-    posterior: Posterior, estimator: str = "plugin", site: str = "c", cells: np.ndarray | None = None
+    posterior: Posterior, estimator: str = "plugin", site: str = "c", cells: ArrayLike | None = None
 ) -> pd.DataFrame:
     """Return the probability of each class for each cell, [N, C], with the names of the classes as columns.
 
@@ -64,7 +64,7 @@ def class_probabilities(
 
 
 def _read(
-    posterior: Posterior, estimator: str, site: str, cells: np.ndarray | None = None
+    posterior: Posterior, estimator: str, site: str, cells: ArrayLike | None = None
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Class probabilities [N, C], those of the other estimator (missing if there are none), log weights [S, N]."""
     require_posterior(posterior)

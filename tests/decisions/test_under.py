@@ -124,7 +124,7 @@ def test_what_cannot_be_drawn(world):
         sample_under(fitted, "gene1")
     with pytest.raises(ValueError, match="target 'tp53' is none of the 5 genes"):
         sample_under(fitted, ["tp53"], [0.0])
-    with pytest.raises(ValueError, match="n must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, not 0"):
         sample_under(fitted, [], n=0)
     with pytest.raises(TypeError, match="tolerance"):
         sample_under(fitted, [], n=2, tolerance=1e-3)

@@ -171,8 +171,8 @@ def _split(n_cells: int, validation: float | npt.ArrayLike, seed: int) -> tuple[
         order = np.random.default_rng(seed).permutation(n_cells)
         held_out = np.sort(order[: int(share * n_cells)])
     else:
-        held_out = np.unique(row_numbers("validation", validation, n_cells))
+        held_out = np.unique(row_numbers("validation", validation, n_cells, empty=True))
     rows = np.setdiff1d(np.arange(n_cells), held_out)
     if len(rows) < 2:
-        raise ValueError(f"{len(rows)} cells are left for training; at least 2 are needed")
+        raise ValueError(f"validation leaves {len(rows)} of {n_cells} cells for training; at least 2 are needed")
     return rows, held_out

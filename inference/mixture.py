@@ -11,7 +11,7 @@ every moment of w is finite where the likelihood is bounded. Which guide is best
 cell to cell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fresh_guide import model_state
 from fieldguide.inference.messages import caution
@@ -88,8 +89,9 @@ class Mixture:
     def counts(self, particles: int) -> np.ndarray:
         """Return the number of draws of each component [J]: its share of S, rounded, and at least one."""
         wanted = self.shares > 0
+        particles = checked_int("particles", particles, 1)
         if particles < wanted.sum():
-            raise ValueError(f"{particles} particles are too few for {wanted.sum()} components")
+            raise ValueError(f"particles={particles} are too few for {wanted.sum()} components")
         exact = self.shares * particles
         counts = np.maximum(np.floor(exact), wanted).astype(int)
         while counts.sum() != particles:
@@ -208,13 +210,18 @@ def mix(
     >>> mix([first, first.refit("iwae", progress=False)])
     <Mixture: elbo 48%, iwae 48%, prior 5%>
     """
+    if isinstance(fits, Fit) or not isinstance(fits, Iterable):
+        raise TypeError(f"fits must be a list of fits of one model, not {type(fits).__name__}")
     fits = list(fits)
     if not fits:
-        raise ValueError("there is no fit to mix")
+        raise ValueError("fits is empty: there is no fit to mix")
+    odd = next((fit for fit in fits if not isinstance(fit, Fit)), None)
+    if odd is not None:
+        raise TypeError(f"fits must be a list of fits of one model; one of them is {odd!r:.60}")
     same_model(fits)
-    defensive = (0.05 if prior else 0.0) if isinstance(prior, bool) else float(prior)
-    if not 0 <= defensive < 1:
-        raise ValueError(f"prior must be a share in [0, 1), not {prior}")
+    plain = isinstance(prior, bool | np.bool_)
+    defensive = (0.05 if prior else 0.0) if plain else checked_real("prior", prior, at_least=0, below=1)
+    seed = checked_seed(seed)
     equal = np.full(len(fits), 1 / len(fits))
     weights = "equal" if weights is None else weights
     if isinstance(weights, str):
@@ -224,9 +231,10 @@ def mix(
         return mixture if weights == "equal" or len(fits) == 1 else _optimised(mixture, data, seed)
     shares = np.asarray(weights, dtype=np.float64)
     if shares.shape != (len(fits),):
-        raise ValueError(f"{shares.size} weights for {len(fits)} fits")
-    if not np.isfinite(shares).all() or (shares < 0).any():
-        raise ValueError(f"weight {shares[~(shares >= 0)][0] if (~(shares >= 0)).any() else np.inf} is not a share")
+        raise ValueError(f"weights must be one share for each of {len(fits)} fits, not {shares.size}")
+    wrong = shares[~((shares >= 0) & np.isfinite(shares))]
+    if wrong.size:
+        raise ValueError(f"weights must be shares of at least 0, not {wrong[0]:g}")
     if abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f"weights must sum to one (the prior takes its share of the whole), not {shares.sum():g}")
     return Mixture(fits, shares / shares.sum(), defensive)

@@ -188,12 +188,25 @@ class Posterior:
             raise TypeError(f"function must be a callable of the sites' values, not {function!r}")
         parts = []
         for _, weights, values in self.chunks(cells, overrides):
-            result = function(values)
+            result = self._of(function, values)
             share = torch.softmax(weights.log_w.double(), 0).to(result.dtype)
             if estimator == "plugin":
                 share = torch.full_like(share, 1 / self.particles)
             parts.append(torch.einsum("sb,sb...->b...", share, result).cpu().numpy())
         return np.concatenate(parts)
+
+    def _of(self, function: Callable[[Values], Tensor], values: Values) -> Tensor:
+        """What a function makes of the sites' values; an error that says what it must be."""
+        try:
+            result = function(values)
+        except KeyError as error:
+            if error.args and error.args[0] not in values:
+                raise KeyError(f"function reads {error}, but the sites are {', '.join(sorted(values))}") from error
+            raise
+        if not isinstance(result, Tensor) or result.dim() < 2 or len(result) != self.particles:
+            what = f"of shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+            raise TypeError(f"function must return a tensor [S, b, ...] with S = {self.particles} draws, not {what}")
+        return result
 
     def draw(
         self, site: str, draws: int | None = None, resample: bool = True, cells: npt.ArrayLike | None = None

@@ -25,7 +25,8 @@ def stream(seed: int, purpose: str, *numbers: int) -> int:
     (1000005, 104730)
     """
     factor, offset, steps = PURPOSES[purpose]
-    return seed * factor + offset + sum(step * number for step, number in zip(steps, numbers, strict=False))
+    place = seed * factor + offset + sum(step * number for step, number in zip(steps, numbers, strict=False))
+    return place % 2**63
 
 
 @contextmanager

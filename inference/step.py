@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,25 @@ def add_term(losses: Losses, term: Tensor, group: str | None = None) -> Losses:
 def by_group(losses: Losses) -> dict[str, Tensor]:
     """Return one loss for each group: where there is one for all, it is that of model and guide."""
     return losses if isinstance(losses, dict) else {"theta": losses, "phi": losses}
+
+
+def require_losses(losses: Any, objective: Any) -> None:
+    """Raise TypeError unless an objective returned what can be minimised: a scalar, or one for each group.
+
+    Raises
+    ------
+    TypeError
+        Naming the objective and what it returned.
+    """
+    parts = losses if isinstance(losses, dict) else {"": losses}
+    for group, loss in parts.items():
+        if not isinstance(loss, Tensor) or loss.dim():
+            shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r:.60}"
+            where = f" for group '{group}'" if group else ""
+            raise TypeError(f"the objective {objective!r:.60} must return a scalar tensor{where}, not {shape}")
+    if not any(loss.requires_grad for loss in parts.values()):
+        what = "no loss" if not parts else "a loss that depends on no parameter"
+        raise TypeError(f"the objective {objective!r:.60} returned {what}: nothing can be trained by it")
 
 
 class Step:

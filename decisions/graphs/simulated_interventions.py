@@ -1,6 +1,7 @@
 """Cells under interventions that were never made, drawn from a fitted causal graph."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.graphs.program import GraphProgram, gene_names, graph_program
-from fieldguide.inference.checks.arguments import checked_int, checked_seed
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.data.interventions import NONE
 from fieldguide.inference.fitted import Fit
 
@@ -73,6 +74,15 @@ def sample_under(
     table = _values(values, targets, n) if forcing else None
     if not forcing and values is not None:
         raise ValueError("this fit is of imperfect interventions, which force no value on a gene: leave values out")
+    known = signature(program.simulate).parameters
+    unknown = next((name for name in solver if name not in known), None)
+    if unknown is not None:
+        own = ", ".join(name for name in known if name not in ("noise", "targets", "held")) or "none"
+        raise TypeError(f"{type(program).__name__} has no setting '{unknown}' of a solver; it has {own}")
+    if "tolerance" in solver:
+        checked_real("tolerance", solver["tolerance"], above=0)
+    if "max_iterations" in solver:
+        checked_int("max_iterations", solver["max_iterations"], 1)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, len(names), generator=generator, dtype=torch.float64)
     codes = torch.tensor([[place[t] for t in targets] or [NONE]], dtype=torch.int64, device=fitted.device)

@@ -129,6 +129,9 @@ def _wanted(
             raise ValueError(f"gene {str(gene)!r} was not measured by the reference '{reference}' either")
     if not len(columns):
         raise ValueError("genes names no gene")
+    twice = next((gene for gene in genes if genes.count(gene) > 1), None)
+    if twice is not None:
+        raise ValueError(f"genes names {str(twice)!r} twice")
     return columns
 
 

@@ -270,7 +270,10 @@ def probabilities(source, estimator: str, site: str) -> tuple[pd.DataFrame, pd.D
 
 def _truth(truth: ArrayLike, cells: pd.Index) -> np.ndarray:
     """True labels as text, in the order of the cells."""
-    labels = label_texts(aligned("truth", truth, cells))
+    truth = aligned("truth", truth, cells)
+    if np.ndim(truth) != 1:
+        raise ValueError(f"truth must be one label a cell, not of shape {np.shape(truth)}")
+    labels = label_texts(truth)
     missing = np.flatnonzero(pd.isna(labels))
     if missing.size:
         raise ValueError(f"the true label of row {missing[0]} is missing")

@@ -28,7 +28,10 @@ def checked(probability: ArrayLike) -> np.ndarray:
         Naming the row and the class: no rows, fewer than two classes, a missing or impossible probability, a row that
         does not sum to one.
     """
-    values = np.asarray(probability, dtype=np.float64)
+    try:
+        values = np.asarray(probability, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError("probabilities must be numbers, cells x classes") from None
     if values.ndim != 2:
         raise ValueError(f"probabilities must be an array cells x classes, not of shape {values.shape}")
     if values.shape[0] == 0:

@@ -35,7 +35,7 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        path = None if self.checkpoint is None else check_output(checked_path("checkpoint", self.checkpoint))
+        path = None if self.checkpoint is None else _place(self.checkpoint)
         stopping = None if self.early_stopping is False else self.early_stopping
         set_fields(
             self,
@@ -76,3 +76,10 @@ def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
         if not callable(callback):
             raise TypeError(f"callbacks must be callables of the program and a row of the history, not {callback!r}")
     return callbacks
+
+
+def _place(checkpoint: Any) -> Path:
+    try:
+        return check_output(checked_path("checkpoint", checkpoint))
+    except OSError as error:
+        raise type(error)(f"checkpoint: {error}") from None

@@ -16,7 +16,7 @@ from fieldguide.inference.data.minibatches import Dataset, Loader
 from fieldguide.inference.messages import caution
 from fieldguide.inference.program import Batch, Program
 from fieldguide.inference.randomness import stream
-from fieldguide.inference.step import Losses, Step
+from fieldguide.inference.step import Losses, Step, require_losses
 from fieldguide.inference.training.backward import attach
 from fieldguide.inference.training.capture import capture
 from fieldguide.inference.training.held_out import first_loss, first_non_finite, mean_loss, to_device
@@ -200,9 +200,10 @@ class _Trainer:
             scalars = {"kl_weight": self.kl_weight.fill_(weight) if weight < 1 else 1.0}
             scalars["progress"] = self.progress.fill_(done / last)
             losses, logs = self.losses(batch, scalars)
-            self.backward(losses, self.constraints.terms(logs))
             if done == 1:
+                require_losses(losses, self.fit.objective)
                 self.warn_of_idle_groups(losses)
+            self.backward(losses, self.constraints.terms(logs))
             value = first_loss(losses)
             if self.fabric.device.type == "cpu" and not torch.isfinite(value):
                 self.complain(epoch, number, batch)
@@ -283,6 +284,8 @@ def launch(device: str):
         raise ValueError(f"device {device!r} is not known: 'auto', 'cpu', 'cuda' or 'cuda:0'") from None
     if chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r} is not supported: 'auto', 'cpu', 'cuda' or 'cuda:0'")
+    if chosen.type == "cpu" and chosen.index:
+        raise ValueError(f"device {device!r} is not known: there is one CPU, 'cpu'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} is not available: torch sees no CUDA device")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():

@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_names_cell_and_site():
         ({"device": "gpu0"}, "device 'gpu0' is not known"),
         ({"validation": 1.0}, "validation must be a number in .0, 1., not 1"),
         ({"validation": np.array([300])}, "value 0 of it is 300, and there is no such row"),
-        ({"validation": np.arange(299)}, "1 cells are left for training"),
+        ({"validation": np.arange(299)}, "leaves 1 of 300 cells for training"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"objective": "elob"}, "no objective 'elob'"),
         ({"fields": {"y": "X"}}, "no field 'y'"),

@@ -296,13 +296,13 @@ def test_the_first_draws_of_a_mixture_are_from_all_of_its_components():
     ("weights", "prior", "message"),
     [
         ([0.5, 0.6], True, "weights must sum to one .* not 1.1"),
-        ([1.5, -0.5], True, "weight -0.5 is not a share"),
-        ([np.nan, 1.0], True, "weight nan is not a share"),
+        ([1.5, -0.5], True, "weights must be shares of at least 0, not -0.5"),
+        ([np.nan, 1.0], True, "weights must be shares of at least 0, not nan"),
         ([0.0, 0.0], True, "weights must sum to one .* not 0"),
-        ([1.0], True, "1 weights for 2 fits"),
+        ([1.0], True, "one share for each of 2 fits, not 1"),
         ("best", True, "weights must be 'equal', 'optimised' or 2 shares, not 'best'"),
-        (None, 1.0, "prior must be a share in \\[0, 1\\), not 1.0"),
-        (None, -0.1, "prior must be a share"),
+        (None, 1.0, "prior must be a number in \\[0, 1\\), not 1"),
+        (None, -0.1, "prior must be a number"),
     ],
 )
 def test_bad_shares_are_refused(weights, prior, message):
@@ -314,7 +314,7 @@ def test_other_bad_input_is_refused():
     one, other = gauss1d("wide", 3), gauss1d("near", 3)
     with pytest.raises(ValueError, match="there is no fit to mix"):
         mix([])
-    with pytest.raises(ValueError, match="2 particles are too few for 3 components"):
+    with pytest.raises(ValueError, match="particles=2 are too few for 3 components"):
         mix([one, other]).posterior(particles=2)
     changed = copy.deepcopy(other)
     with torch.no_grad():

@@ -210,12 +210,13 @@ class GIMVI(Program):
             values = torch.log1p(read / sums[:, None].clamp(min=1) * self.median_total[m])
             self.feature_loc[m], self.feature_scale[m] = values.mean(0), values.std(0)
         self.feature_scale.clamp_(min=1e-2)
-        for row in rows.unique():
+        every = totals.log()
+        for row in range(self.n_rows):  # a batch without training cells has the library of all cells, and no dispersion
             inside = rows == row
-            self.row_modality[row] = one_hot(modality[inside], self.n_modality).mean(0)
-            logs = totals[inside].log()
-            spread = logs.std() if len(logs) > 1 else totals.log().std()
-            self.library_prior[row] = torch.stack((logs.mean(), spread.clamp(min=0.01)))
+            self.row_modality[row] = one_hot(modality[inside], self.n_modality).sum(0) / inside.sum().clamp(min=1)
+            logs = every[inside] if inside.any() else every
+            spread = logs if inside.sum() > 1 else every
+            self.library_prior[row] = torch.stack((logs.mean(), spread.std().clamp(min=0.01)))
 
     # ---- model --------------------------------------------------------------------------------------------
     def model(self, batch: Batch) -> None:

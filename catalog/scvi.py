@@ -124,15 +124,18 @@ class SCVI(Program):
         self.register_buffer("prior_loc", torch.zeros(n_latent))
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Set the prior of a latent library: mean and variance of the log totals of each batch's training cells."""
+        """Set the prior of a latent library: mean and variance of the log totals of each batch's training cells.
+
+        A batch without training cells has those of all of them.
+        """
         if self.library == "observed":
             return
         pairs = [(self.codes(b), b["counts"].sum(-1).log()) for b in batches]
         codes, totals = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        for code in codes.unique():
+        for code in range(self.n_batch):
             inside = totals[codes == code]
-            variance = inside.var() if len(inside) > 1 else totals.var()
-            self.library_prior[code] = torch.stack((inside.mean(), variance.sqrt().clamp(min=0.01)))
+            inside, spread = inside if len(inside) else totals, inside if len(inside) > 1 else totals
+            self.library_prior[code] = torch.stack((inside.mean(), spread.var().sqrt().clamp(min=0.01)))
 
     def model(self, batch: Batch) -> None:
         covariates = self.covariates(batch)

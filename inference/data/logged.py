@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.inference.data.fields import Field, Matrix, Positive
+from fieldguide.inference.checks.labels import label_text
+from fieldguide.inference.data.matrices import lacks_matrix, single, whole_numbers
 from fieldguide.inference.data.reading import (
     SchemaError,
     codes_of,
     column_of,
     has_column,
-    lacks_matrix,
     n_rows,
     numbers,
     require_complete,
-    whole_numbers,
 )
 from fieldguide.inference.data.storage import DenseStore
 
@@ -31,9 +31,9 @@ class Levels(Field):
         column = column_of(name, data, place)
         require_complete(name, place, column)
         if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
-            levels = [str(c) for c in column.cat.categories if (column == c).any()]
+            levels = [label_text(c) for c in column.cat.categories if (column == c).any()]
         elif pd.api.types.is_numeric_dtype(column):
-            levels = [str(v) for v in sorted(pd.unique(column))]
+            levels = [label_text(v) for v in sorted(pd.unique(column))]
         else:
             raise SchemaError(
                 f"field '{name}': column {place!r} has no order: make it numeric or an ordered categorical"
@@ -58,7 +58,7 @@ class Outcome(Field):
     def read(self, name, data, place, state):
         if not has_column(data, place):
             return DenseStore(np.zeros(n_rows(data), dtype=np.float32))
-        return DenseStore(numbers(name, data, place).astype(np.float32))
+        return DenseStore(single(name, place, data, numbers(name, data, place)))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """NODAGS-Flow: a graph with cycles from interventions, by the likelihood of a steady state (Sethuraman et al. 2023)."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import pyro
 import torch
@@ -14,6 +15,7 @@ from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.catalog.parts.steady_state import SteadyState, steady_state
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Number, Range, Size, Weight, checked
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 from fieldguide.inference.step import add_term
@@ -85,25 +87,24 @@ class NODAGS(Program):
     latent = "noise"
     centre: Tensor
 
+    @checked
     def __init__(
         self,
         n_features: int,
         activation: str = "none",
-        n_hidden: int = 0,
-        contraction: float | None = 0.99,
+        n_hidden: Number = 0,
+        contraction: Annotated[float, Range(above=0, below=1)] | None = 0.99,
         precondition: bool = False,
         gates: str = "none",
         log_det: str = "exact",
-        terms: int = 10,
-        stop: float | None = None,
-        sparsity: float = 0.01,
+        terms: Size = 10,
+        stop: Annotated[float, Range(above=0, at_most=1)] | None = None,
+        sparsity: Weight = 0.01,
     ) -> None:
         super().__init__()
         one_of("log_det", log_det, LOG_DETS)
         if contraction is None and log_det != "exact":
             raise ValueError(f"log_det={log_det!r} needs a contractive map: give contraction, or log_det='exact'")
-        if sparsity < 0:
-            raise ValueError(f"sparsity must not be negative: {sparsity}")
         self.map = ContractiveMap(n_features, activation, n_hidden, contraction, gates, precondition)
         self.loc = nn.Parameter(torch.zeros(n_features))
         self.log_noise = nn.Parameter(torch.zeros(n_features))

@@ -28,7 +28,7 @@ def label_texts(values: Any) -> np.ndarray:
 
 
 def label_codes(name: str, values: Any, known: Sequence[str]) -> np.ndarray:
-    """Return the place of each label among known ones, int64 [N], found as by `find_label`; -1 where it is none of them.
+    """Return the place of each label among known ones, int64 [N], as `find_label` does; -1 where it is none of them.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def label_codes(name: str, values: Any, known: Sequence[str]) -> np.ndarray:
 
 
 def _distinct(values: Any) -> tuple[np.ndarray, list]:
-    """Codes int64 [N] of the distinct labels, -1 where one is missing, and these labels; 1, True and 1.0 are distinct."""
+    """Codes int64 [N], -1 where a label is missing, and the distinct labels; 1, True and 1.0 are distinct."""
     series = values if isinstance(values, pd.Series) else pd.Series(values)
     if series.dtype != object:
         codes, distinct = pd.factorize(series)

@@ -1,7 +1,7 @@
 """The kinds of field: what each reads, the checks that the values must pass, and what is remembered of them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -43,6 +43,8 @@ class Field:
 
     place: str = ""
     optional: bool = False
+    expandable: ClassVar[bool] = False
+    """Whether a program may be built for more than the data has: categories can be few, columns of a matrix cannot."""
 
     def learn(self, name: str, data, place) -> dict[str, Any]:
         """Return what has to be remembered of the training data (plain JSON values)."""
@@ -92,6 +94,8 @@ class Counts(Field):
 @dataclass(frozen=True)
 class Category(Field):
     """A categorical column of ``obs``; each cell's code, int64 [N]."""
+
+    expandable = True
 
     def learn(self, name, data, place):
         return {"categories": categories_of(name, place, column_of(name, data, place))}

@@ -23,6 +23,8 @@ class Labels(Field):
     then no cell is labelled.
     """
 
+    expandable = True
+
     def learn(self, name, data, place):
         labels, known = _labels(column_of(name, data, place))
         used = pd.unique(labels[known])

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference.data.fields import Field, Matrix, Positive
 from fieldguide.inference.checks.labels import label_text
+from fieldguide.inference.data.fields import Field, Matrix, Positive
 from fieldguide.inference.data.matrices import lacks_matrix, single, whole_numbers
 from fieldguide.inference.data.reading import (
     SchemaError,
@@ -26,6 +26,8 @@ class Levels(Field):
 
     Numbers are ordered by size, an ordered categorical as it says. New data may lack the column: then every code is -1.
     """
+
+    expandable = True
 
     def learn(self, name, data, place):
         column = column_of(name, data, place)
@@ -83,6 +85,7 @@ class Codes(Field):
         False where new data may lack the matrix: then every code is -1.
     """
 
+    expandable = True
     of: str = ""
     later: bool = True
 

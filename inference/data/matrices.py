@@ -83,8 +83,8 @@ def learnt_names(name: str, table: Table) -> list[str] | None:
     twice = None if table.names is None else _twice(table.names)
     if twice is not None:
         raise SchemaError(
-            f"field '{name}': {twice!r} is the name of several columns; give each its own (adata.var_names_make_unique() "
-            "marks them) or add them up"
+            f"field '{name}': {twice!r} is the name of several columns; give each its own "
+            "(adata.var_names_make_unique() marks them) or add them up"
         )
     return table.names
 

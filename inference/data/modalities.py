@@ -11,7 +11,14 @@ import scipy.sparse as sp
 from fieldguide.inference.checks.labels import label_text, label_texts
 from fieldguide.inference.data.fields import Category
 from fieldguide.inference.data.matrices import check_counts, table_of
-from fieldguide.inference.data.reading import SchemaError, categories_of, cell_name, codes_of, column_of, require_complete
+from fieldguide.inference.data.reading import (
+    SchemaError,
+    categories_of,
+    cell_name,
+    codes_of,
+    column_of,
+    require_complete,
+)
 from fieldguide.inference.data.storage import DenseStore
 
 COLUMN = "modality"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.arguments import checked_int
 from fieldguide.inference.data.fields import Field
 from fieldguide.inference.data.reading import SchemaError, check_data, check_lengths, is_present, listed
 from fieldguide.inference.data.storage import Store
@@ -137,6 +138,21 @@ class FittedSchema:
         for name, state in self.states.items():
             implied |= self.schema.fields[name].sizes(name, state)
         return implied
+
+    def check_sizes(self, implied: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Raise ValueError for a size given by hand that contradicts the data, naming it and the field."""
+        for name, field in self.schema.fields.items():
+            if name not in self.states:
+                if given.get(f"n_{name}") not in (None, 0, 1):
+                    raise ValueError(f"n_{name}={given[f'n_{name}']} is given, but the data have no field '{name}'")
+                continue
+            for size in field.sizes(name, self.states[name]).keys() & implied.keys() & given.keys():
+                own, wanted = implied[size], given[size]
+                if own is None or own == (tuple(wanted) if isinstance(own, tuple) and wanted else wanted):
+                    continue
+                larger = field.expandable and isinstance(own, int) and checked_int(size, wanted) > own
+                if not larger:
+                    raise ValueError(f"{size} is {own!r:.60} by the field '{name}' of the data, not {wanted!r:.60}")
 
     def describe(self) -> dict[str, Any]:
         """Return places and states as JSON values, for checkpoints."""

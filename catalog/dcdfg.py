@@ -101,8 +101,8 @@ class DCDFG(SettlingGraph):
         n_hidden: Size = 16,
         masks: Size | None = 8,
         prior: Annotated[float, Range(above=0, below=1)] | None = None,
-        order: Annotated[float, Range(above=0, at_most=1)] = 0.55,
-        settle: Annotated[float, Range(above=0, at_most=1)] = 0.8,
+        order: float = 0.55,
+        settle: float = 0.8,
     ) -> None:
         one_of("mechanism", mechanism, ("mlp", "linear"))
         one_of("interventions", interventions, ("perfect", "imperfect"))

@@ -132,7 +132,7 @@ class Continuous(Field):
             deviation = values.std(0)
         for column, spread in zip(listed(place), deviation, strict=True):
             if not spread > 0:
-                raise SchemaError(f"field '{name}': column {column!r} is constant")
+                raise SchemaError(f"field '{name}': column {column!r} is constant in the {len(values)} cells")
             if not np.isfinite(spread):
                 raise SchemaError(f"field '{name}': column {column!r} has values too large to square; use another unit")
         return {"mean": values.mean(0).tolist(), "deviation": deviation.tolist()}

@@ -79,7 +79,7 @@ def table_of(name: str, data, place: Any, trained: list[str] | None = None, flat
 def learnt_names(name: str, table: Table) -> list[str] | None:
     """Return the names of the columns to remember; SchemaError for a matrix without columns, or a name twice."""
     if not table.width:
-        raise SchemaError(f"field '{name}': the matrix has no column")
+        raise SchemaError(f"field '{name}': the matrix has no columns: there is no gene or feature in it")
     twice = None if table.names is None else _twice(table.names)
     if twice is not None:
         raise SchemaError(

@@ -25,8 +25,10 @@ def check_data(data: Any) -> None:
 
 
 def check_lengths(data: Any, places: Mapping[str, Any]) -> None:
-    """Raise SchemaError if the arrays of a dict that fields are read from differ in their number of rows."""
+    """Raise SchemaError for data without cells, and for arrays of a dict that differ in their number of rows."""
     if isinstance(data, anndata.AnnData | pd.DataFrame):
+        if not len(data):
+            raise SchemaError("the data has no cells")
         return
     sizes = {}
     for name, place in places.items():
@@ -38,6 +40,8 @@ def check_lengths(data: Any, places: Mapping[str, Any]) -> None:
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{key!r} has {rows}" for key, rows in sizes.items())
         raise SchemaError(f"the arrays differ in their number of rows: {said}")
+    if 0 in sizes.values():
+        raise SchemaError("the data has no cells")
 
 
 def listed(place: Any) -> list[str]:

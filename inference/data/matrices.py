@@ -103,9 +103,11 @@ def check_counts(name: str, data, table: Table, empty: bool = False) -> np.ndarr
     genes = np.zeros(table.width)
     for start, block in _blocks(table.values):
         values: Any = block.data if sp.issparse(block) else block
-        wrong = (values < 0) | (values > LARGEST)
+        wrong = values < 0
+        if values.dtype.itemsize > 2:  # smaller types cannot hold more
+            wrong |= values > LARGEST
         if values.dtype.kind == "f":
-            wrong |= values != np.floor(values)  # nan is not its own floor, and infinity is above the largest
+            wrong |= (values != np.floor(values)) | np.isinf(values)  # nan is not its own floor
         if wrong.any():
             row, column, value = _first(block, wrong)
             where = f"cell {cell_name(data, start + row)!r}, gene {table.called(column)} is {shown(value)}"

@@ -95,7 +95,7 @@ def numbers(name: str, data, column: str) -> np.ndarray:
     """A column of finite numbers, float64 [N]."""
     series = column_of(name, data, column)
     try:
-        if pd.api.types.is_complex_dtype(series.dtype):
+        if series.dtype.kind in "cmM":
             raise TypeError
         values = series.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):

@@ -36,7 +36,7 @@ class Schema:
     def __init__(self, **fields: Field) -> None:
         self.fields = fields
 
-    def learn(self, data, places: Mapping[str, Any] | None = None) -> "FittedSchema":
+    def learn(self, data, places: Any = None) -> "FittedSchema":
         """Check ``data`` and remember what new data will have to match.
 
         Parameters

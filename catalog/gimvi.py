@@ -122,7 +122,7 @@ class GIMVI(Program):
         self,
         n_genes: Size,
         n_modality: Size = 1,
-        measured: Sequence[Sequence[int]] | None = None,
+        measured: Sequence[Any] | None = None,
         n_batch: Size = 1,
         n_latent: Size = 20,
         n_hidden: Size = 128,

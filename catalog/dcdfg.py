@@ -1,7 +1,6 @@
 """DCD-FG: causal graphs from interventions, through few factors or of all pairs of genes (Lopez et al. 2022)."""
 
 from collections.abc import Iterable
-from typing import Annotated
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +14,7 @@ from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.catalog.parts.settling_graph import SettlingGraph
 from fieldguide.inference import ELBO, Acyclicity, AugmentedLagrangian, Constraint, EdgeCount, Matrix, Penalty, Schema
 from fieldguide.inference.checks.arguments import one_of
-from fieldguide.inference.checks.ranges import Range, Size, checked
+from fieldguide.inference.checks.ranges import Chance, Size, checked
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 
@@ -100,7 +99,7 @@ class DCDFG(SettlingGraph):
         interventions: str = "perfect",
         n_hidden: Size = 16,
         masks: Size | None = 8,
-        prior: Annotated[float, Range(above=0, below=1)] | None = None,
+        prior: Chance | None = None,
         order: float = 0.55,
         settle: float = 0.8,
     ) -> None:

@@ -1,7 +1,6 @@
 """NODAGS-Flow: a graph with cycles from interventions, by the likelihood of a steady state (Sethuraman et al. 2023)."""
 
 from collections.abc import Iterable
-from typing import Annotated
 
 import pyro
 import torch
@@ -15,7 +14,7 @@ from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.catalog.parts.steady_state import SteadyState, steady_state
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
-from fieldguide.inference.checks.ranges import Number, Range, Size, Weight, checked
+from fieldguide.inference.checks.ranges import Chance, Number, Part, Size, Weight, checked
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 from fieldguide.inference.step import add_term
@@ -93,12 +92,12 @@ class NODAGS(Program):
         n_features: int,
         activation: str = "none",
         n_hidden: Number = 0,
-        contraction: Annotated[float, Range(above=0, below=1)] | None = 0.99,
+        contraction: Chance | None = 0.99,
         precondition: bool = False,
         gates: str = "none",
         log_det: str = "exact",
         terms: Size = 10,
-        stop: Annotated[float, Range(above=0, at_most=1)] | None = None,
+        stop: Part | None = None,
         sparsity: Weight = 0.01,
     ) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Masks over the edges of a graph that is settled in the course of the training: first its order, then its edges."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,11 +8,9 @@ from torch import Tensor, nn
 
 from fieldguide.catalog.parts.edge_masks import softmax
 from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part
-from fieldguide.inference.checks.ranges import Range, Size, checked
+from fieldguide.inference.checks.ranges import Part, Size, checked
 from fieldguide.inference.program import Program
 
-PartOf = Annotated[float, Range(above=0, at_most=1)]
-"""A share of the training, up to all of it."""
 SPEED = 2.0
 """How much faster logits of masks move than other parameters, at the one learning rate there is."""
 SURE = 1e4
@@ -45,7 +43,7 @@ class SettlingGraph(Program):
     against: Tensor
 
     @checked
-    def __init__(self, n_features: Size, rank: Size | None, order: PartOf, settle: PartOf) -> None:
+    def __init__(self, n_features: Size, rank: Size | None, order: Part, settle: Part) -> None:
         super().__init__()
         self.rank, self.order, self.settle = rank, order, settle
         self.shape = (n_features, n_features, 2) if rank is None else (n_features, rank, 3)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeVar
 
-from fieldguide.inference.checks.arguments import checked_flag, checked_int, checked_real
+from fieldguide.inference.checks.arguments import LARGEST_SEED, checked_flag, checked_int, checked_real
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,8 +31,14 @@ Classes = Annotated[int, Range(at_least=2)]
 """A number of things that are told apart."""
 Share = Annotated[float, Range(at_least=0, below=1)]
 """A share that is not all, such as dropout."""
+Chance = Annotated[float, Range(above=0, below=1)]
+"""A probability that is neither 0 nor 1."""
+Part = Annotated[float, Range(above=0, at_most=1)]
+"""A share of which there is some, up to all of it."""
 Weight = Annotated[float, Range(at_least=0)]
 """A weight or a standard deviation: at least 0, and finite."""
+Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
+"""What a stream of random numbers starts from."""
 
 
 def checked(function: F) -> F:

@@ -280,7 +280,7 @@ def _real(name: str, raw: Any, names: list[str] | None, data, flat: bool) -> Any
     if isinstance(values, BackedStore | sp.csr_matrix):
         kind = (values.stored if isinstance(values, BackedStore) else values.dtype).kind
         _require_real(name, kind, values.dtype)
-        return values.astype(np.uint8) if kind == "b" and sp.issparse(values) else values
+        return values.astype(np.uint8) if kind == "b" and isinstance(values, sp.csr_matrix) else values
     values = real_array(name, values, data, names)
     if values.ndim == 1 and flat:
         values = values[:, None]

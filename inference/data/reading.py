@@ -149,5 +149,5 @@ def n_rows(data) -> int:
     """Number of cells."""
     if isinstance(data, anndata.AnnData | pd.DataFrame):
         return len(data)
-    first = next(iter(data.values()), ())
+    first: Any = next(iter(data.values()), ())
     return first.shape[0] if sp.issparse(first) else len(first)

@@ -133,7 +133,8 @@ class BackedStore(Store):
     @property
     def stored(self) -> np.dtype:
         """The type of the numbers in the file."""
-        return (self.group["data"] if isinstance(self.group, h5py.Group) else self.group).dtype
+        values: Any = self.group["data"] if isinstance(self.group, h5py.Group) else self.group
+        return values.dtype
 
     @classmethod
     def open(cls, data: anndata.AnnData, place: str) -> "BackedStore":

@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_names_cell_and_site():
         ({"validation": 1.0}, "validation must be a share"),
         ({"validation": np.array([300])}, "validation names row 300"),
         ({"validation": np.arange(299)}, "1 cells are left for training"),
-        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"batch_size": 0}, "batch_size must be"),
         ({"objective": "elob"}, "no objective 'elob'"),
         ({"fields": {"y": "X"}}, "no field 'y'"),
     ],

@@ -88,7 +88,7 @@ def _labels(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Labels as text, and which cells have one."""
     labels, known = label_texts(column), column.notna().to_numpy()
     if _all_whole(column[known]):
-        known &= labels != str(UNLABELLED)
+        known = known & (labels != str(UNLABELLED))
     return labels, known
 
 

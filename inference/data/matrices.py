@@ -212,7 +212,7 @@ def _of_anndata(name: str, data: anndata.AnnData, place: Any) -> tuple[Any, list
 def _matrices(data: anndata.AnnData, place: str = "") -> str:
     """Where there are matrices, for a message."""
     places = [] if data.X is None else ["'X'"]
-    places += [f"'layers/{key}'" for key in data.layers] + [f"'obsm/{key}'" for key in data.obsm]
+    places += [f"'layers/{key}'" for key in data.layers if key is not None] + [f"'obsm/{key}'" for key in data.obsm]
     said = f"matrices are at {', '.join(places) or 'no place'}; columns of obs are given as a list"
     if place.partition("/")[0] in ("raw", ".raw"):
         said += ". .raw is not read: adata.layers['counts'] = adata.raw[:, adata.var_names].X makes it 'layers/counts'"

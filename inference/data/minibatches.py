@@ -10,6 +10,7 @@ import torch
 
 from fieldguide.inference.checks.arguments import checked_int
 from fieldguide.inference.data.matrices import dense, real_array
+from fieldguide.inference.data.reading import check_one_index
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.data.storage import BLOCK, WINDOW, DenseStore, Store
 from fieldguide.inference.program import Batch
@@ -81,6 +82,7 @@ def read(data, schema: FittedSchema | None) -> Dataset:
             raise TypeError(f"a program without a schema reads a dict of arrays, not {type(data).__name__}")
         if not len(data):
             raise ValueError("the data has no cells: there is no array in it")
+        check_one_index(dict(data))
         return Dataset({str(name): _array(str(name), values) for name, values in data.items()}, None, None)
     stores = schema.read(data)
     labelled = isinstance(data, anndata.AnnData)

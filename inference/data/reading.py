@@ -6,8 +6,8 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
+from fieldguide.inference.checks.aligning import unnamed
 from fieldguide.inference.checks.labels import label_codes, label_texts
 
 
@@ -30,18 +30,34 @@ def check_lengths(data: Any, places: Mapping[str, Any]) -> None:
         if not len(data):
             raise SchemaError("the data has no cells")
         return
-    sizes = {}
-    for name, place in places.items():
-        for key in dict.fromkeys([*listed(place), name]):
-            values = data.get(key)
-            rows = values.shape[:1] if hasattr(values, "shape") else (len(values),) if isinstance(values, Sized) else ()
-            if rows and not isinstance(values, str):
-                sizes[str(key)] = int(rows[0])
+    read = {key: data[key] for name, at in places.items() for key in (*listed(at), name) if key in data}
+    sizes = {key: rows for key, values in read.items() if (rows := _rows(values)) is not None}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{key!r} has {rows}" for key, rows in sizes.items())
         raise SchemaError(f"the arrays differ in their number of rows: {said}")
     if 0 in sizes.values():
         raise SchemaError("the data has no cells")
+    check_one_index(read)
+
+
+def check_one_index(columns: Mapping[Any, Any]) -> None:
+    """Raise SchemaError where Series and frames that are read together name their rows otherwise."""
+    tables = {key: values for key, values in columns.items() if isinstance(values, pd.Series | pd.DataFrame)}
+    named = {key: table.index for key, table in tables.items() if not unnamed(table.index)}
+    first = next(iter(named), None)
+    for key, index in named.items():
+        if first is not None and not index.equals(named[first]):
+            raise SchemaError(
+                f"{key!r} and {first!r} do not name their rows alike, in one order: put {key!r} in order by "
+                f"{key}.loc[{first}.index], or pass arrays, which are taken by position"
+            )
+
+
+def _rows(values: Any) -> int | None:
+    """Number of rows of what has any."""
+    if hasattr(values, "shape"):
+        return int(values.shape[0]) if values.shape else None
+    return len(values) if isinstance(values, Sized) and not isinstance(values, str | bytes) else None
 
 
 def listed(place: Any) -> list[str]:
@@ -149,5 +165,4 @@ def n_rows(data) -> int:
     """Number of cells."""
     if isinstance(data, anndata.AnnData | pd.DataFrame):
         return len(data)
-    first: Any = next(iter(data.values()), ())
-    return first.shape[0] if sp.issparse(first) else len(first)
+    return next(rows for values in data.values() if (rows := _rows(values)) is not None)

@@ -10,6 +10,7 @@ import fieldguide.inference as fi
 from fieldguide.inference import Category, Counts, Labels, Matrix, Schema, SchemaError
 from fieldguide.inference.data.fields import UnitInterval, Values
 from fieldguide.inference.data.logged import Items, Outcome
+from fieldguide.inference.data.minibatches import read
 
 NAMES = ["a", "b", "c", "d"]
 ORDER = [2, 0, 3, 1]
@@ -205,6 +206,19 @@ def test_flags_and_whole_numbers_of_a_frame_are_features():
     assert learnt.states["x"]["features"] == [*NAMES, "flag", "few"]
     read = values_of(learnt.read(table(flag=[True, False] * 6, few=pd.array([1, 2] * 6, dtype="Int64")))["x"])
     assert read[:2, 4:].tolist() == [[1, 1], [0, 2]]
+
+
+def test_series_and_frames_in_a_dict_name_their_cells_alike():
+    x, group = frame(X, NAMES), OBS["group"]
+    schema = Schema(x=Matrix(), batch=Category("batch"))
+    learnt = schema.learn({"x": x, "batch": group})
+    for data in ({"x": x, "batch": group[::-1]}, {"x": x[::-1], "batch": group}):
+        with pytest.raises(SchemaError, match="'batch' and 'x' do not name their rows alike, in one order"):
+            learnt.read(data)
+    by_position = learnt.read({"x": x, "batch": group[::-1].reset_index(drop=True)})["batch"]
+    assert values_of(by_position).tolist() == [1, 1, 0] * 4
+    with pytest.raises(SchemaError, match="'y' and 'x' do not name their rows alike"):
+        read({"x": x["a"], "y": x["b"][::-1]}, None)
 
 
 # ---- files on disk -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.catalog.parts.settling_graph import SettlingGraph
 from fieldguide.inference import ELBO, Acyclicity, AugmentedLagrangian, Constraint, EdgeCount, Matrix, Penalty, Schema
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Chance, Size, checked
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 
@@ -89,15 +90,16 @@ class DCDFG(SettlingGraph):
     spread: Tensor
     w1: Tensor
 
+    @checked
     def __init__(
         self,
         n_features: int,
-        rank: int | None = 20,
+        rank: Size | None = 20,
         mechanism: str = "mlp",
         interventions: str = "perfect",
-        n_hidden: int = 16,
-        masks: int | None = 8,
-        prior: float | None = None,
+        n_hidden: Size = 16,
+        masks: Size | None = 8,
+        prior: Chance | None = None,
         order: float = 0.55,
         settle: float = 0.8,
     ) -> None:
@@ -105,10 +107,8 @@ class DCDFG(SettlingGraph):
         one_of("interventions", interventions, ("perfect", "imperfect"))
         if n_features < 2:
             raise ValueError(f"a graph needs at least two genes, not {n_features}")
-        if (rank is not None and rank < 1) or (masks is not None and masks < 1):
-            raise ValueError("rank and masks must be at least 1, or None")
-        if prior is not None and (masks is None or not 0 < prior < 1):
-            raise ValueError("prior must be a probability in (0, 1), and needs masks that cells share (masks=1, say)")
+        if prior is not None and masks is None:
+            raise ValueError("prior needs masks that cells share (masks=1, say)")
         super().__init__(n_features, rank, order, settle)
         self.mechanism, self.interventions, self.masks, self.prior = mechanism, interventions, masks, prior
         m = self.shape[1]

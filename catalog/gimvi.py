@@ -16,12 +16,16 @@ from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import NormLayers, bounded_exp, one_hot
 from fieldguide.inference import ELBO, Category, Counts, Modality, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Number, Share, Size, Weight, checked
 from fieldguide.inference.constraints.measures import mmd, multiquadric_gram
+from fieldguide.inference.data.matrices import real_array
 from fieldguide.inference.program import Batch
 from fieldguide.inference.step import Losses, add_term, by_group
 
 UNMEASURED = -1e4
 """Logit of a gene that the modality of the cell does not measure: its mean is zero, and zero counts say nothing."""
+LIBRARY = ("latent", "observed")
+"""Libraries as published: of sequencing, and of all other modalities."""
 
 
 @entry(
@@ -113,43 +117,40 @@ class GIMVI(Program):
     median_total: Tensor
     n_cells: Tensor
 
+    @checked
     def __init__(
         self,
-        n_genes: int,
-        n_modality: int = 1,
-        measured: Sequence[Sequence[int]] | None = None,
-        n_batch: int = 1,
-        n_latent: int = 20,
-        n_hidden: int = 128,
-        n_layers: int = 0,
-        dropout: float = 0.0,
+        n_genes: Size,
+        n_modality: Size = 1,
+        measured: Sequence[Any] | None = None,
+        n_batch: Size = 1,
+        n_latent: Size = 20,
+        n_hidden: Size = 128,
+        n_layers: Number = 0,
+        dropout: Share = 0.0,
         likelihood: str | Sequence[str] = "nb",
-        library: str | Sequence[str] = ("latent", "observed"),
+        library: str | Sequence[str] = LIBRARY,
         encoder: str = "common",
-        masking: float = 0.1,
+        masking: Share = 0.1,
         features: str = "standardised",
         mixing: str = "critic",
-        kappa: float = 5.0,
-        efficiency: float = 1.0,
+        kappa: Weight = 5.0,
+        efficiency: Weight = 1.0,
         balance: bool = True,
     ) -> None:
         super().__init__()
         self.likelihood = _each("likelihood", likelihood, n_modality, LIKELIHOODS)
+        library = library[:n_modality] if library == LIBRARY else library
         self.library = _each("library", library, n_modality, ("observed", "latent"))
         one_of("mixing", mixing, ("critic", "mmd", "none"))
         one_of("features", features, ("standardised", "log1p"))
         one_of("encoder", encoder, ("common", "by_modality"))
-        if not 0 <= masking < 1:
-            raise ValueError(f"masking must be a share in [0, 1), not {masking}")
-        for name, value in (("kappa", kappa), ("efficiency", efficiency)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, not {value}")
         self.by_batch = n_batch > 1
         self.n_modality, self.n_rows = n_modality, n_batch if self.by_batch else n_modality
         self.features, self.kappa, self.efficiency, self.balance = features, kappa, efficiency, balance
         self.mixing = mixing if n_modality > 1 and kappa > 0 else "none"
         everything = torch.ones(n_modality, n_genes)
-        table = everything if measured is None else torch.as_tensor(measured, dtype=torch.get_default_dtype())
+        table = everything if measured is None else torch.from_numpy(real_array("measured", measured)).to(everything)
         self.register_buffer("measured", table)
         if self.measured.shape != (n_modality, n_genes):
             raise ValueError(f"measured is {tuple(self.measured.shape)}, not {n_modality} modalities x {n_genes} genes")
@@ -210,12 +211,14 @@ class GIMVI(Program):
             values = torch.log1p(read / sums[:, None].clamp(min=1) * self.median_total[m])
             self.feature_loc[m], self.feature_scale[m] = values.mean(0), values.std(0)
         self.feature_scale.clamp_(min=1e-2)
-        for row in rows.unique():
+        logs, latent = totals.log(), self.has_latent_library({"modality": modality})
+        others = logs if latent is None else logs[latent]  # what a batch without training cells is taken to be like
+        for row in range(self.n_rows):
             inside = rows == row
-            self.row_modality[row] = one_hot(modality[inside], self.n_modality).mean(0)
-            logs = totals[inside].log()
-            spread = logs.std() if len(logs) > 1 else totals.log().std()
-            self.library_prior[row] = torch.stack((logs.mean(), spread.clamp(min=0.01)))
+            self.row_modality[row] = one_hot(modality[inside], self.n_modality).sum(0) / inside.sum().clamp(min=1)
+            own = logs[inside] if inside.any() else others
+            spread = (own if len(own) > 1 else logs).std()
+            self.library_prior[row] = torch.stack((own.mean(), spread.clamp(min=0.01)))
 
     # ---- model --------------------------------------------------------------------------------------------
     def model(self, batch: Batch) -> None:
@@ -369,10 +372,12 @@ class GIMVI(Program):
         return torch.tensor([k == "latent" for k in self.library], device=self.origin.device)[batch["modality"]]
 
 
-def _each(name: str, value: str | Sequence[str], n: int, allowed: Iterable[str]) -> tuple[str, ...]:
-    given = [value] if isinstance(value, str) else list(value)
+def _each(name: str, value: Any, n: int, allowed: Iterable[str]) -> tuple[str, ...]:
+    given = list(value) if isinstance(value, list | tuple) else [value]
     for one in given:
         one_of(name, one, allowed)
     if not given:
         raise ValueError(f"{name} names nothing; it takes {', '.join(allowed)}")
+    if len(given) > n:
+        raise ValueError(f"{name} names {len(given)} for {n} modalities: one each, or one for all")
     return tuple((given + given[-1:] * n)[:n])

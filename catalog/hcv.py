@@ -15,6 +15,7 @@ from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import Layers, join
 from fieldguide.inference import ELBO, Continuous, Counts, Program, Schema, hsic
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Share, Size, checked
 from fieldguide.inference.program import Batch
 
 TECHNICAL = 25
@@ -86,15 +87,16 @@ class HCV(Program):
     nuisance = ("u",)
     library_prior: Tensor
 
+    @checked
     def __init__(
         self,
-        n_genes: int,
-        n_quality: int = 1,
-        n_latent: int = 5,
-        n_nuisance: int = 3,
-        n_hidden: int = 128,
-        n_layers: int = 1,
-        dropout: float = 0.1,
+        n_genes: Size,
+        n_quality: Size = 1,
+        n_latent: Size = 5,
+        n_nuisance: Size = 3,
+        n_hidden: Size = 128,
+        n_layers: Size = 1,
+        dropout: Share = 0.1,
         likelihood: str = "zinb",
         library: str = "observed",
         guide: str = "mean_field",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fieldguide.catalog.declare import entry
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Classes, Size, checked
 from fieldguide.inference.data.logged import Levels, Outcome, RowWeight
 from fieldguide.inference.program import Batch
 
@@ -72,15 +73,16 @@ class Incentives(Program):
     base_rate: Tensor
     unit: Tensor
 
+    @checked
     def __init__(
         self,
-        n_features: int,
-        n_level: int,
+        n_features: Size,
+        n_level: Classes,
         shape: str = "concave",
         outcome: str = "bernoulli",
-        n_hidden: int = 64,
-        n_representation: int = 16,
-        n_head: int = 64,
+        n_hidden: Size = 64,
+        n_representation: Size = 16,
+        n_head: Size = 64,
     ) -> None:
         super().__init__()
         one_of("shape", shape, SHAPES)

@@ -15,6 +15,7 @@ from fieldguide.catalog.parts.guides import SeluEncoder
 from fieldguide.catalog.parts.networks import image_layers, join
 from fieldguide.inference import ELBO, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Classes, Share, Size, Weight, checked
 from fieldguide.inference.data.fields import UnitInterval
 from fieldguide.inference.data.labels import Labels
 from fieldguide.inference.program import Batch, batch_size
@@ -97,20 +98,21 @@ class M1M2(Program):
     temperature: Tensor
     steps: Tensor
 
+    @checked
     def __init__(
         self,
-        n_features: int,
-        n_labels: int,
-        n_latent: int = 10,
-        n_hidden: int = 128,
-        n_decoder: int | None = None,
+        n_features: Size,
+        n_labels: Classes,
+        n_latent: Size = 10,
+        n_hidden: Size = 128,
+        n_decoder: Size | None = None,
         encoder: str = "dense",
-        n_channels: int = 32,
+        n_channels: Size = 32,
         guide: str = "mean_field",
-        dropout: float = 0.1,
+        dropout: Share = 0.1,
         classes: str = "enumerated",
-        labelled: float | None = 0.05,
-        classification: float = 50.0,
+        labelled: Weight | None = 0.05,
+        classification: Weight = 50.0,
     ) -> None:
         super().__init__()
         one_of("encoder", encoder, ("dense", "conv"))

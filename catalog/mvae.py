@@ -17,6 +17,7 @@ from fieldguide.catalog.parts.likelihoods import NegativeBinomial
 from fieldguide.catalog.parts.networks import Layers, join, one_hot
 from fieldguide.inference import ELBO, Category, Counts, Program, Schema, SchemaError
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Classes, Number, Share, Size, Weight, checked
 from fieldguide.inference.data.fields import UnitInterval, Values
 from fieldguide.inference.data.labels import Annotations
 from fieldguide.inference.program import Batch
@@ -138,24 +139,25 @@ class MVAE(Program):
     latent = "z"
     warmup = ("z", "u", "c")
 
+    @checked
     def __init__(
         self,
-        n_labels: int,
-        n_annotators: int = 1,
-        n_features: int = 0,
-        n_values: int = 0,
-        n_genes: int = 0,
-        n_batch: int = 1,
+        n_labels: Classes,
+        n_annotators: Size = 1,
+        n_features: Number = 0,
+        n_values: Number = 0,
+        n_genes: Number = 0,
+        n_batch: Size = 1,
         form: str = "C",
-        weight: float | None = None,
-        speed: float | None = None,
+        weight: Weight | None = None,
+        speed: Weight | None = None,
         initial: float = 0.8,
-        diagonal: float = 1.0,
+        diagonal: Weight = 1.0,
         observation: str | None = None,
-        n_latent: int | None = None,
-        n_second: int | None = None,
-        n_hidden: int = 128,
-        dropout: float = 0.0,
+        n_latent: Size | None = None,
+        n_second: Size | None = None,
+        n_hidden: Size = 128,
+        dropout: Share = 0.0,
         guide: str = "mean_field",
         classes: str = "learned",
     ) -> None:
@@ -169,10 +171,9 @@ class MVAE(Program):
         if counts != (self.observation == "nb") or (self.field, self.observation) == ("values", "bernoulli"):
             raise ValueError(f"observation='{self.observation}' is not for the field '{self.field}'")
         if not 1 / n_labels < initial < 1:
-            raise ValueError(f"initial must be between 1/{n_labels} (one over the number of classes) and 1")
-        for name, value in (("diagonal", diagonal), ("speed", speed), ("weight", weight)):
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0, not {value}")
+            raise ValueError(
+                f"initial must be between 1/{n_labels} (one over the number of classes) and 1, not {initial:g}"
+            )
         n_latent, n_second = n_latent or (10 if counts else 16), n_second or (10 if counts else 8)
         self.n_labels, self.n_annotators, self.n_batch = n_labels, n_annotators, n_batch
         self.form, self.diagonal = form, diagonal

@@ -14,6 +14,7 @@ from fieldguide.catalog.parts.observational_moments import unforced
 from fieldguide.catalog.parts.steady_state import SteadyState, steady_state
 from fieldguide.inference import ELBO, Matrix, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Chance, Number, Part, Size, Weight, checked
 from fieldguide.inference.data.interventions import Targets, intervention_mask
 from fieldguide.inference.program import Batch
 from fieldguide.inference.step import add_term
@@ -85,25 +86,24 @@ class NODAGS(Program):
     latent = "noise"
     centre: Tensor
 
+    @checked
     def __init__(
         self,
         n_features: int,
         activation: str = "none",
-        n_hidden: int = 0,
-        contraction: float | None = 0.99,
+        n_hidden: Number = 0,
+        contraction: Chance | None = 0.99,
         precondition: bool = False,
         gates: str = "none",
         log_det: str = "exact",
-        terms: int = 10,
-        stop: float | None = None,
-        sparsity: float = 0.01,
+        terms: Size = 10,
+        stop: Part | None = None,
+        sparsity: Weight = 0.01,
     ) -> None:
         super().__init__()
         one_of("log_det", log_det, LOG_DETS)
         if contraction is None and log_det != "exact":
             raise ValueError(f"log_det={log_det!r} needs a contractive map: give contraction, or log_det='exact'")
-        if sparsity < 0:
-            raise ValueError(f"sparsity must not be negative: {sparsity}")
         self.map = ContractiveMap(n_features, activation, n_hidden, contraction, gates, precondition)
         self.loc = nn.Parameter(torch.zeros(n_features))
         self.log_noise = nn.Parameter(torch.zeros(n_features))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fieldguide.catalog.declare import entry
 from fieldguide.inference import Matrix, OffPolicyValue, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Size, checked
 from fieldguide.inference.data.fields import Values
 from fieldguide.inference.data.logged import Codes, Items
 from fieldguide.inference.program import Batch
@@ -71,11 +72,12 @@ class POXM(Program):
 
     latent = "log_policy"
 
+    @checked
     def __init__(
         self,
-        n_features: int,
-        n_actions: int,
-        n_hidden: int = 128,
+        n_features: Size,
+        n_actions: Size,
+        n_hidden: Size = 128,
         start: str = "uniform",
     ) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import guide_head
 from fieldguide.inference import ELBO, Matrix, Program, Schema
+from fieldguide.inference.checks.ranges import Size, checked
 from fieldguide.inference.program import Batch
 
 
@@ -50,7 +51,8 @@ class PPCA(Program):
         Family of the guide, see `fieldguide.catalog.parts.guides`.
     """
 
-    def __init__(self, n_features: int, n_latent: int = 5, guide: str = "mean_field") -> None:
+    @checked
+    def __init__(self, n_features: Size, n_latent: Size = 5, guide: str = "mean_field") -> None:
         super().__init__()
         self.loadings = nn.Parameter(torch.randn(n_features, n_latent) / n_latent**0.5)
         self.mean = nn.Parameter(torch.zeros(n_features))

@@ -13,6 +13,7 @@ from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import Layers, one_hot
 from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Number, Share, Size, checked
 from fieldguide.inference.program import Batch
 
 DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
@@ -79,17 +80,18 @@ class SCVI(Program):
     latent = "z"
     warmup = ("z",)
 
+    @checked
     def __init__(
         self,
-        n_genes: int,
-        n_batch: int = 1,
-        n_labels: int = 1,
+        n_genes: Size,
+        n_batch: Size = 1,
+        n_labels: Size = 1,
         n_categorical: tuple[int, ...] = (),
-        n_continuous: int = 0,
-        n_latent: int = 10,
-        n_hidden: int = 128,
-        n_layers: int = 1,
-        dropout: float = 0.1,
+        n_continuous: Number = 0,
+        n_latent: Size = 10,
+        n_hidden: Size = 128,
+        n_layers: Size = 1,
+        dropout: Share = 0.1,
         likelihood: str = "nb",
         dispersion: str = "gene",
         library: str = "observed",
@@ -124,15 +126,18 @@ class SCVI(Program):
         self.register_buffer("prior_loc", torch.zeros(n_latent))
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Set the prior of a latent library: mean and variance of the log totals of each batch's training cells."""
+        """Set the prior of a latent library: mean and variance of the log totals of each batch's training cells.
+
+        A batch without training cells has those of all of them.
+        """
         if self.library == "observed":
             return
         pairs = [(self.codes(b), b["counts"].sum(-1).log()) for b in batches]
         codes, totals = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        for code in codes.unique():
+        for code in range(self.n_batch):
             inside = totals[codes == code]
-            variance = inside.var() if len(inside) > 1 else totals.var()
-            self.library_prior[code] = torch.stack((inside.mean(), variance.sqrt().clamp(min=0.01)))
+            inside, spread = inside if len(inside) else totals, inside if len(inside) > 1 else totals
+            self.library_prior[code] = torch.stack((inside.mean(), spread.var().sqrt().clamp(min=0.01)))
 
     def model(self, batch: Batch) -> None:
         covariates = self.covariates(batch)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Any
 
+from fieldguide.inference.checks.arguments import plain_value
 from fieldguide.inference.data.schema import FittedSchema, Schema
+from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import ELBO, SHORT_NAMES, Objective
 from fieldguide.inference.program import Program
 
@@ -18,6 +20,8 @@ SUPPORTED = tuple(SHORT_NAMES)
 """What an entry supports by default: every objective, by short name."""
 
 _entries: dict[str, "Entry"] = {}
+_broken: dict[str, str] = {}
+"""Distributions whose catalog could not be imported, and the module; each is warned of once."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Entry:
         ------
         TypeError
             For an argument that the program does not have, or any where it is already built.
+        ValueError
+            For a size that contradicts the data.
         """
         if self.built is not None:
             if arguments:
@@ -106,8 +112,11 @@ class Entry:
         unknown = [] if open_ended else sorted(set(arguments) - set(known))
         if unknown:
             raise TypeError(f"{self.program.__name__} has no argument '{unknown[0]}'; it has {', '.join(known)}")
-        implied = schema.sizes() if schema else {}
-        complete = {name: value for name, value in implied.items() if name in known} | dict(arguments)
+        implied = {} if schema is None else {n: value for n, value in schema.sizes().items() if n in known}
+        given = {name: plain_value(value) for name, value in arguments.items()}
+        if schema is not None:
+            schema.check_sizes(implied, given)
+        complete = implied | given
         return self.program(**complete), complete
 
 
@@ -150,12 +159,31 @@ def find(name: str) -> Entry:
     """
     known = all_entries()
     if name not in known:
-        raise KeyError(f"no catalog entry '{name}'; there are {', '.join(sorted(known))}")
+        lost = f" (not counting those of {', '.join(sorted(_broken))}, which cannot be imported)" if _broken else ""
+        raise KeyError(f"no catalog entry '{name}'; there are {', '.join(sorted(known))}{lost}")
     return known[name]
 
 
 def all_entries() -> dict[str, Entry]:
-    """Return all entries by name, loading every catalog that is installed."""
+    """Return all entries by name, loading every catalog that is installed.
+
+    Warns
+    -----
+    UserWarning
+        Naming a distribution whose catalog cannot be imported; the entries of the others are there.
+    """
     for plugin in entry_points(group="fieldguide.catalog"):
-        plugin.load()
+        package = plugin.dist.name if plugin.dist is not None else plugin.value
+        if plugin.module in _broken.values():
+            continue
+        try:
+            plugin.load()
+        except Exception as error:
+            if plugin.module.partition(".")[0] == "fieldguide":
+                raise
+            _broken[package] = plugin.module
+            caution(
+                f"the catalog '{plugin.name}' of the package {package} ({plugin.value}) cannot be imported and is left "
+                f"out: {type(error).__name__}: {error}"
+            )
     return _entries

@@ -4,16 +4,19 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.ranges import Seed, Size, checked
 
+
+@checked
 def two_assays(
-    n_genes: int = 200,
+    n_genes: Size = 200,
     n_measured: int = 100,
     cells: tuple[int, int] = (3000, 2000),
-    n_latent: int = 8,
+    n_latent: Size = 8,
     clusters: int = 6,
     totals: tuple[float, float] = (2000.0, 300.0),
     capture: float = 0.0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> tuple[anndata.AnnData, anndata.AnnData]:
     """Return sequencing counts of all genes and spatial counts of the first ones, of different cells.
 

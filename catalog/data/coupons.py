@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from fieldguide.inference.checks.ranges import Seed, Size, checked
+
 
 @dataclass
 class CouponWorld:
@@ -31,7 +33,10 @@ class CouponWorld:
     cost: np.ndarray
 
 
-def coupon_sim(seed: int, n: int, gamma: float = 1.5, d: int = 10, n_levels: int = 5, cap: float = 10.0) -> CouponWorld:
+@checked
+def coupon_sim(
+    seed: Seed, n: Size, gamma: float = 1.5, d: int = 10, n_levels: int = 5, cap: float = 10.0
+) -> CouponWorld:
     """Return customers whose response rises with the logarithm of the level, at their own rate.
 
     Customers who would respond anyway are given more (strength ``gamma``). The world is fixed; ``seed`` draws

@@ -10,6 +10,7 @@ import torch
 
 from fieldguide.catalog.parts.contractive import ACTIVATIONS
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Seed, checked
 
 KINDS = ("linear", "tanh", "relu", "selu", "gelu", "mixed")
 MIXED = 0.5
@@ -67,8 +68,9 @@ def random_graph(d: int, density: float, rng: np.random.Generator, acyclic: bool
     return graph
 
 
+@checked
 def cyclic_sim(
-    seed: int = 0,
+    seed: Seed = 0,
     d: int = 20,
     cells: int = 300,
     *,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fieldguide.decisions import BanditLog
+from fieldguide.inference.checks.ranges import Seed, Size, checked
 
 
 @dataclass
@@ -27,13 +28,14 @@ class ExtremeWorld:
     relevant: np.ndarray
 
 
+@checked
 def xmc_sim(
-    seed: int,
-    n_actions: int = 1000,
+    seed: Seed,
+    n_actions: Size = 1000,
     n_groups: int = 50,
-    n: int = 5000,
-    n_latent: int = 32,
-    n_features: int = 64,
+    n: Size = 5000,
+    n_latent: Size = 32,
+    n_features: Size = 64,
     low: float = 0.1,
     high: float = 0.9,
 ) -> ExtremeWorld:
@@ -62,8 +64,9 @@ def xmc_sim(
     return ExtremeWorld(context.astype(np.float32), reward, reward > 0)
 
 
+@checked
 def logging_policy(
-    context: np.ndarray, relevant: np.ndarray, seed: int, n_hidden: int = 64, epochs: int = 30, rate: float = 3e-3
+    context: np.ndarray, relevant: np.ndarray, seed: Seed, n_hidden: int = 64, epochs: int = 30, rate: float = 3e-3
 ) -> nn.Module:
     """Return a network trained on labels: softmax cross entropy against the relevant actions, evenly weighted.
 
@@ -92,7 +95,8 @@ def action_probabilities(network: nn.Module, context: np.ndarray, temperature: f
     return torch.softmax(scores / temperature, -1).numpy()
 
 
-def draw_log(logging: np.ndarray, reward: np.ndarray, seed: int, length: int = 5, design: str = "iid") -> BanditLog:
+@checked
+def draw_log(logging: np.ndarray, reward: np.ndarray, seed: Seed, length: int = 5, design: str = "iid") -> BanditLog:
     """Return a log of ``length`` actions a context, drawn from a policy [n, K], with Bernoulli rewards.
 
     Parameters

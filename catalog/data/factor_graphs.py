@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Seed, checked
 
 MECHANISMS = ("linear", "nonlinear")
 FEATURE_NOISE = 0.4
@@ -32,8 +33,9 @@ class FactorWorld:
     out_of: np.ndarray
 
 
+@checked
 def factor_graph_sim(
-    seed: int,
+    seed: Seed,
     d: int = 30,
     m: int = 5,
     n_regimes: int = 30,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fieldguide.inference.checks.ranges import Seed, Size, checked
+
 __all__ = ["annotate", "confusion_matrix", "noisy_clusters", "pair_noise", "uniform_noise"]
 
 
@@ -57,7 +59,8 @@ def confusion_matrix(truth: ArrayLike, given: ArrayLike, classes: int) -> np.nda
     return counts / counts.sum(1, keepdims=True)
 
 
-def annotate(truth: ArrayLike, noise: ArrayLike, seed: int = 0) -> np.ndarray:
+@checked
+def annotate(truth: ArrayLike, noise: ArrayLike, seed: Seed = 0) -> np.ndarray:
     """Return a label for each cell, drawn from the row of its true class, int64 [N].
 
     Parameters
@@ -93,14 +96,15 @@ def annotate(truth: ArrayLike, noise: ArrayLike, seed: int = 0) -> np.ndarray:
     return (steps[truth] <= np.random.default_rng(seed).random(len(truth))[:, None]).sum(1).astype(np.int64)
 
 
+@checked
 def noisy_clusters(
-    n_cells: int = 400,
-    n_features: int = 8,
+    n_cells: Size = 400,
+    n_features: Size = 8,
     *,
     noise: Sequence[ArrayLike] | None = None,
     labelled: float = 1.0,
     separation: float = 3.0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[str, np.ndarray]:
     """Simulate Gaussian clusters that several annotators have labelled, with mistakes.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fieldguide.catalog.data.simulate import negative_binomial, softmax
 from fieldguide.inference import Program
+from fieldguide.inference.checks.ranges import Seed, Size, checked
 from fieldguide.inference.program import Batch
 
 __all__ = ["TwoFactors", "linear_gaussian", "quality_counts"]
@@ -23,19 +24,20 @@ TRUTH_DRAWS = 4000
 """Draws of u (and of z) behind the true mean expression of a type."""
 
 
+@checked
 def quality_counts(
-    n_cells: int = 3_000,
-    n_genes: int = 300,
+    n_cells: Size = 3_000,
+    n_genes: Size = 300,
     *,
-    n_types: int = 4,
-    n_latent: int = 5,
+    n_types: Size = 4,
+    n_latent: Size = 5,
     n_nuisance: int = 3,
     n_metrics: int = 5,
     biological: float = 0.5,
     technical: float = 0.3,
     strength: float = 0.5,
     depth: float = 7.0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> anndata.AnnData:
     """Draw counts of cell types under technical variation that also shows in quality metrics.
 
@@ -115,8 +117,9 @@ def quality_counts(
     return data
 
 
+@checked
 def linear_gaussian(
-    n_cells: int = 5_000, n_features: int = 20, *, n_v: int = 5, n_u: int = 5, noise: float = 0.5, seed: int = 0
+    n_cells: Size = 5_000, n_features: Size = 20, *, n_v: int = 5, n_u: int = 5, noise: float = 0.5, seed: Seed = 0
 ) -> tuple[dict[str, np.ndarray], "TwoFactors"]:
     """Draw x ~ Normal(A v + B u, noise I + W) and return it with its truth and the true program.
 

@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from fieldguide.inference.checks.ranges import Seed, Size, checked
+
 __all__ = [
     "SparseCounts",
     "pair_truth",
@@ -57,15 +59,16 @@ def _annotated(counts, types, batches=None) -> anndata.AnnData:
     return anndata.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=obs, var=var)
 
 
+@checked
 def scvi_counts(
-    n_cells: int = 3_000,
-    n_genes: int = 500,
+    n_cells: Size = 3_000,
+    n_genes: Size = 500,
     *,
-    n_types: int = 5,
-    n_latent: int = 5,
+    n_types: Size = 5,
+    n_latent: Size = 5,
     n_batches: int = 2,
     batch_sd: float = 0.6,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> anndata.AnnData:
     """Draw counts from the scVI model, with clusters in the latent space and gene-specific batch effects.
 
@@ -150,7 +153,10 @@ def scvi_counts(
     return data
 
 
-def poisson_lognormal(n_cells: int = 1_000, n_genes: int = 100, *, n_types: int = 2, seed: int = 1) -> anndata.AnnData:
+@checked
+def poisson_lognormal(
+    n_cells: Size = 1_000, n_genes: Size = 100, *, n_types: Size = 2, seed: Seed = 1
+) -> anndata.AnnData:
     """Draw counts of cell types with known log fold changes, from a Poisson-log-normal with correlated genes.
 
     - baseline: rate m ~ 10 + 50 Uniform(0, 1) per gene: the mean of type 0
@@ -237,6 +243,7 @@ def population_lfc(data: anndata.AnnData, group: str, reference: str, *, proport
     return (means[:, 0] - means[:, 1]) / np.log(2)
 
 
+@checked
 def pair_truth(
     data: anndata.AnnData,
     group: str,
@@ -244,7 +251,7 @@ def pair_truth(
     *,
     threshold: float = 0.5,
     n_pairs: int = 10_000,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> np.ndarray:
     """Genes that differ between at least half of random pairs of cells: the paper's own definition of the truth.
 
@@ -357,7 +364,8 @@ class SparseCounts:
             yield sp.csr_matrix(counts[keep], dtype=np.float32), types[keep], batches[keep]
 
 
-def sparse_counts(n_cells: int = 10_000, n_genes: int = 2_000, *, seed: int = 0, **options) -> anndata.AnnData:
+@checked
+def sparse_counts(n_cells: Size = 10_000, n_genes: Size = 2_000, *, seed: Seed = 0, **options) -> anndata.AnnData:
     """Draw a whole `SparseCounts` data set into memory.
 
     Parameters

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fieldguide.catalog.parts.edge_masks import softmax
 from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part
+from fieldguide.inference.checks.ranges import Part, Size, checked
 from fieldguide.inference.program import Program
 
 SPEED = 2.0
@@ -41,11 +42,9 @@ class SettlingGraph(Program):
     allowed: Tensor
     against: Tensor
 
-    def __init__(self, n_features: int, rank: int | None, order: float, settle: float) -> None:
+    @checked
+    def __init__(self, n_features: Size, rank: Size | None, order: Part, settle: Part) -> None:
         super().__init__()
-        for name, share in (("settle", settle), ("order", order)):
-            if not 0 < share <= 1:
-                raise ValueError(f"{name} must be a share in (0, 1], not {share}")
         self.rank, self.order, self.settle = rank, order, settle
         self.shape = (n_features, n_features, 2) if rank is None else (n_features, rank, 3)
         self.guide_logits = nn.Parameter(torch.zeros(self.shape))

@@ -129,6 +129,21 @@ def set_fields(instance: Any, **values: Any) -> None:
         object.__setattr__(instance, name, value)
 
 
+def plain_value(value: Any) -> Any:
+    """Return single numbers and texts of NumPy as those of Python, also inside lists, tuples and dicts.
+
+    Examples
+    --------
+    >>> plain_value((np.int64(2), {"a": np.float64(0.5)}))
+    (2, {'a': 0.5})
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    if isinstance(value, dict):
+        return {plain_value(key): plain_value(part) for key, part in value.items()}
+    return type(value)(map(plain_value, value)) if type(value) in (list, tuple) else value
+
+
 def _range(
     above: float | None = None,
     at_least: float | None = None,

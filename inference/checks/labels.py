@@ -22,20 +22,54 @@ def label_text(value: Any) -> str:
 
 def label_texts(values: Any) -> np.ndarray:
     """Return labels as text, object [N]; None where a label is missing (None, nan, NA, NaT)."""
-    series = pd.Series(values) if not isinstance(values, pd.Series) else values
-    array = series.to_numpy(dtype=object)
-    missing = series.isna().to_numpy()
-    known: dict[Any, str] = {}
-    texts = np.empty(len(array), dtype=object)
-    for row, (value, absent) in enumerate(zip(array, missing, strict=True)):
-        if absent:
-            texts[row] = None
-            continue
-        key = (type(value), value)
-        if key not in known:
-            known[key] = label_text(value)
-        texts[row] = known[key]
-    return texts
+    codes, known = _distinct(values)
+    texts = np.array([*map(label_text, known), None], dtype=object)  # -1 is the last
+    return texts[codes]
+
+
+def label_codes(name: str, values: Any, known: Sequence[str]) -> np.ndarray:
+    """Return the place of each label among known ones, int64 [N], as `find_label` does; -1 where it is none of them.
+
+    Raises
+    ------
+    ValueError
+        If a label may be several of the known ones.
+
+    Examples
+    --------
+    >>> label_codes("batch", [1.0, None, 2.0, 7.0], ["1", "2.0"]).tolist()
+    [0, -1, 1, -1]
+    """
+    codes, distinct = _distinct(values)
+    exact = {label: k for k, label in reversed([*enumerate(known)])}
+    alike: dict[str, list[int]] = {}
+    for k, label in enumerate(known):
+        alike.setdefault(_written(label), []).append(k)
+    places = np.full(len(distinct) + 1, -1, dtype=np.int64)
+    for at, label in enumerate(distinct):
+        texts = [str(label), label_text(label)]
+        if isinstance(label, bool | np.bool_):
+            texts.append(str(int(label)))  # what labels of True and False were called before
+        found = [exact[text] for text in texts if text in exact][:1]
+        found = found or alike.get(_written(label), [])
+        if len(found) > 1:
+            raise ValueError(f"{name}: several labels are written {label_text(label)!r}; make them differ")
+        places[at] = found[0] if found else -1
+    return places[codes]
+
+
+def _distinct(values: Any) -> tuple[np.ndarray, list]:
+    """Codes int64 [N], -1 where a label is missing, and the distinct labels; 1, True and 1.0 are distinct."""
+    series = values if isinstance(values, pd.Series) else pd.Series(values)
+    if series.dtype != object:
+        codes, distinct = pd.factorize(series)
+        return codes, list(distinct)
+    known: dict[Any, int] = {}
+    missing, codes = series.isna().to_numpy(), np.full(len(series), -1, dtype=np.int64)
+    for row, value in enumerate(series.to_numpy()):
+        if not missing[row]:
+            codes[row] = known.setdefault((type(value), value), len(known))
+    return codes, [value for _, value in known]
 
 
 def find_label(name: str, wanted: Any, known: Sequence[Any], what: str = "label") -> int:

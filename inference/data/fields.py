@@ -1,24 +1,27 @@
 """The kinds of field: what each reads, the checks that the values must pass, and what is remembered of them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import anndata
 import numpy as np
 import scipy.sparse as sp
 
+from fieldguide.inference.data.matrices import (
+    check_counts,
+    check_finite,
+    check_width,
+    dense,
+    learnt_names,
+    single,
+    table_of,
+)
 from fieldguide.inference.data.reading import (
     SchemaError,
     categories_of,
     cell_name,
-    check_counts,
     codes_of,
     column_of,
-    dense,
-    gene_name,
-    gene_order,
     listed,
-    matrix_of,
     numbers,
 )
 from fieldguide.inference.data.storage import BackedStore, DenseStore, SparseStore, Store
@@ -40,6 +43,8 @@ class Field:
 
     place: str = ""
     optional: bool = False
+    expandable: ClassVar[bool] = False
+    """Whether a program may be built for more than the data has: categories can be few, columns of a matrix cannot."""
 
     def learn(self, name: str, data, place) -> dict[str, Any]:
         """Return what has to be remembered of the training data (plain JSON values)."""
@@ -61,26 +66,23 @@ class Counts(Field):
     place: str = "X"
 
     def learn(self, name, data, place):
-        genes = [str(g) for g in data.var_names] if isinstance(data, anndata.AnnData) else None
-        matrix = matrix_of(name, data, place)
-        totals = check_counts(name, data, matrix)
+        table = table_of(name, data, place)
+        genes = learnt_names(name, table)
+        totals = check_counts(name, data, table)
         empty = np.flatnonzero(totals == 0)
         if empty.size:
-            gene = gene_name(data, empty[0])
+            gene = table.called(empty[0])
             caution(
-                f"field '{name}': gene {gene!r} has no count in any cell ({empty.size} such genes): "
+                f"field '{name}': gene {gene} has no count in any cell ({empty.size} such genes): "
                 "nothing can be learnt about it; consider adata[:, adata.X.sum(0) > 0]",
             )
-        return {"genes": genes, "n_genes": int(matrix.shape[1])}
+        return {"genes": genes, "n_genes": table.width}
 
     def read(self, name, data, place, state):
-        matrix = matrix_of(name, data, place)
-        order = gene_order(name, data, state["genes"], state["n_genes"], matrix.shape[1])
-        if order is not None:
-            if isinstance(matrix, BackedStore):
-                raise SchemaError(f"field '{name}': a backed file must have the training genes in the training order")
-            matrix = matrix[:, order]
-        check_counts(name, data, matrix)
+        table = table_of(name, data, place, state["genes"])
+        check_width(name, table, state["n_genes"], "genes")
+        check_counts(name, data, table)
+        matrix = table.values
         if isinstance(matrix, BackedStore):
             return matrix
         return SparseStore(matrix) if sp.issparse(matrix) else DenseStore(np.asarray(matrix, dtype=np.float32))
@@ -92,6 +94,8 @@ class Counts(Field):
 @dataclass(frozen=True)
 class Category(Field):
     """A categorical column of ``obs``; each cell's code, int64 [N]."""
+
+    expandable = True
 
     def learn(self, name, data, place):
         return {"categories": categories_of(name, place, column_of(name, data, place))}
@@ -124,15 +128,19 @@ class Continuous(Field):
 
     def learn(self, name, data, place):
         values = np.stack([numbers(name, data, c) for c in listed(place)], 1)
-        deviation = values.std(0)
+        with np.errstate(over="ignore"):
+            deviation = values.std(0)
         for column, spread in zip(listed(place), deviation, strict=True):
             if not spread > 0:
-                raise SchemaError(f"field '{name}': column {column!r} is constant")
+                raise SchemaError(f"field '{name}': column {column!r} is constant in the {len(values)} cells")
+            if not np.isfinite(spread):
+                raise SchemaError(f"field '{name}': column {column!r} has values too large to square; use another unit")
         return {"mean": values.mean(0).tolist(), "deviation": deviation.tolist()}
 
     def read(self, name, data, place, state):
         values = np.stack([numbers(name, data, c) for c in listed(place)], 1)
-        return DenseStore(((values - state["mean"]) / state["deviation"]).astype(np.float32))
+        scaled = (values - state["mean"]) / state["deviation"]
+        return DenseStore(np.stack([single(name, c, data, v) for c, v in zip(listed(place), scaled.T, strict=True)], 1))
 
     def sizes(self, name, state):
         return {f"n_{name}": len(state["mean"])}
@@ -148,30 +156,33 @@ class Positive(Field):
         if negative.size:
             cell = cell_name(data, negative[0])
             raise SchemaError(f"field '{name}': column {place!r} of cell {cell!r} is not positive")
-        return DenseStore(values.astype(np.float32))
+        return DenseStore(single(name, place, data, values))
 
 
 @dataclass(frozen=True)
 class Matrix(Field):
-    """A cells x features matrix of finite real numbers; float32 [N, F]."""
+    """A cells x features matrix of finite real numbers; float32 [N, F].
+
+    Names of features (``var_names``, or those of a frame's columns) are remembered: new data have them in any order,
+    and others beside them. Arrays, and frames with numbered columns, are taken by position.
+    """
 
     place: str = "X"
 
     def learn(self, name, data, place):
-        return {"n_features": int(matrix_of(name, data, place).shape[1])}
+        table = table_of(name, data, place)
+        names = learnt_names(name, table)
+        if names == [str(column) for column in range(table.width)]:
+            names = None  # the numbers that an AnnData gives by itself are no names
+        return {"n_features": table.width, "features": names}
 
     def read(self, name, data, place, state):
-        matrix = matrix_of(name, data, place)
-        if isinstance(matrix, BackedStore):
-            return matrix
-        values = np.asarray(dense(matrix), dtype=np.float32)
-        if values.shape[1] != state["n_features"]:
-            raise SchemaError(f"field '{name}': {values.shape[1]} features, but {state['n_features']} were trained on")
-        infinite = np.argwhere(~np.isfinite(values))
-        if infinite.size:
-            row, column = infinite[0]
-            raise SchemaError(f"field '{name}': cell {cell_name(data, row)!r}, column {column} is not finite")
-        return DenseStore(values)
+        table = table_of(name, data, place, state.get("features"))
+        check_width(name, table, state["n_features"], "features")
+        check_finite(name, data, table)
+        if isinstance(table.values, BackedStore):
+            return table.values
+        return DenseStore(np.asarray(dense(table.values), dtype=np.float32))
 
     def sizes(self, name, state):
         return {"n_features": state["n_features"]}

@@ -1,7 +1,8 @@
 """Interventions: which genes were intervened on in each cell, as codes and masks, and splits that hold regimes out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import anndata
 import numpy as np
@@ -9,14 +10,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, checked_text
+from fieldguide.inference.checks.labels import find_label, label_texts
 from fieldguide.inference.data.fields import Field
-from fieldguide.inference.data.reading import SchemaError, cell_name, column_of, matrix_of
+from fieldguide.inference.data.matrices import dense, shown, table_of
+from fieldguide.inference.data.reading import SchemaError, cell_name, check_data, column_of
 from fieldguide.inference.data.storage import DenseStore
+from fieldguide.inference.messages import caution
 
 NONE = -1
 """Code of "no (further) target"."""
 CONTROL = "control"
 """Name of the regime without a target."""
+USUAL = (
+    *("control", "ctrl", "ctl", "neg", "negative", "negctrl", "negcontrol", "negativectrl", "negativecontrol"),
+    *("nt", "ntc", "nontargeting", "nontargetingcontrol", "nontarget", "safetargeting", "safe", "safeharbor"),
+    *("scramble", "scrambled", "nontargetingscramble", "intergenic", "none", "unperturbed", "untreated", "mock"),
+    *("wt", "wildtype", "vehicle", "dmso", "nan", "na"),
+)
+"""Words that say "no target" in public data, in small letters alone: "Non-Targeting_12" is "nontargeting"."""
+SEPARATORS = ("+", ";", "|", "_", "/", "&", ":", "-", " ")
 
 
 @dataclass(frozen=True)
@@ -27,79 +40,127 @@ class Targets(Field):
     dict of arrays, codes: whole numbers [N, M] or [N], -1 where there is none. M is the largest number of targets of a
     cell, at least 1; new data may have more than the data trained on had.
 
+    No target has a cell whose value is missing or empty, or one of ``control``; and, unless the data have a gene of
+    this name, one of the usual words, whatever their case, hyphens and numbers: control, ctrl, non-targeting, NT,
+    negative control, safe-targeting, scramble, none and the like. A warning says which of them were taken so.
+
+    Other labels than the default ones are passed with the place:
+    ``fields={"targets": Targets("guide", control="AAVS1", separator="+")}``.
+
     Attributes
     ----------
-    control : tuple of str
-        What says that a cell has no target, besides a missing value.
+    control : str or tuple of str
+        What says that a cell has no target, besides the above; it comes before a gene of the same name.
     separator : str
     beside : str
         In a dict of arrays, the matrix [N, G] whose columns are the genes.
     """
 
     place: str = "targets"
-    control: tuple[str, ...] = ("", CONTROL)
+    control: str | Sequence[str] = (CONTROL,)
     separator: str = ","
     beside: str = "x"
 
+    def __post_init__(self) -> None:
+        given = (self.control,) if isinstance(self.control, str) else tuple(str(word) for word in self.control)
+        object.__setattr__(self, "control", given)
+        checked_text("separator", self.separator)
+
     def learn(self, name, data, place):
         genes, n_genes = _genes(name, data, self.beside)
-        codes = self.codes(name, data, place, genes, n_genes)
+        codes = self.codes(name, data, place, genes, n_genes, remark=True)
         if (codes == NONE).all():
             raise SchemaError(
                 f"field '{name}': {place!r} names no target in any cell; for observational data alone, leave it out "
                 f"(fields={{'{name}': None}})"
             )
-        return {"genes": genes, "n_genes": n_genes}
+        return {"genes": genes, "n_genes": n_genes, "control": list(self.control), "separator": self.separator}
 
     def read(self, name, data, place, state):
         genes, n_genes = _genes(name, data, self.beside)
         if genes is not None and state["genes"] is not None and genes != state["genes"]:
             at = next((i for i, (a, b) in enumerate(zip(genes, state["genes"], strict=False)) if a != b), None)
             where = f"{len(genes)} genes, not {len(state['genes'])}" if at is None else f"gene {genes[at]!r} at {at}"
-            raise SchemaError(f"field '{name}': the genes must be those of the training data, in order: {where}")
-        return DenseStore(self.codes(name, data, place, state["genes"], state["n_genes"]))
+            raise SchemaError(
+                f"field '{name}': the genes must be those of the training data, in order: {where}; put them in order "
+                "by adata[:, names]"
+            )
+        settings = {key: state[key] for key in ("control", "separator") if key in state}
+        learnt = replace(self, **settings)
+        return DenseStore(learnt.codes(name, data, place, state["genes"], state["n_genes"]))
 
-    def codes(self, name: str, data, place: str, genes: list[str] | None, n_genes: int | None) -> np.ndarray:
+    def codes(
+        self, name: str, data, place: str, genes: list[str] | None, n_genes: int | None, remark: bool = False
+    ) -> np.ndarray:
         """Return the codes [N, M]; raises SchemaError naming the cell and what is not a gene."""
         if isinstance(data, Mapping):
             return _tidy(self._numbers(name, data, place, n_genes))
         column = column_of(name, data, place)
         if genes is None or not isinstance(data, anndata.AnnData):
             raise SchemaError(f"field '{name}': targets are read from an AnnData or a dict of arrays")
-        known, coded = {g: i for i, g in enumerate(genes)}, {}
-        text = column.astype(object).where(column.notna(), "").astype(str).to_numpy()
-        for value in dict.fromkeys(map(str, text)):
-            parts = [] if value.strip() in self.control else [p.strip() for p in value.split(self.separator)]
-            parts = [p for p in parts if p not in self.control]
+        known, coded, taken = {g: i for i, g in enumerate(genes)}, {}, {}
+        text = np.array([value or "" for value in label_texts(column)], dtype=object)
+        for value in dict.fromkeys(text):
+            if value in self.control:
+                coded[value] = []
+                continue
+            parts = [value.strip()] if value.strip() in known else [p.strip() for p in value.split(self.separator)]
+            usual = [p for p in parts if p not in known and p not in self.control and _says_none(p)]
+            taken |= dict.fromkeys(usual, value)
+            parts = [p for p in parts if p and p not in self.control and p not in usual]
             wrong = next((p for p in parts if p not in known), None)
             if wrong is not None:
-                row = int(np.flatnonzero(text == value)[0])
-                raise SchemaError(
-                    f"field '{name}': target {wrong!r} of cell {cell_name(data, row)!r} is none of the {len(genes)} "
-                    f"genes ({int((text == value).sum())} such cells); keep its gene in the data, or leave the "
-                    "cells out"
-                )
+                raise SchemaError(self._unknown(name, place, wrong, known, data, text == value))
             coded[value] = sorted({known[p] for p in parts})
+        if taken and remark:
+            words = ", ".join(repr(word) for word in list(taken)[:5]) + (", ..." if len(taken) > 5 else "")
+            caution(
+                f"field '{name}': {words} in {place!r} is no gene of the data and read as no target; "
+                "Targets(control=...) with these words says so too, and without this warning"
+            )
         width = max([1, *map(len, coded.values())])
         padded = {value: codes + [NONE] * (width - len(codes)) for value, codes in coded.items()}
         return np.array([padded[value] for value in text], dtype=np.int64).reshape(-1, width)
 
+    def _unknown(self, name: str, place: str, wrong: str, known: Mapping[str, int], data, cells: np.ndarray) -> str:
+        """What is said of a target that is no gene: the separator that would make genes of it, or what else to do."""
+        where = f"target {wrong!r} of cell {cell_name(data, np.flatnonzero(cells)[0])!r}"
+        said = f"field '{name}': {where} is none of the {len(known)} genes ({int(cells.sum())} such cells); "
+        for mark in SEPARATORS:
+            parts = [p.strip() for p in wrong.split(mark)]
+            if len(parts) > 1 and all(p in known or p in self.control or _says_none(p) for p in parts):
+                way = f"fields={{'{name}': Targets({place!r}, separator={mark!r})}}"
+                return f"{said}its parts are, separated by {mark!r}: pass separator={mark!r}, as in {way}"
+        words = ", ".join(repr(word) for word in dict.fromkeys((*self.control, "non-targeting", "NT")))
+        return (
+            f"{said}keep its gene in the data, or leave the cells out; or if it says that there is no target (as "
+            f"{words} do), pass fields={{'{name}': Targets({place!r}, control={wrong!r})}}"
+        )
+
     def _numbers(self, name: str, data, place: str, n_genes: int | None) -> np.ndarray:
-        values = np.asarray(matrix_of(name, data, place))
-        if values.ndim == 1:
-            values = values[:, None]
-        if not np.issubdtype(values.dtype, np.number):
-            raise SchemaError(f"field '{name}': in a dict of arrays targets are whole numbers, not {values.dtype}")
+        table = table_of(name, data, place, flat=True)
+        values = np.asarray(dense(table.values))
         limit = np.inf if n_genes is None else n_genes
         wrong = np.argwhere(~((values >= NONE) & (values < limit) & (values == np.floor(values))))
         if wrong.size:
             row, column = wrong[0]
             genes = "" if n_genes is None else f" of {n_genes}"
             raise SchemaError(
-                f"field '{name}': target {values[row, column]} of cell {cell_name(data, row)!r} is not the code of a "
-                f"gene{genes}, nor {NONE} for none"
+                f"field '{name}': target {shown(values[row, column])} of cell {cell_name(data, row)!r} is not the code "
+                f"of a gene{genes}, nor {NONE} for none"
             )
         return values.astype(np.int64)
+
+
+def _says_none(word: str) -> bool:
+    """Whether a word says that there is no target, whatever its case, hyphens and numbers.
+
+    Examples
+    --------
+    >>> [_says_none(word) for word in ("Non-Targeting_12", "NT-3", "ctrl", "", "17", "TP53")]
+    [True, True, True, False, False, False]
+    """
+    return "".join(letter for letter in word.lower() if letter.isalpha()) in USUAL
 
 
 def intervention_mask(targets: Tensor, n_genes: int) -> Tensor:
@@ -147,12 +208,30 @@ class InterventionSplit:
         return np.flatnonzero(np.isin(self.seen, self.validation))
 
 
-def intervention_regimes(data, field: Targets | None = None, place: str | None = None) -> pd.Series:
-    """Return the regime of each cell [N]: its set of targets as text, in the order of the genes; "control" for none."""
-    field = field or Targets()
-    place = place or field.place
+def intervention_regimes(
+    data,
+    field: Targets | None = None,
+    place: str | None = None,
+    *,
+    control: str | Sequence[str] | None = None,
+    separator: str | None = None,
+) -> pd.Series:
+    """Return the regime of each cell [N]: its set of targets as text, in the order of the genes; "control" for none.
+
+    Parameters
+    ----------
+    data : AnnData or dict of arrays
+    field : Targets, optional
+        How targets are written, if not in the default way.
+    place, control, separator : optional
+        Settings of `Targets` in place of those of ``field``: where targets are, labels of cells without any, and what
+        stands between several.
+    """
+    check_data(data)
+    given = {"place": place, "control": control, "separator": separator}
+    field = replace(field or Targets(), **{key: value for key, value in given.items() if value is not None})
     genes, n_genes = _genes("targets", data, field.beside)
-    codes = field.codes("targets", data, place, genes, n_genes)
+    codes = field.codes("targets", data, field.place, genes, n_genes, remark=True)
     rows, which = np.unique(codes, axis=0, return_inverse=True)
     labels = [",".join(str(c) if genes is None else genes[c] for c in row if c != NONE) or CONTROL for row in rows]
     index = data.obs_names if isinstance(data, anndata.AnnData) else pd.RangeIndex(len(codes))
@@ -161,13 +240,15 @@ def intervention_regimes(data, field: Targets | None = None, place: str | None =
 
 def split_interventions(
     data,
-    held_out: float | int | Sequence[str] = 0.2,
-    seed: int = 0,
+    held_out: Any = 0.2,
+    seed: Any = 0,
     *,
-    validation: float = 0.2,
-    least: int = 2,
+    validation: Any = 0.2,
+    least: Any = 2,
     field: Targets | None = None,
     place: str | None = None,
+    control: str | Sequence[str] | None = None,
+    separator: str | None = None,
 ) -> InterventionSplit:
     """Hold whole regimes out, and split the cells of the others into training and validation.
 
@@ -184,8 +265,8 @@ def split_interventions(
         Cells that every regime must have.
     field : Targets, optional
         How targets are written, if not in the default way.
-    place : str, optional
-        Where they are, if not in ``obs["targets"]``.
+    place, control, separator : optional
+        As in `intervention_regimes`.
 
     Raises
     ------
@@ -199,9 +280,9 @@ def split_interventions(
     >>> len(split.train), len(split.validation), split.held_out.tolist()
     (6, 3, [3, 4, 5])
     """
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation must be a share in [0, 1), not {validation}")
-    regimes = intervention_regimes(data, field, place)
+    validation = checked_real("validation", validation, at_least=0, below=1)
+    seed, least = checked_seed(seed), checked_int("least", least, at_least=1)
+    regimes = intervention_regimes(data, field, place, control=control, separator=separator)
     sizes = regimes.value_counts().reindex(pd.unique(regimes))
     targeted = [str(r) for r in sizes.index if r != CONTROL]
     if not targeted:
@@ -231,19 +312,16 @@ def split_interventions(
     )
 
 
-def _chosen(held_out, targeted: list[str], known: list[str], rng: np.random.Generator) -> list[str]:
+def _chosen(held_out: Any, targeted: list[str], known: list[str], rng: np.random.Generator) -> list[str]:
     if isinstance(held_out, str):
         raise ValueError(f"held_out must be a share, a number or a list of regimes: [{held_out!r}]")
     if isinstance(held_out, Iterable):
-        names = [str(name) for name in held_out]
-        unknown = next((n for n in names if n not in known), None)
-        if unknown is not None:
-            raise ValueError(f"held_out: no cell is in regime {unknown!r}; there are {', '.join(known[:10])}")
-        return list(dict.fromkeys(names))
-    is_share = isinstance(held_out, float)
-    if not (0 < held_out < 1 if is_share else 1 <= held_out < len(known)):
-        raise ValueError(f"held_out must be a share in (0, 1) or fewer than the {len(known)} regimes, not {held_out}")
-    count = max(1, round(held_out * len(targeted))) if is_share else int(held_out)
+        return [known[k] for k in dict.fromkeys(find_label("held_out", name, known) for name in held_out)]
+    is_share = isinstance(held_out, float | np.floating)
+    number = checked_real("held_out", held_out) if is_share else checked_int("held_out", held_out)
+    if not (0 < number < 1 if is_share else 1 <= number < len(known)):
+        raise ValueError(f"held_out must be a share in (0, 1) or fewer than the {len(known)} regimes, not {number:g}")
+    count = max(1, round(number * len(targeted))) if is_share else int(number)
     count = min(count, len(targeted))
     return [targeted[i] for i in np.sort(rng.choice(len(targeted), count, replace=False))]
 
@@ -253,11 +331,11 @@ def _genes(name: str, data, beside: str) -> tuple[list[str] | None, int | None]:
     if isinstance(data, anndata.AnnData):
         genes = [str(g) for g in data.var_names]
         if len(set(genes)) < len(genes):
-            twice = next(g for i, g in enumerate(genes) if g in genes[:i])
-            raise SchemaError(f"field '{name}': gene {twice!r} is there twice; make var_names unique")
+            twice = data.var_names[data.var_names.duplicated()][0]
+            raise SchemaError(f"field '{name}': gene {str(twice)!r} is there twice; make var_names unique")
         return genes, len(genes)
     if isinstance(data, Mapping) and (beside in data or "X" in data):
-        return None, int(matrix_of(beside, data, "X").shape[1])
+        return None, table_of(beside, data, "X").width
     return None, None
 
 

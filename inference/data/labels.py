@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.labels import label_codes, label_texts
 from fieldguide.inference.data.fields import Field
 from fieldguide.inference.data.reading import SchemaError, cell_name, column_of, has_column, listed, n_rows
 from fieldguide.inference.data.storage import DenseStore
@@ -22,6 +23,8 @@ class Labels(Field):
     then no cell is labelled.
     """
 
+    expandable = True
+
     def learn(self, name, data, place):
         labels, known = _labels(column_of(name, data, place))
         used = pd.unique(labels[known])
@@ -35,8 +38,7 @@ class Labels(Field):
             return DenseStore(np.full(n_rows(data), UNLABELLED, dtype=np.int64))
         column = column_of(name, data, place)
         labels, known = _labels(column)
-        codes = np.full(len(labels), UNLABELLED, dtype=np.int64)
-        codes[known] = pd.Categorical(labels[known], categories=state["categories"]).codes
+        codes = np.where(known, label_codes(f"field '{name}'", column, state["categories"]), UNLABELLED)
         unseen = np.flatnonzero(known & (codes < 0))
         if unseen.size:
             raise SchemaError(
@@ -84,20 +86,15 @@ class Annotations(Labels):
 
 def _labels(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Labels as text, and which cells have one."""
-    missing = column.isna().to_numpy()
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype if not missing.any() else object)
-    numbers = pd.Series(pd.to_numeric(column, errors="coerce")) if _all_numbers(column) else None
-    if numbers is not None and not (numbers[~missing] % 1).any():
-        whole = numbers.fillna(UNLABELLED).to_numpy(dtype=np.int64)
-        return whole.astype(str).astype(object), ~missing & (whole != UNLABELLED)
-    return column.astype(str).to_numpy(dtype=object), ~missing
+    labels, known = label_texts(column), column.notna().to_numpy()
+    if _all_whole(column[known]):
+        known = known & (labels != str(UNLABELLED))
+    return labels, known
 
 
-def _all_numbers(column: pd.Series) -> bool:
-    if column.dtype == object:
-        return all(isinstance(v, int | float | np.number) for v in column.dropna())
-    return pd.api.types.is_numeric_dtype(column)
+def _all_whole(column: pd.Series) -> bool:
+    """Whether the labels are whole numbers, of whatever type."""
+    return all(isinstance(v, int | float | np.number) and float(v).is_integer() for v in pd.unique(column))
 
 
 def _in_order(label: str) -> tuple[float, str]:

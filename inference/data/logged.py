@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.labels import label_text
 from fieldguide.inference.data.fields import Field, Matrix, Positive
+from fieldguide.inference.data.matrices import lacks_matrix, single, whole_numbers
 from fieldguide.inference.data.reading import (
     SchemaError,
     codes_of,
     column_of,
     has_column,
-    lacks_matrix,
     n_rows,
     numbers,
     require_complete,
-    whole_numbers,
 )
 from fieldguide.inference.data.storage import DenseStore
 
@@ -27,13 +27,15 @@ class Levels(Field):
     Numbers are ordered by size, an ordered categorical as it says. New data may lack the column: then every code is -1.
     """
 
+    expandable = True
+
     def learn(self, name, data, place):
         column = column_of(name, data, place)
         require_complete(name, place, column)
         if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
-            levels = [str(c) for c in column.cat.categories if (column == c).any()]
+            levels = [label_text(c) for c in column.cat.categories if (column == c).any()]
         elif pd.api.types.is_numeric_dtype(column):
-            levels = [str(v) for v in sorted(pd.unique(column))]
+            levels = [label_text(v) for v in sorted(pd.unique(column))]
         else:
             raise SchemaError(
                 f"field '{name}': column {place!r} has no order: make it numeric or an ordered categorical"
@@ -58,7 +60,7 @@ class Outcome(Field):
     def read(self, name, data, place, state):
         if not has_column(data, place):
             return DenseStore(np.zeros(n_rows(data), dtype=np.float32))
-        return DenseStore(numbers(name, data, place).astype(np.float32))
+        return DenseStore(single(name, place, data, numbers(name, data, place)))
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Codes(Field):
         False where new data may lack the matrix: then every code is -1.
     """
 
+    expandable = True
     of: str = ""
     later: bool = True
 

@@ -1,12 +1,16 @@
 """From a data set to minibatches: deterministic, without leftovers of one cell, from memory or from disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import torch
 
+from fieldguide.inference.checks.arguments import checked_int
+from fieldguide.inference.data.matrices import dense, real_array
+from fieldguide.inference.data.reading import check_one_index
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.data.storage import BLOCK, WINDOW, DenseStore, Store
 from fieldguide.inference.program import Batch
@@ -74,27 +78,35 @@ def read(data, schema: FittedSchema | None) -> Dataset:
         If the data is of none of these kinds.
     """
     if schema is None:
-        if isinstance(data, anndata.AnnData) or not hasattr(data, "items"):
+        if isinstance(data, anndata.AnnData) or not isinstance(data, pd.DataFrame | Mapping):
             raise TypeError(f"a program without a schema reads a dict of arrays, not {type(data).__name__}")
-        return Dataset({str(name): _array(name, values) for name, values in data.items()}, None, None)
-    if not isinstance(data, anndata.AnnData | pd.DataFrame | dict):
-        raise TypeError(f"data must be an AnnData, a DataFrame or a dict of arrays, not {type(data).__name__}")
+        if not len(data):
+            raise ValueError("the data has no cells: there is no array in it")
+        check_one_index(dict(data))
+        return Dataset({str(name): _array(str(name), values) for name, values in data.items()}, None, None)
+    stores = schema.read(data)
     labelled = isinstance(data, anndata.AnnData)
     obs = data.obs if labelled else data if isinstance(data, pd.DataFrame) else None
     genes = next((s["genes"] for s in schema.states.values() if s.get("genes")), None)
     names = pd.Index(genes) if genes else None
-    return Dataset(schema.read(data), obs, names)
+    return Dataset(stores, obs, names)
 
 
-def _array(name, values) -> Store:
-    array = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
+def _array(name: str, values: Any) -> Store:
+    """Numbers of any shape, one row a cell."""
+    if isinstance(values, torch.Tensor):
+        array = values
+    else:
+        plain = real_array(name, dense(values))
+        array = DenseStore(plain.astype(np.int64) if plain.dtype.kind == "u" else plain).values
     if array.dim() == 0:
         raise TypeError(f"field '{name}' is a single number, not an array with one row a cell")
     if array.is_floating_point():
+        array = array.to(torch.get_default_dtype())
         infinite = torch.nonzero(~torch.isfinite(array))
         if len(infinite):
             raise ValueError(f"field '{name}': row {int(infinite[0, 0])} is not finite")
-    return DenseStore(array.to(torch.get_default_dtype()) if array.is_floating_point() else array)
+    return DenseStore(array)
 
 
 class Loader:
@@ -118,15 +130,14 @@ class Loader:
         self,
         dataset: Dataset,
         rows: np.ndarray,
-        batch_size: int,
+        batch_size: Any,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, not {batch_size}")
-        self.dataset, self.rows, self.batch_size = dataset, np.sort(np.asarray(rows, dtype=np.int64)), batch_size
+        self.dataset, self.rows = dataset, np.sort(np.asarray(rows, dtype=np.int64))
+        self.batch_size = checked_int("batch_size", batch_size, at_least=1)
         self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
         self.epoch = 0
 

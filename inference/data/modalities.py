@@ -8,8 +8,17 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from fieldguide.inference.checks.labels import label_text, label_texts
 from fieldguide.inference.data.fields import Category
-from fieldguide.inference.data.reading import SchemaError, categories_of, cell_name, codes_of, column_of, gene_name
+from fieldguide.inference.data.matrices import check_counts, table_of
+from fieldguide.inference.data.reading import (
+    SchemaError,
+    categories_of,
+    cell_name,
+    codes_of,
+    column_of,
+    require_complete,
+)
 from fieldguide.inference.data.storage import DenseStore
 
 COLUMN = "modality"
@@ -43,7 +52,8 @@ def join_modalities(
     AnnData
         ``X``: counts, CSR float32, zero where a gene was not measured. ``obs["modality"]``: names in the given order;
         the cells keep their names, marked with their modality. ``varm["measured"]``: a table genes x modalities, true
-        where it was measured. ``obs`` columns and ``obsm["spatial"]`` are kept (missing where a modality has none).
+        where it was measured. ``obs`` columns and ``obsm["spatial"]`` are kept (missing where a modality has none; a
+        column that holds numbers in one modality and text in another becomes text).
 
     Raises
     ------
@@ -93,6 +103,7 @@ def join_modalities(
         matrices.append(matrix)
         tables.append(_table(name, data, batch))
     obs = pd.concat(tables, axis=0, sort=False)
+    obs = obs.apply(_of_one_kind)
     obs[COLUMN] = pd.Categorical(obs[COLUMN], categories=list(modalities))
     joined = anndata.AnnData(sp.csr_matrix(sp.vstack(matrices)), obs=obs, var=pd.DataFrame(index=union))
     joined.varm[MASK] = measured
@@ -124,7 +135,7 @@ class Modality(Category):
         column = column_of(name, data, place)
         names = categories_of(name, place, column)
         if isinstance(column.dtype, pd.CategoricalDtype):
-            names = [str(c) for c in column.cat.categories if str(c) in names]
+            names = [label_text(c) for c in column.cat.categories if label_text(c) in names]
         mask = _mask(name, data, names)
         if mask is not None:
             for modality, row in zip(names, mask, strict=True):
@@ -207,18 +218,12 @@ def _require_connected(measured: pd.DataFrame) -> None:
 
 
 def _counts(name: str, data: anndata.AnnData) -> sp.csr_matrix:
-    if data.X is None:
-        raise ValueError(f"modality '{name}' has no X")
-    matrix = sp.csr_matrix(data.X if not data.isbacked else data.to_memory().X)
-    wrong = ~np.isfinite(matrix.data) | (matrix.data < 0) | (matrix.data != np.floor(matrix.data))
-    if wrong.any():
-        at = int(np.flatnonzero(wrong)[0])
-        row = int(np.searchsorted(matrix.indptr, at, side="right") - 1)
-        raise ValueError(
-            f"modality '{name}': cell {cell_name(data, row)!r}, gene {gene_name(data, matrix.indices[at])!r} is "
-            f"{matrix.data[at]:g}; counts must be non-negative integers (raw counts, not normalised or log values)"
-        )
-    return sp.csr_matrix(matrix, dtype=np.float32)
+    try:
+        table = table_of(name, data.to_memory() if data.isbacked else data, "X")
+        check_counts(name, data, table, empty=True)
+    except SchemaError as error:
+        raise ValueError(f"modality {str(error).removeprefix('field ')}") from None
+    return sp.csr_matrix(table.values, dtype=np.float32)
 
 
 def _require_counts(name: str, data: anndata.AnnData, matrix: sp.csr_matrix, shared: np.ndarray) -> None:
@@ -240,7 +245,21 @@ def _table(name: str, data: anndata.AnnData, batch: str | None) -> pd.DataFrame:
     if batch is not None:
         if batch not in data.obs:
             raise ValueError(f"modality '{name}' has no column {batch!r} in obs")
-        table["batch"] = [f"{name}: {value}" for value in data.obs[batch].astype(str)]
+        try:
+            require_complete(name, batch, data.obs[batch])
+        except SchemaError as error:
+            raise ValueError(f"modality {str(error).removeprefix('field ')}") from None
+        table["batch"] = [f"{name}: {value}" for value in label_texts(data.obs[batch])]
     table.index = pd.Index([f"{name}: {cell}" for cell in data.obs_names])
     table[COLUMN] = name
     return table
+
+
+def _of_one_kind(column: pd.Series) -> pd.Series:
+    """Return a column that files can hold: values of several kinds, of which each assay had one, become text."""
+    kinds = {type(value) for value in column.dropna()} if column.dtype == object else set()
+    if not kinds - {str}:
+        return column
+    if kinds <= {bool, np.bool_}:
+        return column.astype("boolean")
+    return pd.Series(pd.Categorical(label_texts(column)), index=column.index)

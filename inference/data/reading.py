@@ -1,21 +1,66 @@
-"""How values are found in an AnnData, a DataFrame or a dict of arrays, and the checks that fields share."""
+"""How columns are found in an AnnData, a DataFrame or a dict of arrays, and the checks that fields share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
-from fieldguide.inference.data.storage import BackedStore
+from fieldguide.inference.checks.aligning import unnamed
+from fieldguide.inference.checks.labels import label_codes, label_texts
 
 
 class SchemaError(ValueError):
     """The data does not fit what the program reads; the message names the field and the cell, gene or column."""
 
 
-def listed(place) -> list[str]:
+def check_data(data: Any) -> None:
+    """Raise TypeError, saying what data may be, for anything else."""
+    asked = "data must be an AnnData, a DataFrame or a dict of arrays"
+    if isinstance(data, str) or hasattr(data, "__fspath__"):
+        raise TypeError(f"{asked}, not the path {str(data)!r}: read it first, as by anndata.read_h5ad")
+    if not isinstance(data, anndata.AnnData | pd.DataFrame | Mapping):
+        raise TypeError(f"{asked}, not {type(data).__name__}")
+
+
+def check_lengths(data: Any, places: Mapping[str, Any]) -> None:
+    """Raise SchemaError for data without cells, and for arrays of a dict that differ in their number of rows."""
+    if isinstance(data, anndata.AnnData | pd.DataFrame):
+        if not len(data):
+            raise SchemaError("the data has no cells")
+        return
+    read = {key: data[key] for name, at in places.items() for key in (*listed(at), name) if key in data}
+    sizes = {key: rows for key, values in read.items() if (rows := _rows(values)) is not None}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{key!r} has {rows}" for key, rows in sizes.items())
+        raise SchemaError(f"the arrays differ in their number of rows: {said}")
+    if 0 in sizes.values():
+        raise SchemaError("the data has no cells")
+    check_one_index(read)
+
+
+def check_one_index(columns: Mapping[Any, Any]) -> None:
+    """Raise SchemaError where Series and frames that are read together name their rows otherwise."""
+    tables = {key: values for key, values in columns.items() if isinstance(values, pd.Series | pd.DataFrame)}
+    named = {key: table.index for key, table in tables.items() if not unnamed(table.index)}
+    first = next(iter(named), None)
+    for key, index in named.items():
+        if first is not None and not index.equals(named[first]):
+            raise SchemaError(
+                f"{key!r} and {first!r} do not name their rows alike, in one order: put {key!r} in order by "
+                f"{key}.loc[{first}.index], or pass arrays, which are taken by position"
+            )
+
+
+def _rows(values: Any) -> int | None:
+    """Number of rows of what has any."""
+    if hasattr(values, "shape"):
+        return int(values.shape[0]) if values.shape else None
+    return len(values) if isinstance(values, Sized) and not isinstance(values, str | bytes) else None
+
+
+def listed(place: Any) -> list[str]:
     """The columns that a place names: one, or several."""
     return [place] if isinstance(place, str) else list(place)
 
@@ -23,30 +68,54 @@ def listed(place) -> list[str]:
 def is_present(data, place) -> bool:
     """Whether the data has every column of a place, or the matrix X."""
     columns = data.obs.columns if isinstance(data, anndata.AnnData) else getattr(data, "columns", list(data))
-    return all(c in columns for c in listed(place)) or (place == "X" and isinstance(data, anndata.AnnData))
+    known = {str(column) for column in columns}
+    return all(c in known for c in listed(place)) or (place == "X" and isinstance(data, anndata.AnnData))
 
 
-def column_of(name: str, data, column: str) -> pd.Series:
+def column_at(name: str, frame: pd.DataFrame, column: Any) -> int:
+    """Return where a column stands in a frame; SchemaError names the columns there are."""
+    if not isinstance(column, str):
+        raise SchemaError(f"field '{name}' is read from one column, and {column!r} is not the name of one")
+    at = [i for i, there in enumerate(frame.columns) if str(there) == column]
+    if len(at) == 1:
+        return at[0]
+    if at:
+        raise SchemaError(f"field '{name}': there are {len(at)} columns {column!r}; give each a name of its own")
+    raise SchemaError(f"field '{name}': no column {column!r} in obs; there are {_some(frame.columns)}")
+
+
+def column_of(name: str, data, column: Any) -> pd.Series:
     """A column of the annotation, or of the frame or dict; SchemaError names the columns there are."""
     table = data.obs if isinstance(data, anndata.AnnData) else data
+    if isinstance(table, pd.DataFrame):
+        return table.iloc[:, column_at(name, table, column)]
+    if not isinstance(column, str):
+        raise SchemaError(f"field '{name}' is read from one column, and {column!r} is not the name of one")
     if column not in table:
-        raise SchemaError(f"field '{name}': no column {column!r} in obs; there are {', '.join(map(str, table))}")
-    values: Any = table[column]
-    return values if isinstance(table, pd.DataFrame) else pd.Series(np.asarray(values))
+        raise SchemaError(f"field '{name}': no column {column!r} in the data; there are {_some(table)}")
+    values = table[column]
+    if isinstance(values, pd.Series):
+        return values
+    values = np.asarray(values)
+    if values.ndim != 1:
+        raise SchemaError(f"field '{name}': {column!r} must have one value for each cell, not the shape {values.shape}")
+    return pd.Series(values)
 
 
-def dense(matrix: Any) -> Any:
-    """The matrix without its sparse form."""
-    return matrix.toarray() if sp.issparse(matrix) else matrix
+def _some(columns: Any) -> str:
+    texts = [str(column) for column in columns]
+    return ", ".join(texts[:30]) + (", ..." if len(texts) > 30 else "") if texts else "none"
 
 
 def numbers(name: str, data, column: str) -> np.ndarray:
     """A column of finite numbers, float64 [N]."""
     series = column_of(name, data, column)
     try:
-        values = series.to_numpy(dtype=np.float64)
+        if series.dtype.kind in "cmM":
+            raise TypeError
+        values = series.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
-        raise SchemaError(f"field '{name}': column {column!r} is not numeric") from None
+        raise SchemaError(f"field '{name}': column {column!r} is not numeric ({series.dtype})") from None
     infinite = np.flatnonzero(~np.isfinite(values))
     if infinite.size:
         cell = cell_name(data, infinite[0])
@@ -57,7 +126,7 @@ def numbers(name: str, data, column: str) -> np.ndarray:
 def categories_of(name: str, column: str, series: pd.Series) -> list[str]:
     """The sorted categories of a column without gaps, as text."""
     require_complete(name, column, series)
-    return sorted(series.astype(str).unique())
+    return sorted(set(label_texts(series)))
 
 
 def require_complete(name: str, column: str, series: pd.Series) -> None:
@@ -70,7 +139,7 @@ def require_complete(name: str, column: str, series: pd.Series) -> None:
 def codes_of(name: str, column: str, series: pd.Series, categories: list[str]) -> np.ndarray:
     """Codes int64 [N] among known categories; SchemaError names one that is not."""
     require_complete(name, column, series)
-    codes = pd.Categorical(series.astype(str), categories=categories).codes.astype(np.int64)
+    codes = label_codes(f"field '{name}'", series, categories)
     unseen = np.flatnonzero(codes < 0)
     if unseen.size:
         raise SchemaError(
@@ -87,121 +156,13 @@ def cell_name(data, row) -> str:
     return str(data.index[row]) if isinstance(data, pd.DataFrame) else str(row)
 
 
-def gene_name(data, column) -> str:
-    """Name of a gene, or its column number."""
-    return str(data.var_names[column]) if isinstance(data, anndata.AnnData) else str(column)
-
-
-def matrix_of(name: str, data, place: str):
-    """The matrix at a place: sparse, an array, or a store of a backed file."""
-    if not isinstance(data, anndata.AnnData):
-        if isinstance(data, Mapping) and place not in data and name in data:
-            place = name
-        if isinstance(data, pd.DataFrame):
-            return data.to_numpy()
-        if place not in data:
-            raise SchemaError(f"field '{name}': no array {place!r} in the data; there are {', '.join(data)}")
-        matrix = data[place]
-        return matrix.tocsr() if sp.issparse(matrix) else np.asarray(matrix)
-    if data.isbacked:
-        return BackedStore.open(data, place)
-    kind, _, key = place.partition("/")
-    try:
-        matrix = data.X if kind == "X" else {"layers": data.layers, "obsm": data.obsm}[kind][key]
-    except KeyError:
-        raise SchemaError(f"field '{name}': no {place!r} in the AnnData") from None
-    if matrix is None:
-        raise SchemaError(f"field '{name}': the AnnData has no X")
-    return sp.csr_matrix(matrix) if sp.issparse(matrix) else np.asarray(matrix)
-
-
-def gene_order(name: str, data, genes: list[str] | None, n_genes: int, width: int) -> np.ndarray | None:
-    """Columns that put the genes into the order trained on, None where they are; SchemaError names a missing one."""
-    if genes is None or not isinstance(data, anndata.AnnData):
-        if width != n_genes:
-            raise SchemaError(f"field '{name}': {width} genes, but {n_genes} were trained on")
-        return None
-    here = pd.Index(data.var_names.astype(str))
-    if list(here) == genes:
-        return None
-    missing = [g for g in genes if g not in here]
-    if missing:
-        raise SchemaError(
-            f"field '{name}': gene {missing[0]!r} of the training data is missing ({len(missing)} of {len(genes)})"
-        )
-    return here.get_indexer(genes)
-
-
-def check_counts(name: str, data, matrix) -> np.ndarray:
-    """Raise on anything but non-negative integers and on empty cells; return the number of counts of each gene."""
-    genes = np.zeros(matrix.shape[1])
-    for start, block in _blocks(matrix):
-        values: Any = block.data if sp.issparse(block) else block
-        wrong = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
-        if wrong.any():
-            row, column, value = _first(block, wrong)
-            where = f"cell {cell_name(data, start + row)!r}, gene {gene_name(data, column)!r}"
-            raise SchemaError(
-                f"field '{name}': {where} is {value:g}; counts must be non-negative "
-                "integers (raw counts, not normalised or log values)"
-            )
-        totals = np.asarray(block.sum(1)).ravel()
-        if (totals == 0).any():
-            row = start + int(np.flatnonzero(totals == 0)[0])
-            raise SchemaError(f"field '{name}': cell {cell_name(data, row)!r} has no counts; remove empty cells first")
-        genes += np.asarray(block.sum(0)).ravel()
-    return genes
-
-
-def _blocks(matrix):
-    if isinstance(matrix, BackedStore):
-        yield from matrix.blocks()
-    else:
-        for start in range(0, matrix.shape[0], 8192):
-            yield start, matrix[start : start + 8192]
-
-
-def _first(block, wrong: np.ndarray) -> tuple[int, int, float]:
-    if sp.issparse(block):
-        at = int(np.flatnonzero(wrong)[0])
-        row = int(np.searchsorted(block.indptr, at, side="right") - 1)
-        return row, int(block.indices[at]), float(block.data[at])
-    row, column = np.argwhere(wrong)[0]
-    return int(row), int(column), float(block[row, column])
-
-
 def has_column(data, place: str) -> bool:
     """Whether the data has this column."""
-    if isinstance(data, anndata.AnnData):
-        return place in data.obs
-    return (
-        place in (data.columns if isinstance(data, pd.DataFrame) else data)
-        if isinstance(data, pd.DataFrame | Mapping)
-        else False
-    )
-
-
-def lacks_matrix(name: str, data, place: str) -> bool:
-    """Whether new data comes without the matrix of a field."""
-    if isinstance(data, anndata.AnnData):
-        kind, _, key = place.partition("/")
-        return kind == "obsm" and key not in data.obsm
-    return isinstance(data, Mapping) and place not in data and name not in data
+    return is_present(data, place) if place != "X" else False
 
 
 def n_rows(data) -> int:
     """Number of cells."""
-    return data.n_obs if isinstance(data, anndata.AnnData) else len(next(iter(dict(data).values())))
-
-
-def whole_numbers(name: str, data, place: str) -> np.ndarray:
-    """Whole numbers [N, M] of at least -1."""
-    values = np.asarray(dense(matrix_of(name, data, place)))
-    values = values[:, None] if values.ndim == 1 else values
-    wrong = np.argwhere(~((values >= -1) & (values == np.floor(values))))
-    if wrong.size:
-        row, column = wrong[0]
-        raise SchemaError(
-            f"field '{name}': cell {cell_name(data, row)!r}, column {column} is {values[row, column]}, not a code"
-        )
-    return values.astype(np.int64)
+    if isinstance(data, anndata.AnnData | pd.DataFrame):
+        return len(data)
+    return next(rows for values in data.values() if (rows := _rows(values)) is not None)

@@ -49,7 +49,9 @@ class DenseStore(Store):
     """A dense array [N, ...]."""
 
     def __init__(self, values: np.ndarray | Tensor) -> None:
-        self.values = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+        if isinstance(values, np.ndarray):
+            values = np.require(values, requirements=["C", "W"])  # torch warns of what it cannot write to
+        self.values = torch.as_tensor(values)
         self.shape, self.dtype = tuple(self.values.shape), self.values.dtype
 
     def gather(self, rows):
@@ -127,6 +129,12 @@ class BackedStore(Store):
         else:
             self.indptr = None
             self.shape = group.shape
+
+    @property
+    def stored(self) -> np.dtype:
+        """The type of the numbers in the file."""
+        values: Any = self.group["data"] if isinstance(self.group, h5py.Group) else self.group
+        return values.dtype
 
     @classmethod
     def open(cls, data: anndata.AnnData, place: str) -> "BackedStore":

@@ -272,7 +272,7 @@ def test_names_of_genes_come_from_the_data():
     [
         ({"log_det": "guess"}, "log_det must be one of exact, series, roulette"),
         ({"contraction": None, "log_det": "series"}, "needs a contractive map"),
-        ({"sparsity": -1.0}, "sparsity must not be negative"),
+        ({"sparsity": -1.0}, "sparsity must be a number of at least 0, not -1"),
     ],
     ids=["log_det", "contraction", "sparsity"],
 )

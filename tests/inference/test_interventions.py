@@ -63,11 +63,11 @@ def test_new_data_may_have_more_targets_but_not_other_genes():
     [
         (cells(["control", None]), "names no target in any cell"),
         (cells(["a", "b,tp53", "tp53"]), "target 'tp53' of cell 'cell1' is none of the 3 genes"),
-        (cells(["a", "b"], ("a", "a", "b")), "gene 'a' is there twice"),
+        (cells(["a", "b"], ("a", "a", "b")), "'a' is the name of several columns"),
         ({"x": np.zeros((2, 3)), "targets": np.array([0, 3])}, "target 3 of cell '1' is not the code of a gene of 3"),
         ({"x": np.zeros((2, 3)), "targets": np.array([0.5, 1])}, "target 0.5 of cell '0'"),
         ({"x": np.zeros((2, 3)), "targets": np.array([0, -2])}, "target -2 of cell '1'"),
-        ({"x": np.zeros((2, 3)), "targets": np.array(["a", "b"])}, "whole numbers, not <U1"),
+        ({"x": np.zeros((2, 3)), "targets": np.array(["a", "b"])}, "field 'targets': it holds text, not real numbers"),
         ({"x": np.zeros((2, 3)), "targets": np.array([-1, -1])}, "names no target"),
     ],
     ids=["none", "no gene", "twice", "too large", "half", "negative", "text", "none in arrays"],
@@ -142,7 +142,7 @@ def test_regimes_of_arrays_and_other_places():
     [
         (["control"] * 4, 1, "no cell has a target"),
         (["a", "a", "b", "control"], 1, "regime 'b' has 1 cells .the first: 'cell2'"),
-        (["a", "a", "b", "b"], ["c"], "no cell is in regime 'c'"),
+        (["a", "a", "b", "b"], ["c"], "held_out: no cell has the label 'c'; labels are a, b"),
         (["a", "a", "b", "b"], ["a", "b"], "all 2 regimes would be held out"),
         (["a", "a", "b", "b"], 1.5, "must be a share"),
         (["a", "a", "b", "b"], 0, "fewer than the 2 regimes, not 0"),
@@ -158,6 +158,6 @@ def test_splits_that_cannot_be(targets, held_out, message):
 
 
 def test_the_share_of_validation_is_checked():
-    with pytest.raises(ValueError, match="validation must be a share"):
+    with pytest.raises(ValueError, match="validation must be a number of at least 0 and below 1, not 1"):
         split_interventions(many(), validation=1.0)
     assert not len(split_interventions(many(), validation=0.0).validation)

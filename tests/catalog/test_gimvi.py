@@ -243,7 +243,7 @@ def test_a_program_that_cannot_withhold_genes_is_refused(joined, fitted):
     ("arguments", "message"),
     [
         ({"encoder": "wide"}, "encoder must be one of common, by_modality, not 'wide'"),
-        ({"masking": 1.0}, "masking must be a number of at least 0 and below 1, not 1"),
+        ({"masking": 1.0}, "masking must be a number in .0, 1., not 1"),
         ({"kappa": -1.0}, "kappa must be a number of at least 0, not -1"),
         ({"likelihood": ()}, "likelihood names nothing"),
         ({"mixing": "gan"}, "mixing must be one of critic, mmd, none, not 'gan'"),

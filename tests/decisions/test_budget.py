@@ -248,7 +248,7 @@ NAMED = pd.DataFrame([[0.1, 0.2], [0.3, 0.4]], index=["ann", "bob"], columns=["n
             r"costs are for \['a', 'b'\], budgets for",
         ),
         ({"risk": "none"}, "risk must be one of mean, quantile, cvar"),
-        ({"level": 0.0}, "level must be between 0 and 1"),
+        ({"level": 0.0}, "level must be a number in 0 and 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

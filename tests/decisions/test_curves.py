@@ -30,7 +30,7 @@ def test_bad_draws():
         ((bad,), r"draw \[1, 2, 0\] is not finite"),
         ((good, [0.0, 1.0, 2.0]), "there are 3 costs for 2 levels"),
         ((good, None, ["a"]), "there are 1 names for 2 levels"),
-        ((good, None, None, 1.0), "level must be between 0 and 1"),
+        ((good, None, None, 1.0), "level must be a number in 0 and 1"),
     ):
         with pytest.raises(ValueError, match=message):
             response_curve(*arguments)

@@ -158,6 +158,6 @@ def test_splits_that_cannot_be(targets, held_out, message):
 
 
 def test_the_share_of_validation_is_checked():
-    with pytest.raises(ValueError, match="validation must be a number of at least 0 and below 1, not 1"):
+    with pytest.raises(ValueError, match="validation must be a number in .0, 1., not 1"):
         split_interventions(many(), validation=1.0)
     assert not len(split_interventions(many(), validation=0.0).validation)

@@ -51,6 +51,31 @@ def aligned(name: str, values: Any, names: pd.Index | None, what: str = "cells")
     return values.iloc[places(name, values.index, names, what)]
 
 
+def order_of(name: str, index: pd.Index, names: pd.Index, what: str = "cells") -> np.ndarray:
+    """Return where each of ``names`` stands in the index of a table [N], which may hold more.
+
+    By name where the index has them all, whatever its order; by position where it is numbered 0..n-1 by itself and
+    as long.
+
+    Raises
+    ------
+    ValueError
+        As `places`.
+
+    Examples
+    --------
+    >>> order_of("cost", pd.Index(["b", "a", "c"]), pd.Index(["a", "b"])).tolist()
+    [1, 0]
+    >>> order_of("cost", pd.RangeIndex(2), pd.Index(["a", "b"])).tolist()
+    [0, 1]
+    """
+    if index.equals(names):
+        return np.arange(len(names))
+    if unnamed(index) and len(index) == len(names) and not names.isin(index).all():
+        return np.arange(len(names))
+    return places(name, index, names, what)
+
+
 def places(name: str, index: pd.Index, names: pd.Index, what: str = "cells") -> np.ndarray:
     """Return where each of ``names`` stands in ``index`` [N]; names that are equal as text are the same.
 

@@ -40,7 +40,7 @@ class ManySolution:
     policy : Tensor [N, K]
         Probabilities of the options.
     multipliers : array [J]
-        What another unit of each budget would bring.
+        What another unit of each budget would bring: the prices that prove the bound.
     value : float
     spent : array [J]
     dual : float
@@ -91,7 +91,7 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
 
     values, spends = (np.array([part]) for part in totals(columns[0]))
     flat = torch.zeros_like(reward)
-    bound = np.inf
+    bound, proving = np.inf, np.zeros(len(budgets))
     for phase in ("feasible", "best"):
         for rounds in range(1, ROUNDS + 1):  # noqa: B007
             shares, prices, level, over = master(values, spends / budgets, phase)
@@ -105,7 +105,8 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
             if phase == "feasible" and exceeds(-priced, prices @ budgets):  # at these prices no policy is cheap enough
                 break
             if phase == "best":
-                bound = min(bound, priced + prices @ budgets)
+                if priced + prices @ budgets < bound:
+                    bound, proving = priced + prices @ budgets, prices
                 target = gap * min(abs(bound + shift), bound + spread)
                 if bound - values @ shares <= target:
                     break
@@ -124,7 +125,7 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
             policy.scatter_add_(1, choice[:, None], torch.full_like(reward[:, :1], share))
     settle(policy, reward, costs, budgets)
     value, *spent = (float(torch.where(policy > 0, table * policy, 0).sum()) for table in (reward, *costs))
-    return ManySolution(policy, prices, value + shift, np.array(spent), float(bound) + shift, rounds)
+    return ManySolution(policy, proving, value + shift, np.array(spent), float(bound) + shift, rounds)
 
 
 def _without_money(reward: Tensor, costs: Tensor, budgets: np.ndarray, gap: float) -> ManySolution:

@@ -7,8 +7,16 @@ import pandas as pd
 
 
 def unnamed(index: pd.Index) -> bool:
-    """Whether an index holds row numbers that pandas gave by itself, which name nothing."""
-    return isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
+    """Whether an index holds row numbers that pandas gave by itself, which name nothing.
+
+    So does that of several such tables that were concatenated: 0, 1, ..., 0, 1, ...
+    """
+    if isinstance(index, pd.RangeIndex):
+        return index.start == 0 and index.step == 1
+    if index.dtype.kind != "i" or index.is_unique:
+        return False
+    numbers = index.to_numpy()
+    return bool(numbers[0] == 0 and ((numbers[1:] == 0) | (numbers[1:] == numbers[:-1] + 1)).all())
 
 
 def aligned(name: str, values: Any, names: pd.Index | None, what: str = "cells") -> Any:

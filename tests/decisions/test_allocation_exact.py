@@ -1,4 +1,4 @@
-"""Allocations against enumeration and exact rational arithmetic, over eighteen orders of magnitude of money and reward."""
+"""Allocations against enumeration and rational arithmetic, over eighteen orders of magnitude of money and reward."""
 
 import itertools
 from fractions import Fraction

@@ -64,9 +64,9 @@ def real_array(name: str, values: Any) -> np.ndarray:
     if array.dtype == object and array.ndim == 0:
         raise TypeError(f"{name} must be numbers, not {type(values).__name__}")
     try:
-        return array.astype(np.float64)
+        return array.astype(np.float64, copy=False)
     except (TypeError, ValueError):
-        wrong = next(value for value in array.ravel() if not _is_number(value))
+        wrong = next(value for value in array.ravel().tolist() if not _is_number(value))
         raise TypeError(f"{name} must hold numbers; one value is {wrong!r:.60}") from None
 
 

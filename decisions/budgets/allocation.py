@@ -296,9 +296,10 @@ def _certain(reward: Any, risk: Any, level: Any) -> tuple[Any, bool]:
     """Rewards that count, from draws or as they are; and whether there were draws."""
     one_of("risk", risk, RISKS)
     checked_real("level", level, above=0, below=1)
-    if np.ndim(reward) != 3:
+    ndim = reward.ndim if hasattr(reward, "ndim") else real_array("reward", reward).ndim
+    if ndim != 3:
         if risk != "mean":
-            raise ValueError(f"risk={risk!r} needs posterior draws [S, N, K]; reward has {np.ndim(reward)} dimensions")
+            raise ValueError(f"risk={risk!r} needs posterior draws [S, N, K]; reward has {ndim} dimensions")
         return reward, False
     draws = real_array("reward", reward)
     if not draws.size:

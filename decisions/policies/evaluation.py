@@ -12,8 +12,9 @@ from fieldguide.decisions.policies.action_embedding import Embedding
 from fieldguide.decisions.policies.bandit_log import BanditLog
 from fieldguide.decisions.policies.estimators import DM, ESTIMATORS, IPS, MIPS, SIS, Feedback
 from fieldguide.decisions.policies.figures import estimates
-from fieldguide.decisions.policies.intervals import compared
+from fieldguide.decisions.policies.intervals import METHODS, compared
 from fieldguide.decisions.policies.policy import Policy, read_table
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, one_of
 from fieldguide.inference.messages import caution
 
 
@@ -104,6 +105,9 @@ def evaluate_policy(
     """
     if not isinstance(log, BanditLog):
         raise TypeError(f"log must be a BanditLog (BanditLog.read makes one of a table), not {type(log).__name__}")
+    one_of("interval", interval, METHODS)
+    level, seed = checked_real("level", level, above=0, below=1), checked_seed(seed)
+    resamples = checked_int("resamples", resamples, at_least=1)
     if not len(log):
         raise ValueError("the log has no rows: there is nothing to evaluate a policy by")
     if policy is None or isinstance(policy, str):

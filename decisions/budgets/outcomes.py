@@ -70,7 +70,9 @@ def outcomes(
 
 
 def _table(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if values.shape not in {shape[1:], shape} and (values.ndim != 3 or values.shape[1:] != shape or not values.size):
+    if values.shape not in {shape[1:], shape, (1, shape[1])} and (
+        values.ndim != 3 or values.shape[1:] != shape or not values.size
+    ):
         raise ValueError(f"{name} must be of shape {shape[1:]}, {shape} or draws of that, not {values.shape}")
     return values
 

@@ -70,9 +70,8 @@ def outcomes(
 
 
 def _table(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if values.shape not in {shape[1:], shape, (1, shape[1])} and (
-        values.ndim != 3 or values.shape[1:] != shape or not values.size
-    ):
+    draws = values.ndim == 3 and values.shape[1:] == shape and values.size
+    if not draws and values.shape not in {shape[1:], shape, (1, shape[1])}:
         raise ValueError(f"{name} must be of shape {shape[1:]}, {shape} or draws of that, not {values.shape}")
     return values
 

@@ -11,9 +11,12 @@ import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions import BanditLog, Decision, NoSupport, evaluate_policy
-from fieldguide.decisions.policies.bandit_log import Within
+from fieldguide.decisions.policies.bandit_log import Within, read_context
+from fieldguide.decisions.policies.estimators import ESTIMATORS
 from fieldguide.decisions.policies.policy import Policy, labels
 from fieldguide.inference import Fit, OffPolicyValue, fit
+from fieldguide.inference.checks.arguments import checked_flag, checked_int, checked_real, checked_seed, one_of
+from fieldguide.inference.checks.rounding import SLACK
 from fieldguide.inference.messages import caution
 
 QUANTILES = (0.5, 0.8, 0.9, 0.95)
@@ -74,18 +77,23 @@ class LearnedPolicy:
     actions: pd.Index
     trained_on: pd.Index
 
-    def predict(self, context: ArrayLike, logging: Any, rows: Sequence | pd.Index | None = None) -> Policy:
+    def predict(self, context: Any, logging: Any, rows: Sequence | pd.Index | None = None) -> Policy:
         """Return the policy [n, p] in new contexts.
 
         Parameters
         ----------
-        context : array [n, F]
+        context : array or DataFrame [n, F]
         logging : Policy, DataFrame or array [n, K]
             The logging policy there: its best actions are the candidates.
         rows : sequence, optional
-            Names of the contexts.
+            Names of the contexts; by default those of a DataFrame's rows.
         """
+        if rows is None and isinstance(context, pd.DataFrame):
+            rows = context.index
+        context = context if hasattr(context, "tocsr") else read_context(context)
         index = labels(np.shape(context)[0] if rows is None else rows)
+        if len(index) != np.shape(context)[0]:
+            raise ValueError(f"rows are {len(index)} names for {np.shape(context)[0]} contexts")
         candidates = Policy.read(logging, self.actions, index, "logging", whole=False).top(self.top)
         return replace(policy_of(self.fit, context, candidates), trained_on=self.trained_on)
 
@@ -102,8 +110,8 @@ def fit_self_normalised(
     data: anndata.AnnData,
     objective: OffPolicyValue | None = None,
     *,
-    rounds: int = 8,
-    tolerance: float = 0.01,
+    rounds: Any = 8,
+    tolerance: Any = 0.01,
     **settings,
 ) -> tuple[Fit, pd.DataFrame]:
     """Fit ``poxm`` with the translation of BanditNet at its fixed point: the self-normalised value that it leads to.
@@ -139,11 +147,12 @@ def fit_self_normalised(
         If the mean weight leaves [0.5, 2], where the policy has moved to what was hardly ever logged: the fit before
         is returned. If the fixed point was not met.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, not {rounds}")
+    rounds = checked_int("rounds", rounds, at_least=1)
+    tolerance = checked_real("tolerance", tolerance, at_least=0)
+    _check_objective(objective)
     base, rows, previous, translation = objective or OffPolicyValue(), [], None, 0.0
     for _ in range(rounds):
-        fitted = fit("poxm", data, objective=replace(base, translation=translation), **settings)
+        fitted = _whole(fit("poxm", data, objective=replace(base, translation=translation), **settings))
         value, weight = _logged(fitted)
         rows.append({"translation": translation, "value": value, "mean_weight": weight})
         if not 0.5 <= weight <= 2:
@@ -172,17 +181,17 @@ def _logged(fitted: Fit) -> tuple[float, float]:
 
 
 def learn_policy(
-    log: BanditLog,
-    context: ArrayLike,
+    log: Any,
+    context: Any,
     logging: Any,
     *,
-    top: int | str = "auto",
-    objective: OffPolicyValue | None = None,
-    held_out: float = 0.2,
-    estimator: str = "snips",
-    self_normalise: bool = False,
-    level: float = 0.95,
-    seed: int = 0,
+    top: Any = "auto",
+    objective: Any = None,
+    held_out: Any = 0.2,
+    estimator: Any = "snips",
+    self_normalise: Any = False,
+    level: Any = 0.95,
+    seed: Any = 0,
     **settings,
 ) -> LearnedPolicy:
     """Learn a policy from a log, and say what it is worth on rows of the log that it has not seen.
@@ -190,9 +199,10 @@ def learn_policy(
     Parameters
     ----------
     log : BanditLog
-    context : array [n, F]
+    context : array or DataFrame [n, F]
+        A table is found by the names of its rows.
     logging : Policy, DataFrame or array [n, K] or [K]
-        The policy that drew the log.
+        The policy that drew the log; it has to agree with the log's propensities.
     top : int, "auto" or "q0.9"
         How many actions of the logging policy each context may choose from. "q0.9": as many as hold nine tenths of the
         rewarded logged items. "auto": the size, of those for several such shares, whose value on half of the held-out
@@ -200,8 +210,8 @@ def learn_policy(
     objective : OffPolicyValue, optional
     held_out : float
         Share of the rows that no policy is trained on.
-    estimator : {"snips", "sis", "dr_sis", ...}
-        By which sizes are compared.
+    estimator : {"snips", "ips", "clipped", "translated"}
+        By which sizes are compared: one that needs nothing but the log.
     self_normalise : bool
         Learn with the translation at its fixed point (`fit_self_normalised`: several fits for each size).
     level : float
@@ -214,7 +224,12 @@ def learn_policy(
     Raises
     ------
     ValueError
-        If nothing was rewarded, or too few rows are held out.
+        If nothing was rewarded, or too few rows are held out; if ``logging`` contradicts a propensity of the log,
+        naming the row and both.
+    TypeError
+        Naming a setting that is not one of this function.
+    KeyboardInterrupt
+        If a fit was interrupted: no policy is returned that was learnt in part.
 
     Warns
     -----
@@ -226,10 +241,26 @@ def learn_policy(
     Lopez, Dhillon and Jordan (2021) learn by selective importance sampling among the best p actions of the logging
     policy. How they adjust p is not public; the rule here is ours.
     """
-    x = np.asarray(context) if not hasattr(context, "tocsr") else context
+    if not isinstance(log, BanditLog):
+        raise TypeError(f"log must be a BanditLog (BanditLog.read makes one of a table), not {type(log).__name__}")
+    _check_objective(objective)
+    one_of("estimator", estimator, [name for name, e in ESTIMATORS.items() if not e.needs])
+    for name in ("checkpoint", "fields", "validation", "early_stopping"):
+        if name in settings:
+            raise TypeError(
+                f"{name} is not a setting of learn_policy: it fits each size to all rows that held_out leaves"
+            )
+    self_normalise, level = (
+        checked_flag("self_normalise", self_normalise),
+        checked_real("level", level, above=0, below=1),
+    )
+    held_out, seed = checked_real("held_out", held_out, above=0, below=1), checked_seed(seed)
+    top = _checked_top(top)
+    sparse = hasattr(context, "tocsr")
+    x = context if sparse else log.context(context)
     if np.shape(x)[0] != len(log):
         raise ValueError(f"context has {np.shape(x)[0]} rows, the log {len(log)}")
-    whole = log.within(Policy.read(logging, log.actions, log.rows, "logging", whole=False))
+    whole = log.within(log.drawn_by(logging, whole=False))
     train, choosing, judging = _parts(len(log), held_out, top == "auto", seed)
     arguments = {"n_actions": len(log.actions), "validation": 0.0, "early_stopping": None, "progress": False}
     arguments |= {"seed": seed} | settings
@@ -257,7 +288,19 @@ def _fitted(x: Any, part: Within, objective: OffPolicyValue | None, self_normali
         caution(f"{rewarded} rewarded items of the log are among the {p} candidates: too few to learn from", NoSupport)
     if self_normalise:
         return fit_self_normalised(data, objective, **arguments)[0]
-    return fit("poxm", data, objective=objective, **arguments)
+    return _whole(fit("poxm", data, objective=objective, **arguments))
+
+
+def _whole(fitted: Fit) -> Fit:
+    """A fit that was trained to its end; what an interrupted one holds is not what was asked for."""
+    if fitted.interrupted:
+        raise KeyboardInterrupt
+    return fitted
+
+
+def _check_objective(objective: Any) -> None:
+    if objective is not None and not isinstance(objective, OffPolicyValue):
+        raise TypeError(f"objective must be an OffPolicyValue, not {objective!r}: a policy is learnt by its value")
 
 
 def _judged(fitted: Fit, x: Any, part: Within, estimators: Sequence[str] | None, level: float, seed: int) -> Decision:
@@ -268,10 +311,8 @@ def _judged(fitted: Fit, x: Any, part: Within, estimators: Sequence[str] | None,
 
 def _parts(n: int, held_out: float, choose: bool, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows for training, for choosing p (none where it is given) and for the value."""
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out must be between 0 and 1, not {held_out}")
     order = np.random.default_rng(seed).permutation(n)
-    out = order[: int(held_out * n)]
+    out = order[: int(held_out * n * (1 + SLACK))]
     if len(out) < 4:
         raise ValueError(f"{len(out)} rows are held out of {n}: too few to say what a policy is worth")
     half = len(out) // 2 if choose else 0
@@ -284,6 +325,14 @@ def _sizes(part: Within, top: int | str) -> list[int]:
         return [top]
     if top == "auto":
         return sorted({part.covering(share) for share in QUANTILES})
-    if not (top.startswith("q") and top[1:].replace(".", "", 1).isdigit()):
-        raise ValueError(f"top must be a number, 'auto' or a quantile such as 'q0.9', not {top!r}")
     return [part.covering(float(top[1:]))]
+
+
+def _checked_top(top: Any) -> int | str:
+    """A number of actions, "auto" or a quantile such as "q0.9"."""
+    if not isinstance(top, str):
+        return checked_int("top", top, at_least=1)
+    share = top[1:] if top.startswith("q") and top[1:].replace(".", "", 1).isdigit() else None
+    if top != "auto" and (share is None or not 0 < float(share) <= 1):
+        raise ValueError(f"top must be a number, 'auto' or a quantile such as 'q0.9', not {top!r}")
+    return top

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from fieldguide.catalog.incentives import Incentives
+from fieldguide.decisions.messages import real_array
 from fieldguide.decisions.policies.policy import TrainedOn
 from fieldguide.inference import Dataset, Fit, fit
+from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.messages import caution
 
 PRECISIONS = np.geomspace(1e-2, 1e3, 21)
@@ -19,7 +21,7 @@ PRECISIONS = np.geomspace(1e-2, 1e3, 21)
 
 
 @torch.no_grad()
-def response(fitted: Fit | Sequence[Fit], data: Any = None) -> pd.DataFrame:
+def response(fitted: Any, data: Any = None) -> pd.DataFrame:
     """Return the expected response at every level for each customer, [N, K].
 
     Parameters
@@ -36,12 +38,13 @@ def response(fitted: Fit | Sequence[Fit], data: Any = None) -> pd.DataFrame:
         unless the fit was loaded from a file): an allocation by these responses that is evaluated on them is
         optimistic, and `fieldguide.decisions.evaluate_policy` warns of it.
     """
-    members = [fitted] if isinstance(fitted, Fit) else list(fitted)
+    members = _members(fitted)
     dataset = members[0].read(data)
     parts = []
     for member in members:
         program = _program(member)
-        values = [program.expected(program.link(x)) for x in _features(member, dataset)]
+        own = dataset if data is None else member.read(data)
+        values = [program.expected(program.link(x)) for x in _features(member, own)]
         parts.append(torch.cat(values).double().cpu().numpy())
     index = pd.RangeIndex(dataset.n_cells) if dataset.obs is None else dataset.obs.index
     table = pd.DataFrame(np.mean(parts, axis=0), index=index, columns=_levels(members[0]))
@@ -52,7 +55,7 @@ def response(fitted: Fit | Sequence[Fit], data: Any = None) -> pd.DataFrame:
 
 
 def response_ensemble(
-    data: Any, members: int = 20, *, fields: Mapping[str, Any] | None = None, seed: int = 0, **settings
+    data: Any, members: Any = 20, *, fields: Mapping[str, Any] | None = None, seed: Any = 0, **settings
 ) -> list[Fit]:
     """Fit ``incentives`` several times, each to the data under random weights: what one fit cannot know about itself.
 
@@ -75,12 +78,13 @@ def response_ensemble(
     Simulated coupons, 600 and 2,000 customers, concave and monotone: 90 % intervals of 20 members hold the true
     response of 0.86 to 0.94 of customers and levels (10 members: 0.85 to 0.94), those of one fit of 0.46 to 0.70.
     """
-    if members < 2:
-        raise ValueError(f"members must be at least 2, not {members}")
+    members, seed = checked_int("members", members, at_least=2), checked_seed(seed)
+    if not isinstance(data, anndata.AnnData | pd.DataFrame | dict):
+        raise TypeError(f"data must be AnnData, a DataFrame or a dict of arrays, not {type(data).__name__}")
     column = (fields or {}).get("weight") or "weight"
     table = data.obs if isinstance(data, anndata.AnnData) else data
     count = len(next(iter(data.values()))) if isinstance(data, dict) else len(table)
-    given = np.asarray(table[column], dtype=np.float64) if column in table else np.ones(count)
+    given = real_array(f"weight (column {column!r})", table[column]) if column in table else np.ones(count)
     fits = []
     for member in range(members):
         random = np.random.default_rng([seed, member]).exponential(size=count)
@@ -91,10 +95,12 @@ def response_ensemble(
         else:
             weighted = data | weights if isinstance(data, dict) else data.assign(**weights)
         fits.append(fit("incentives", weighted, fields=fields, seed=seed + member, **({"progress": False} | settings)))
+        if fits[-1].interrupted:
+            raise KeyboardInterrupt
     return fits
 
 
-def response_draws(fitted: Fit | Sequence[Fit], data: Any = None, draws: int = 200, seed: int = 0) -> np.ndarray:
+def response_draws(fitted: Any, data: Any = None, draws: Any = 200, seed: Any = 0) -> np.ndarray:
     """Return posterior draws of the response at every level for each customer, [S, N, K].
 
     The last layer of the network is Bayesian: a Gaussian around the fitted weights, with the curvature of the
@@ -121,17 +127,19 @@ def response_draws(fitted: Fit | Sequence[Fit], data: Any = None, draws: int = 2
     --------
     Spend a budget with caution: ``allocate(response_draws(fits, customers), cost, budget, risk="quantile")``.
     """
-    members = [fitted] if isinstance(fitted, Fit) else list(fitted)
+    members, draws, seed = _members(fitted), checked_int("draws", draws, at_least=1), checked_seed(seed)
     if len(members) == 1:
         caution(
             "draws of one fit leave out what its hidden layers do not know: their 90 % intervals hold a half to "
             "two thirds of the true responses; use response_ensemble",
             UserWarning,
         )
-    dataset, shares = members[0].read(data), np.array_split(np.arange(draws), len(members))
-    return np.concatenate(
-        [_draws(f, dataset, len(s), seed + n) for n, (f, s) in enumerate(zip(members, shares, strict=True)) if len(s)]
-    )
+    dataset, shares, parts = members[0].read(data), np.array_split(np.arange(draws), len(members)), []
+    for number, (member, share) in enumerate(zip(members, shares, strict=True)):
+        if len(share):
+            own = dataset if data is None else member.read(data)
+            parts.append(_draws(member, own, len(share), seed + number))
+    return np.concatenate(parts)
 
 
 def _draws(fitted: Fit, dataset: Dataset, draws: int, seed: int) -> np.ndarray:
@@ -185,6 +193,22 @@ def _laplace(fitted: Fit, program: Incentives) -> tuple[Tensor, Tensor]:
     ]
     chosen = float(PRECISIONS[int(np.argmax(evidence))])
     return mean, torch.linalg.cholesky(curvature + chosen * torch.eye(size, dtype=torch.float64))
+
+
+def _members(fitted: Any) -> list[Fit]:
+    """Fits of the entry ``incentives``, one or several, of the same levels and customers."""
+    members = [fitted] if isinstance(fitted, Fit) else fitted
+    if not isinstance(members, Sequence) or not members or not all(isinstance(member, Fit) for member in members):
+        raise TypeError(f"fitted must be a fit of incentives, or a list of such fits, not {fitted!r:.60}")
+    for member in members:
+        _program(member)
+    levels = _levels(members[0])
+    for number, member in enumerate(members):
+        if not _levels(member).equals(levels):
+            raise ValueError(
+                f"fitted: the levels of fit {number} are {list(_levels(member))}, those of the first {list(levels)}"
+            )
+    return list(members)
 
 
 @torch.no_grad()

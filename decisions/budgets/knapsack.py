@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SLACK = 1e-9
-"""By how much of itself a budget may be missed through rounding before it counts as infeasible."""
+from fieldguide.inference.checks.rounding import SLACK, exceeds
+
+ROUNDING = 1e-13
+"""Share of a budget that a sum of costs may seem to leave by rounding."""
 
 
 @dataclass
@@ -95,9 +97,9 @@ def segments(reward: Tensor, cost: Tensor) -> Segments:
         slope = torch.where((gain > 0) & (extra > 0), gain / extra, 0)
         best = slope.max(1, keepdim=True).values
         to = extra.masked_fill(slope < best, -1).argmax(1)  # of equal slopes the farthest: ties make one segment
-        go = best[:, 0] > 0
+        go = (best[:, 0] > 0).nonzero()[:, 0]
         rows, r, c, now = rows[go], r[go], c[go], to[go]
-        gain, extra = (values[go].gather(1, now[:, None])[:, 0] for values in (gain, extra))
+        gain, extra = (values[go, now] for values in (gain, extra))
         last = torch.minimum(best[go, 0], last[go])  # an envelope that rounding bends is straightened
         for name, values in zip(names, (rows, now, gain, extra, last), strict=True):
             parts[name].append(values)
@@ -123,7 +125,7 @@ def solve(reward: Tensor, cost: Tensor, budget: float) -> Solution:
     envelopes = segments(reward, cost)
     start = envelopes.start[:, None]
     base = float(cost.gather(1, start).sum())
-    if base > budget * (1 + SLACK):
+    if exceeds(base, budget):
         cheapest = f"infeasible: the cheapest options cost {base:.6g} in all"
         raise ValueError(f"{cheapest}, more than the budget of {budget:.6g}")
     order = torch.sort(envelopes.efficiency, descending=True, stable=True).indices
@@ -140,12 +142,19 @@ def solve(reward: Tensor, cost: Tensor, budget: float) -> Solution:
     spent = float(cost.gather(1, choice[:, None]).sum())
     value = float(reward.gather(1, choice[:, None]).sum())
     randomised, other, fraction, multiplier = -1, -1, 0.0, 0.0
+    left = max(budget - spent, 0.0)
+    if taken < len(order) and left >= (1 - SLACK) * float(envelopes.cost[order[taken]]):  # rounding alone cuts it off
+        following = int(order[taken])
+        choice[envelopes.customer[following]] = envelopes.end[following]
+        value, spent = value + float(envelopes.gain[following]), spent + float(envelopes.cost[following])
+        taken, left = taken + 1, 0.0
     if taken < len(order):
         following = int(order[taken])
         multiplier = float(envelopes.efficiency[following])
-        left = max(budget - spent, 0.0)
-        if left > SLACK * max(budget, 1e-300):
-            fraction = min(left / float(envelopes.cost[following]), 1.0)
+        fraction = left / float(envelopes.cost[following])
+        if fraction <= SLACK or left <= ROUNDING * budget:
+            fraction = 0.0
+        else:
             randomised, other = int(envelopes.customer[following]), int(envelopes.end[following])
             value += fraction * float(envelopes.gain[following])
             spent += fraction * float(envelopes.cost[following])

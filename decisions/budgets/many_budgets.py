@@ -13,11 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.budgets.knapsack import respond
+from fieldguide.decisions.budgets.knapsack import net, respond
+from fieldguide.inference.checks.rounding import SLACK, exceeds
 
 ROUNDS = 500
+ROUNDING = 1e-14
+"""By how much of its terms a sum may improve through rounding alone."""
 MIXED = 20_000
 """Customers between options up to which the linear program of them alone is solved."""
+
+
+class Infeasible(ValueError):
+    """No policy keeps within all budgets; ``worst`` is the number of the one that is missed most."""
+
+    def __init__(self, worst: int) -> None:
+        super().__init__(f"infeasible: no policy keeps within all budgets; budget {worst} is missed most")
+        self.worst = worst
 
 
 @dataclass
@@ -29,7 +40,7 @@ class ManySolution:
     policy : Tensor [N, K]
         Probabilities of the options.
     multipliers : array [J]
-        What another unit of each budget would bring.
+        What another unit of each budget would bring: the prices that prove the bound.
     value : float
     spent : array [J]
     dual : float
@@ -60,14 +71,19 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
 
     Raises
     ------
-    ValueError
+    Infeasible
         If no policy keeps within all budgets.
     RuntimeError
         If the gap is not closed in 500 rounds.
     """
     budgets = np.asarray(budgets, dtype=np.float64)
+    if not (budgets > 0).all():
+        return _without_money(reward, costs, budgets, gap)
+    offered = ~torch.isinf(costs).any(0)
+    top = reward.masked_fill(~offered, -torch.inf).max(1, keepdim=True).values
+    spread = float((top - reward.masked_fill(~offered, torch.inf).min(1, keepdim=True).values).sum())
+    shift, reward = float(top.sum()), reward - top  # what all options of a customer share decides nothing
     columns: list[Tensor] = [respond(reward, costs, np.zeros(len(budgets)))]
-    unit = np.where(budgets > 0, budgets, 1.0)  # budgets in units of themselves: prices then compare
 
     def totals(choice: Tensor) -> tuple[float, np.ndarray]:
         spent = [float(cost.gather(1, choice[:, None]).sum()) for cost in costs]
@@ -75,37 +91,68 @@ def solve_many(reward: Tensor, costs: Tensor, budgets, gap: float = 1e-9) -> Man
 
     values, spends = (np.array([part]) for part in totals(columns[0]))
     flat = torch.zeros_like(reward)
-    bound = np.inf
+    bound, proving = np.inf, np.zeros(len(budgets))
     for phase in ("feasible", "best"):
         for rounds in range(1, ROUNDS + 1):  # noqa: B007
-            shares, prices, level, over = master(values, spends / unit, budgets / unit, phase)
+            shares, prices, level, over = master(values, spends / budgets, phase)
             if phase == "feasible" and over <= 1e-12:
                 break
-            prices = prices / unit
+            prices = prices / budgets
             choice = respond(flat if phase == "feasible" else reward, costs, prices)
             value, spent = totals(choice)
             priced = (0.0 if phase == "feasible" else value) - prices @ spent
+            size = max(abs(level), abs(priced), prices @ budgets)
+            if phase == "feasible" and exceeds(-priced, prices @ budgets):  # at these prices no policy is cheap enough
+                break
             if phase == "best":
-                bound = min(bound, priced + prices @ budgets)
-            current = level + prices @ budgets
-            ended = bound - values @ shares <= gap * max(abs(bound), 1e-300) if phase == "best" else False
-            if ended or priced - level <= 1e-13 * max(abs(level), abs(current), 1):
+                if priced + prices @ budgets < bound:
+                    bound, proving = priced + prices @ budgets, prices
+                target = gap * min(abs(bound + shift), bound + spread)
+                if bound - values @ shares <= target:
+                    break
+            if priced - level <= ROUNDING * size:
                 break
             columns.append(choice)
             values, spends = np.append(values, value), np.vstack([spends, spent])
         else:
             raise RuntimeError(f"the budgets were not met to within {gap} in {ROUNDS} rounds")
-        if phase == "feasible" and over > 1e-9:
-            short = (shares @ spends - budgets) / unit
-            worst = int(short.argmax())
-            raise ValueError(f"infeasible: no policy keeps within all budgets; budget {worst} is missed most")
+        if phase == "feasible" and over > SLACK:
+            short = (shares @ spends - budgets) / budgets
+            raise Infeasible(int(short.argmax()))
     policy = torch.zeros_like(reward)
     for share, choice in zip(shares, columns, strict=True):
         if share > 0:
             policy.scatter_add_(1, choice[:, None], torch.full_like(reward[:, :1], share))
     settle(policy, reward, costs, budgets)
     value, *spent = (float(torch.where(policy > 0, table * policy, 0).sum()) for table in (reward, *costs))
-    return ManySolution(policy, prices, value, np.array(spent), float(bound), rounds)
+    return ManySolution(policy, proving, value + shift, np.array(spent), float(bound) + shift, rounds)
+
+
+def _without_money(reward: Tensor, costs: Tensor, budgets: np.ndarray, gap: float) -> ManySolution:
+    """Where a budget is nothing, what costs any of it is not on offer, at a price that says so."""
+    empty = np.flatnonzero(budgets <= 0)
+    open_ = costs.clone()
+    open_[:, (costs[empty] > 0).any(0)] = torch.inf
+    closed = torch.isinf(open_[0]).all(1)
+    if bool(closed.any()):
+        row = int(closed.nonzero()[0, 0])
+        raise Infeasible(int(empty[int(costs[empty, row].min(1).values.argmax())]))
+    rest = np.flatnonzero(budgets > 0)
+    if len(rest):
+        found = solve_many(reward, open_[rest], budgets[rest], gap)
+    else:
+        choice = respond(reward, open_[:1], [0.0])
+        policy = torch.nn.functional.one_hot(choice, reward.shape[1]).double()
+        value = float(reward.gather(1, choice[:, None]).sum())
+        found = ManySolution(policy, np.zeros(0), value, np.zeros(0), value, 0)
+    prices, spent = np.zeros(len(budgets)), np.zeros(len(budgets))
+    prices[rest], spent[rest] = found.multipliers, found.spent
+    best = net(reward, open_, prices).max(1, keepdim=True).values
+    for j in empty:  # what another unit would bring: the largest gain for its cost
+        gain = net(reward, costs, prices) - best
+        taken = (gain > 0) & (costs[j] > 0)
+        prices[j] = float((gain[taken] / costs[j][taken]).max()) if bool(taken.any()) else 0.0
+    return ManySolution(found.policy, prices, found.value, spent, found.dual, found.rounds)
 
 
 def settle(policy: Tensor, reward: Tensor, costs: Tensor, budgets: np.ndarray) -> None:
@@ -127,38 +174,47 @@ def settle(policy: Tensor, reward: Tensor, costs: Tensor, budgets: np.ndarray) -
     spent = [float(torch.where(policy[sure] > 0, c[sure] * policy[sure], 0).sum()) for c in costs]
     gained, paid = reward[at, option].cpu().numpy(), costs[:, at, option].cpu().numpy()
     unit = np.maximum(paid.max(1, initial=0), 1e-300)  # each budget in units of its largest cost here
+    size = max(float(np.abs(gained).max()), 1e-300)
     one = csr_matrix((np.ones(len(at)), (row.cpu().numpy(), np.arange(len(at)))))
-    vertex = linprog(
-        -gained,
-        paid / unit[:, None],
-        np.maximum(budgets - np.array(spent), 0) / unit,
-        one,
-        np.ones(len(mixed)),
-        method="highs-ds",
-        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
-    )
-    before = float((reward[at, option] * policy[at, option]).sum())
-    if vertex.status != 0 or -vertex.fun < before - 1e-9 * max(abs(before), 1.0):
+    room = np.maximum(budgets - np.array(spent), 0)
+    vertex = linprog(-gained / size, paid / unit[:, None], room / unit, one, np.ones(len(mixed)), **SIMPLEX)
+    if vertex.status != 0:
         return
     share = torch.as_tensor(np.where(vertex.x > 1e-9, vertex.x, 0), dtype=policy.dtype, device=policy.device)
-    policy[at, option] = share
-    policy[mixed] /= policy[mixed].sum(1, keepdim=True)
+    settled = torch.zeros_like(policy[mixed])
+    settled[row, option] = share
+    settled /= settled.sum(1, keepdim=True)
+    share = settled[row, option].cpu().numpy()
+    before = policy[at, option].cpu().numpy()
+    if exceeds(gained @ before, gained @ share) or exceeds(paid @ share, np.maximum(room, paid @ before)).any():
+        return
+    policy[mixed] = settled
 
 
-def master(values: np.ndarray, spends: np.ndarray, budgets: np.ndarray, phase: str):
-    """Mix the policies seen so far: shares [T], prices [J], the value of the mixture's constraint, and the excess."""
+SIMPLEX: dict = {
+    "method": "highs-ds",
+    "options": {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+}
+
+
+def master(values: np.ndarray, spends: np.ndarray, phase: str):
+    """Mix the policies seen so far: shares [T], prices [J], the value of the mixture's constraint, and the excess.
+
+    Spending [T, J] is in units of the budgets.
+    """
     from scipy.optimize import linprog
 
     known, count = spends.shape
     feasible = phase == "feasible"
     # variables: shares of the policies, then (to become feasible) one excess for all budgets
-    objective = np.append(np.zeros(known) if feasible else -values, [1.0] if feasible else [])
+    size = 1.0 if feasible else max(np.ptp(values), 1e-300)
+    objective = np.zeros(known) if feasible else (values.max() - values) / size
+    objective = np.append(objective, [1.0] if feasible else [])
     rows = np.hstack([spends.T, -np.ones((count, 1))]) if feasible else spends.T
     equal = np.append(np.ones(known), [0.0] if feasible else [])[None]
-    tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-    size = 1.0 if feasible else max(np.abs(values).max(), 1e-300)
-    mixture = linprog(objective / size, rows, budgets, equal, [1.0], method="highs", options=tight)
+    mixture = linprog(objective, rows, np.ones(count), equal, [1.0], **SIMPLEX)
     if mixture.status != 0:
         raise RuntimeError(f"the linear program of the mixture failed: {mixture.message}")
     prices, level = np.maximum(-mixture.ineqlin.marginals, 0) * size, -float(mixture.eqlin.marginals[0]) * size
+    level += 0.0 if feasible else values.max()
     return mixture.x[:known], prices, level, float(mixture.x[-1]) if feasible else 0.0

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.budgets.knapsack import Solution, solve
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.arguments import checked_real, one_of
+from fieldguide.inference.checks.rounding import exceeds
 
 BOUNDS = ("chernoff", "bernstein", "hoeffding")
 
@@ -20,7 +21,7 @@ HALVINGS = 14
 """Of the interval for the expected spending that keeps the bound within the budget: it is found to 1e-4 of that."""
 
 
-def spending_bound(policy: Tensor, cost: Tensor, redeemed: Tensor, delta: float, method: str = "chernoff") -> float:
+def spending_bound(policy: Tensor, cost: Tensor, redeemed: Tensor, delta: Any, method: Any = "chernoff") -> float:
     """Return an amount that the spending exceeds with a probability of at most delta.
 
     Parameters
@@ -44,8 +45,7 @@ def spending_bound(policy: Tensor, cost: Tensor, redeemed: Tensor, delta: float,
     [124.0, 124.2, 138.7]
     """
     one_of("method", method, BOUNDS)
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must be between 0 and 1, not {delta}")
+    checked_real("delta", delta, above=0, below=1)
     paid = torch.where(policy > 0, cost, 0.0)
     largest = paid.max(1).values
     if not float(largest.max()) > 0:
@@ -69,7 +69,7 @@ def expected_cost(price: Tensor, redeemed: Tensor) -> Tensor:
 
 
 def solve_within(
-    reward: Tensor, price: Tensor, redeemed: Tensor, budget: float, delta: float
+    reward: Tensor, price: Tensor, redeemed: Tensor, budget: float, delta: float, unit: float = 1.0
 ) -> tuple[Solution, float]:
     """Return the best policy by expected spending whose `spending_bound` is within the budget, and that bound.
 
@@ -80,6 +80,8 @@ def solve_within(
     reward, price : Tensor [N, K]
     redeemed : Tensor [N, K] or [S, N, K]
     budget, delta : float
+    unit : float
+        What 1 of prices and budget stands for; the bound that is returned is in that.
 
     Raises
     ------
@@ -90,22 +92,22 @@ def solve_within(
 
     def attempt(target: float) -> tuple[Solution, float]:
         best = solve(reward, cost, target)
-        return best, spending_bound(best.policy(reward.shape[1]), price, redeemed, delta)
+        return best, spending_bound(best.policy(reward.shape[1]), price, redeemed, delta) * unit
 
-    low, high = float(cost.min(1).values.sum()), budget
+    low, high, most = float(cost.min(1).values.sum()), budget, budget * unit
     whole = attempt(high)
-    if whole[1] <= budget:
+    if not exceeds(whole[1], most):
         return whole
     best = attempt(low)
-    if best[1] > budget:
+    if exceeds(best[1], most):
         raise ValueError(
-            f"infeasible: even the options of smallest expected cost, {low:.6g} in all, are bounded by {best[1]:.6g} "
-            f"only (at probability {1 - delta:g}), more than the budget of {budget:.6g}"
+            f"infeasible: even the options of smallest expected cost, {low * unit:.6g} in all, are bounded by "
+            f"{best[1]:.6g} only (at probability {1 - delta:g}), more than the budget of {most:.6g}"
         )
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         tried = attempt(middle)
-        if tried[1] <= budget:
+        if not exceeds(tried[1], most):
             low, best = middle, tried
         else:
             high = middle

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.messages import named
+from fieldguide.decisions.messages import named, real_array
 from fieldguide.decisions.policies.bandit_log import BanditLog
 from fieldguide.decisions.policies.policy import Policy
+from fieldguide.inference.checks.aligning import order_of, unnamed
 
 ROUNDING = 1e-4
 
@@ -47,11 +48,18 @@ class Embedding:
         if isinstance(categories, pd.Series | pd.DataFrame):
             if not categories.index.is_unique:
                 raise ValueError(f"embedding has action {categories.index[categories.index.duplicated()][0]!r} twice")
-            absent = log.actions.difference(categories.index)
-            if len(absent):
+            by_position = unnamed(categories.index) and len(categories) == len(log.actions)
+            absent = log.actions[~log.actions.astype(str).isin(categories.index.astype(str))]
+            if len(absent) and not by_position:
                 raise ValueError(f"embedding has no action {absent[0]!r}")
-            categories = categories.loc[log.actions]
-        table = pd.DataFrame(categories if isinstance(categories, pd.DataFrame) else np.asarray(categories))
+            categories = categories.iloc[order_of("embedding", categories.index, log.actions, "actions")]
+        if not isinstance(categories, pd.DataFrame):
+            categories = np.asarray(categories)
+            if categories.ndim not in (1, 2):
+                raise ValueError(
+                    f"embedding must be a category, or several, of each action, not shape {categories.shape}"
+                )
+        table = pd.DataFrame(categories)
         if len(table) != len(log.actions):
             raise ValueError(f"embedding is for {len(table)} actions, the log has {len(log.actions)}")
         missing = np.flatnonzero(table.isna().any(axis=1))
@@ -78,7 +86,10 @@ class Embedding:
             Naming row and action: a code that is none, probabilities that do not sum to one, an embedding that the
             logged action cannot have.
         """
-        shown, table = np.asarray(observed, dtype=np.int64), np.asarray(chance, dtype=np.float64)
+        codes, table = real_array("observed", observed), real_array("chance", chance)
+        if not (codes == np.floor(codes)).all():
+            raise ValueError("observed must hold codes of embeddings, whole numbers")
+        shown = codes.astype(np.int64)
         shown = shown[:, None] if shown.ndim == 1 else shown
         if shown.shape != log.action.shape:
             raise ValueError(f"observed embeddings are of shape {shown.shape}, the log of {log.action.shape}")

@@ -10,10 +10,12 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.messages import named, refuse
+from fieldguide.decisions.messages import named, real_array, refuse
 from fieldguide.decisions.policies.policy import Policy, labels, rank_quantile
 from fieldguide.decisions.policies.slates import DESIGNS, coefficients
+from fieldguide.inference.checks.aligning import order_of, unnamed
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.rounding import exceeds
 
 
 @dataclass
@@ -32,6 +34,8 @@ class BanditLog:
         Names of the contexts.
     design : {"iid", "plackett_luce"}
         How the actions of a context were drawn: independently, or one after the other without replacement.
+    numbered : bool
+        Whether the contexts have numbers for want of names: equal numbers of other logs then mean nothing.
     """
 
     action: np.ndarray
@@ -40,6 +44,7 @@ class BanditLog:
     actions: pd.Index
     rows: pd.Index
     design: str = "iid"
+    numbered: bool = False
 
     @classmethod
     def read(
@@ -72,20 +77,27 @@ class BanditLog:
         table = data.obs if isinstance(data, anndata.AnnData) else data
         if not isinstance(table, pd.DataFrame):
             raise TypeError(f"data must be a DataFrame or AnnData, not {type(data).__name__}")
-        names = [[c] if isinstance(c, str) else list(c) for c in (action, reward, propensity)]
+        if not len(table):
+            raise ValueError("the log is empty: data has no rows")
+        names = [
+            [c] if isinstance(c, str) or not isinstance(c, Sequence) else list(c) for c in (action, reward, propensity)
+        ]
         if len({len(n) for n in names}) > 1 or not names[0]:
             raise ValueError(f"action, reward and propensity need a column for each item: {names}")
         for column in (c for columns in names for c in columns):
             if column not in table:
                 raise ValueError(f"no column {column!r}; there are {', '.join(map(str, table.columns))}")
+        for column in (c for columns in names for c in columns):
+            if isinstance(table[column], pd.DataFrame):
+                raise ValueError(f"data have several columns {column!r}: make their names differ")
         taken = table[names[0]]
-        known = pd.Index(actions if actions is not None else sorted(pd.unique(taken.to_numpy().ravel())))
-        codes = np.stack([known.get_indexer(taken[c]) for c in names[0]], 1) if len(table) else np.zeros((0, 1), int)
+        known = _known(actions, taken)
+        codes = np.stack([known.get_indexer(taken.iloc[:, k]) for k in range(len(names[0]))], 1)
         unknown = np.argwhere(codes < 0)
         if unknown.size:
             row, item = unknown[0]
             column = names[0][item]
-            raise ValueError(f"{column} of row {table.index[row]!r} is {taken.iloc[row, item]!r}, not an action")
+            raise ValueError(f"{column} of row {named(table.index, row)} is {taken.iloc[row, item]!r}, not an action")
         return cls.of(codes, table[names[1]], table[names[2]], known, table.index, design)
 
     @classmethod
@@ -99,22 +111,29 @@ class BanditLog:
         design: str = "iid",
     ) -> "BanditLog":
         """Return the log of arrays [n] or [n, l], with codes of actions; see `read`."""
-        names = labels(actions)
-        codes, gained, chance = (_wide(v, t) for v, t in ((action, np.int64), (reward, float), (propensity, float)))
+        names = _unique(labels(actions))
+        rows = _own_rows(rows, action, reward, propensity)
+        codes = _wide("action", action, rows)
+        gained, chance = _wide("reward", reward, rows), _wide("propensity", propensity, rows)
         if not codes.size:
-            raise ValueError("the log is empty")
+            raise ValueError("the log is empty: there are no rows")
         if not codes.shape == gained.shape == chance.shape:
             shapes = f"action {codes.shape}, reward {gained.shape} and propensity {chance.shape}"
             raise ValueError(f"{shapes} differ in shape")
         index = labels(len(codes) if rows is None else rows)
+        if len(index) != len(codes):
+            raise ValueError(f"rows are {len(index)} names for {len(codes)} contexts")
+        numbered = unnamed(index)
+        index = pd.RangeIndex(len(index)) if numbered else index
         one_of("design", design, DESIGNS)
-        if not names.is_unique:
-            raise ValueError(f"action {names[names.duplicated()][0]!r} is there more than once")
 
         def place(what: str):
             item = " (item {})" if codes.shape[1] > 1 else ""
             return lambda row, column: f"{what} of row {named(index, row)}{item.format(column)}"
 
+        whole = np.isfinite(codes) & (codes == np.floor(codes))
+        refuse(~whole, codes, place("action"), ", not a whole number")
+        codes = codes.astype(np.int64)
         refuse((codes < 0) | (codes >= len(names)), codes, place("action"), f", not one of {len(names)}")
         refuse(~np.isfinite(gained), gained, place("reward"), ", not a number")
         refuse(~((chance > 0) & (chance <= 1)), chance, place("propensity"), ", not in (0, 1]")
@@ -124,16 +143,56 @@ class BanditLog:
                 raise ValueError(
                     f"an action is twice in the slate of row {named(index, twice[0])}: drawn without replacement?"
                 )
-            over = np.flatnonzero(chance.sum(1) > 1 + 1e-6)
+            over = np.flatnonzero(exceeds(chance.sum(1), 1 + 1e-6))
             if over.size:
                 raise ValueError(
                     f"propensities of row {named(index, over[0])} sum to {chance[over[0]].sum():.6g}: they must be "
                     "those of a single draw by the full policy, not given what was drawn before"
                 )
-        return cls(codes, gained, chance, names, index, design)
+        return cls(codes, gained, chance, names, index, design, numbered)
 
     def __len__(self) -> int:
         return len(self.action)
+
+    def drawn_by(self, logging: Any, whole: bool = True) -> Policy:
+        """Return the policy that this log was drawn with, after it has said so of every logged action.
+
+        Parameters
+        ----------
+        logging : Policy, DataFrame or array [n, K] or [K]
+        whole : bool
+            Whether it has to list all actions; else an action may be missing where probability is left for it.
+
+        Raises
+        ------
+        ValueError
+            Naming the row, and the two probabilities that differ.
+        """
+        rho = Policy.read(logging, self.actions, self.rows, "logging", whole=whole)
+        said = rho.at(self.action)
+        off = np.abs(said - self.propensity) > 1e-3 * self.propensity + 1e-9
+        if not whole:
+            off &= (said > 0) | (rho.probability.sum(1)[:, None] + self.propensity > 1 + 1e-3)
+        if off.any():
+            row, item = np.argwhere(off)[0]
+            raise ValueError(
+                f"logging says {said[row, item]:.6g} for the action of row {named(self.rows, row)}, the log "
+                f"{self.propensity[row, item]:.6g} (propensity): both must come from the policy that drew the log"
+            )
+        return rho
+
+    def context(self, values: Any) -> np.ndarray:
+        """Return checked features of the contexts [n, F], float64: a table is found by the names of its rows."""
+        x = read_context(values)
+        if isinstance(values, pd.DataFrame | pd.Series) and not (unnamed(values.index) or self.numbered):
+            return x[order_of("context", values.index, self.rows, "rows of the log")]
+        if len(x) != len(self):
+            raise ValueError(f"context has {len(x)} rows, the log {len(self)}")
+        wrong = np.argwhere(~np.isfinite(x))
+        if wrong.size:
+            row, column = wrong[0]
+            raise ValueError(f"context of row {named(self.rows, row)}, column {column} is {x[row, column]}")
+        return x
 
     def within(self, candidates: Policy) -> "Within":
         """Return the log beside the candidates of each context (those of the logging policy, by `Policy.top`).
@@ -151,7 +210,7 @@ class BanditLog:
         """Return the log of some rows (numbers, or true and false)."""
         at = np.asarray(rows)
         action, reward, propensity = (table[at] for table in (self.action, self.reward, self.propensity))
-        return BanditLog(action, reward, propensity, self.actions, self.rows[at], self.design)
+        return BanditLog(action, reward, propensity, self.actions, self.rows[at], self.design, self.numbered)
 
 
 @dataclass(frozen=True)
@@ -193,6 +252,53 @@ class Within:
         return min(rank_quantile(ranks, self.log.reward, share, length), width)
 
 
-def _wide(values: ArrayLike, kind) -> np.ndarray:
-    table = np.asarray(values, dtype=kind)
+def read_context(values: Any) -> np.ndarray:
+    """Return features [n, F], float64."""
+    x = real_array("context", values)
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"context must be of shape (rows, features), not {x.shape}")
+    return x
+
+
+def _known(actions: Any, taken: pd.DataFrame) -> pd.Index:
+    """Names of all actions: those given, or those that occur, in order."""
+    if actions is not None:
+        return _unique(labels(actions))
+    absent = np.argwhere(taken.isna().to_numpy())
+    if absent.size:
+        row, item = absent[0]
+        raise ValueError(f"{taken.columns[item]} of row {named(taken.index, row)} is missing, not an action")
+    found = pd.unique(taken.to_numpy().ravel())
+    try:
+        return pd.Index(sorted(found))
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in found})
+        raise TypeError(
+            f"{', '.join(map(str, taken.columns))} holds names of actions of several types ({', '.join(kinds)}), as in "
+            f"row {named(taken.index, 0)}: make them one type, or give actions, the list of all"
+        ) from error
+
+
+def _unique(names: pd.Index) -> pd.Index:
+    if not names.is_unique:
+        raise ValueError(f"actions: action {names[names.duplicated()][0]!r} is there more than once")
+    return names
+
+
+def _own_rows(rows: Any, *parts: Any) -> Any:
+    """Names of the contexts: those given, or those that a Series or table of the log has."""
+    if rows is not None:
+        return rows
+    named_parts = [
+        part.index for part in parts if isinstance(part, pd.Series | pd.DataFrame) and not unnamed(part.index)
+    ]
+    return named_parts[0] if named_parts else None
+
+
+def _wide(name: str, values: Any, rows: Any) -> np.ndarray:
+    table = real_array(name, values)
+    if isinstance(values, pd.Series | pd.DataFrame) and rows is not None and not unnamed(values.index):
+        table = table[order_of(name, values.index, labels(rows), "rows of the log")]
+    if table.ndim not in (1, 2):
+        raise ValueError(f"{name} must be of shape (rows,) or (rows, items), not {table.shape}")
     return table[:, None] if table.ndim == 1 else table

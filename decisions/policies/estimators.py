@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fieldguide.decisions.policies.slates import coefficients
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.decisions.policies.slates import SLATES, coefficients
+from fieldguide.inference.checks.arguments import checked_real, one_of
 
 ROUNDING = 1e-12
 """By how much of itself a weight may be above a threshold through rounding alone."""
@@ -89,6 +89,9 @@ class IPS:
     needs: ClassVar[tuple[str, ...]] = ()
     """Optional parts of `Feedback` without which there is no estimate."""
 
+    def __post_init__(self) -> None:
+        one_of(f"{type(self).__name__}: slates", self.slates, SLATES)
+
     def weights(self, log: Feedback) -> Tensor:
         """Return the weight of each logged item [n, l]; the mean over the slate of weight times reward is the term."""
         shares = coefficients(log.log_propensity, log.design, self.slates) * log.reward.shape[1]
@@ -104,6 +107,10 @@ class ClippedIPS(IPS):
     """Inverse propensity scoring with weights of at most ``cap``: biased (down, for rewards above 0), less variable."""
 
     cap: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_real("ClippedIPS: cap", self.cap, above=0, infinite=True)
 
     def weights(self, log: Feedback) -> Tensor:
         return super().weights(log).clamp(max=self.cap)
@@ -132,6 +139,11 @@ class Translated(IPS):
     """
 
     translation: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.translation is not None:
+            checked_real("Translated: translation", self.translation)
 
     def terms(self, log: Feedback) -> tuple[Tensor, Tensor | None]:
         w = self.weights(log)
@@ -189,6 +201,10 @@ class SwitchDR(DR):
 
     threshold: float = 10.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_real("SwitchDR: threshold", self.threshold, at_least=0, infinite=True)
+
     def residual_weights(self, log: Feedback) -> Tensor:
         w = self.weights(log)
         return torch.where(w <= self.threshold * (1 + ROUNDING), w, 0.0)
@@ -199,6 +215,10 @@ class ShrinkageDR(DR):
     """Doubly robust with weights shrunk to ``s w / (w^2 + s)``, from the model (s = 0) to `DR` (Su et al. 2020)."""
 
     strength: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_real("ShrinkageDR: strength", self.strength, at_least=0)
 
     def residual_weights(self, log: Feedback) -> Tensor:
         w = self.weights(log)
@@ -226,6 +246,7 @@ class SIS(IPS):
     needs = ("inside", "target_mass", "logging_mass")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("SIS: norm", self.norm, NORMS)
 
     def weights(self, log: Feedback) -> Tensor:
@@ -253,6 +274,7 @@ class DRSIS(SIS):
     needs = (*SIS.needs, "predicted", "direct_inside")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.norm != "coverage":
             raise ValueError("DRSIS is defined for norm='coverage'")
 

@@ -1,6 +1,6 @@
 """What would another policy have earned? Off-policy evaluation from a log, by several estimators at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,13 +8,13 @@ import pandas as pd
 import torch
 
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.messages import named
 from fieldguide.decisions.policies.action_embedding import Embedding
 from fieldguide.decisions.policies.bandit_log import BanditLog
 from fieldguide.decisions.policies.estimators import DM, ESTIMATORS, IPS, MIPS, SIS, Feedback
 from fieldguide.decisions.policies.figures import estimates
-from fieldguide.decisions.policies.intervals import compared
+from fieldguide.decisions.policies.intervals import METHODS, compared
 from fieldguide.decisions.policies.policy import Policy, read_table
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, one_of
 from fieldguide.inference.messages import caution
 
 
@@ -27,18 +27,19 @@ class NoSupport(UserWarning):
 
 
 def evaluate_policy(
-    log: BanditLog,
+    log: Any,
     policy: Any,
     *,
-    estimators: Sequence[str] | Mapping[str, IPS | DM] | None = None,
+    estimators: Any = None,
     logging: Any = None,
-    top: int | None = None,
+    top: Any = None,
     reward_model: Any = None,
     embedding: Any = None,
-    level: float = 0.95,
-    interval: str = "bootstrap",
-    resamples: int = 2000,
-    seed: int = 0,
+    level: Any = 0.95,
+    interval: Any = "bootstrap",
+    reward_range: Any = None,
+    resamples: Any = 2000,
+    seed: Any = 0,
 ) -> Decision:
     """Estimate the value of a policy from the log of another, by several estimators side by side.
 
@@ -64,6 +65,12 @@ def evaluate_policy(
     level : float
         Of the intervals.
     interval : {"bootstrap", "bernstein", "normal"}
+        Where fewer than ten contexts that count have another reward than most, resampling cannot say what was not seen:
+        intervals are then exact ones of a binomial share (Clopper and Pearson 1934; rewards 0 and 1 that count alike),
+        or empirical Bernstein bounds, and a note says so.
+    reward_range : (float, float), optional
+        Smallest and largest possible reward, for these. By default 0 and 1 where all rewards are 0 or 1, else those
+        that were seen (a note says so).
     resamples, seed : int
         Of the bootstrap.
 
@@ -96,13 +103,20 @@ def evaluate_policy(
     >>> float(evaluate_policy(log, [0.0, 1.0], interval="normal").table.loc["ips", "value"])
     1.0
     """
+    if not isinstance(log, BanditLog):
+        raise TypeError(f"log must be a BanditLog (BanditLog.read makes one of a table), not {type(log).__name__}")
+    one_of("interval", interval, METHODS)
+    level, seed = checked_real("level", level, above=0, below=1), checked_seed(seed)
+    resamples = checked_int("resamples", resamples, at_least=1)
     if not len(log):
         raise ValueError("the log has no rows: there is nothing to evaluate a policy by")
+    if policy is None or isinstance(policy, str):
+        raise TypeError(f"policy must be a table of probabilities, not {policy!r}")
     pi = Policy.read(policy, log.actions, log.rows)
     for argument, given in (("top", top), ("embedding", embedding)):
         if given is not None and logging is None:
             raise ValueError(f"{argument} needs logging, the probabilities of all actions under the logging policy")
-    rho = None if logging is None else _logging_policy(logging, log)
+    rho = None if logging is None else log.drawn_by(logging)
     if embedding is not None and not isinstance(embedding, Embedding):
         embedding = Embedding.of_categories(embedding, log)
     candidates = None if top is None else rho.top(top)
@@ -111,32 +125,19 @@ def evaluate_policy(
     unsupported = _unsupported(pi, rho, log)
     feedback = _feedback(log, pi, rho, embedding, candidates, q)
     chosen = _chosen(estimators, feedback)
-    table, diagnostics = compared(chosen, feedback, level, interval, resamples, seed)
+    table, diagnostics, notes = compared(chosen, feedback, level, interval, resamples, seed, reward_range)
     diagnostics["unsupported"] = unsupported
     if embedding is not None:
         marginal = [name for name, e in chosen.items() if isinstance(e, MIPS)]
         diagnostics.loc[marginal, "unsupported"] = embedding.unseen(pi)
     diagnostics["set_mass"] = np.nan if masses is None else float(masses.mean())
-    _warn(pi, log, diagnostics, unsupported, 0 if masses is None else int((masses == 0).sum()))
+    notes += _warn_of_rows(pi, log)
+    _warn(diagnostics, len(log), unsupported, 0 if masses is None else int((masses == 0).sum()))
     items = log.action.shape[1]
     settings = {"rows": len(log), "items": items, "actions": len(log.actions), "design": log.design, "top": top}
     settings |= {"level": level, "interval": interval, "resamples": resamples, "seed": seed}
     per_item = "values are per item; multiply by the items of a slate for the value of a slate."
-    return Decision(table, diagnostics, settings, (per_item,) if items > 1 else (), estimates)
-
-
-def _logging_policy(logging: Any, log: BanditLog) -> Policy:
-    """The policy that the log was drawn with: it has to say so of every logged action."""
-    rho = Policy.read(logging, log.actions, log.rows, "logging")
-    said = rho.at(log.action)
-    off = np.argwhere(np.abs(said - log.propensity) > 1e-3 * log.propensity + 1e-9)
-    if off.size:
-        row, item = off[0]
-        raise ValueError(
-            f"logging says {said[row, item]:.6g} for the action of row {named(log.rows, row)}, the log "
-            f"{log.propensity[row, item]:.6g}: sets and weights must come from the policy that drew the log"
-        )
-    return rho
+    return Decision(table, diagnostics, settings, ((per_item,) if items > 1 else ()) + notes, estimates)
 
 
 def _feedback(
@@ -181,27 +182,43 @@ def _unsupported(pi: Policy, rho: Policy | None, log: BanditLog) -> float:
 
 def _chosen(estimators: Any, log: Feedback) -> dict[str, IPS | DM]:
     if isinstance(estimators, Mapping):
-        return dict(estimators)
+        for name, estimator in estimators.items():
+            if not isinstance(estimator, IPS | DM):
+                raise TypeError(f"estimators: {name!r} is {estimator!r:.60}, not an estimator such as SNIPS()")
     if estimators is None:
         usual = {name: e for name, e in ESTIMATORS.items() if not isinstance(e, SIS) or e.norm == "coverage"}
         if log.design != "iid":
             usual.pop("mips")
         return {name: e for name, e in usual.items() if all(getattr(log, part) is not None for part in e.needs)}
-    unknown = [name for name in estimators if name not in ESTIMATORS]
-    if unknown:
-        raise ValueError(f"no estimator {unknown[0]!r}; there are {', '.join(ESTIMATORS)}")
-    return {name: ESTIMATORS[name] for name in estimators}
+    if isinstance(estimators, str) or not isinstance(estimators, Iterable):
+        raise TypeError(f"estimators must be a list of names such as ['ips', 'snips'], not {estimators!r}")
+    chosen = dict(estimators) if isinstance(estimators, Mapping) else {}
+    for name in () if chosen else estimators:
+        if name not in ESTIMATORS:
+            raise ValueError(f"no estimator {name!r}; there are {', '.join(ESTIMATORS)}")
+        chosen[name] = ESTIMATORS[name]
+    if not chosen:
+        raise ValueError(f"estimators is empty: name some of {', '.join(ESTIMATORS)}")
+    return chosen
 
 
-def _warn(policy: Policy, log: BanditLog, diagnostics: pd.DataFrame, unsupported: float, undefined: int) -> None:
-    if policy.trained_on is not None:
-        both = log.rows.intersection(policy.trained_on)
-        if len(both):
-            caution(
-                f"{len(both)} of {len(log)} rows of this log chose the policy: its value here is optimistic; evaluate "
-                "it on rows that it has not seen",
-                OptimisticValue,
-            )
+def _warn_of_rows(policy: Policy, log: BanditLog) -> tuple[str, ...]:
+    """Warn if rows of the log chose the policy; a note where they have no names that could tell."""
+    if policy.trained_on is None:
+        return ()
+    if log.numbered:
+        return ("the rows of this log have no names: if they chose the policy, its value here is optimistic.",)
+    both = log.rows.intersection(policy.trained_on)
+    if len(both):
+        caution(
+            f"{len(both)} of {len(log)} rows of this log chose the policy: its value here is optimistic; evaluate "
+            "it on rows that it has not seen",
+            OptimisticValue,
+        )
+    return ()
+
+
+def _warn(diagnostics: pd.DataFrame, rows: int, unsupported: float, undefined: int) -> None:
     if unsupported > 0.1:
         caution(
             f"{unsupported:.0%} of the policy is on actions that the log never takes: nothing is known of them",
@@ -217,7 +234,7 @@ def _warn(policy: Policy, log: BanditLog, diagnostics: pd.DataFrame, unsupported
         )
     if undefined:
         caution(
-            f"in {undefined} of {len(log)} contexts the policy takes no action of the selected set: restricted to it, "
+            f"in {undefined} of {rows} contexts the policy takes no action of the selected set: restricted to it, "
             "it is not defined there, and they count as zero",
             NoSupport,
         )

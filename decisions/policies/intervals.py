@@ -1,8 +1,8 @@
 """How far an off-policy estimate can be trusted: standard errors, intervals, and what the weights look like."""
 
 from collections.abc import Mapping, Sequence
-from math import log
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.policies.estimators import DM, IPS, Feedback, ratio
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.decisions.policies.rare import Range, bernstein, rare
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, one_of
 from fieldguide.inference.weights.pareto import khat_limit, pareto_k
 
 METHODS = ("bootstrap", "bernstein", "normal")
@@ -21,14 +22,24 @@ BLOCK = 2**24
 
 
 def compared(
-    estimators: Mapping[str, IPS | DM], feedback: Feedback, level: float, interval: str, resamples: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return value, standard error and interval of each estimator, and its `weight_diagnostics`: a row for each.
+    estimators: Mapping[str, IPS | DM],
+    feedback: Feedback,
+    level: float,
+    interval: str,
+    resamples: int,
+    seed: int,
+    reward_range: Any = None,
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
+    """Return value, standard error and interval of each estimator, its `weight_diagnostics`, and notes on intervals.
 
-    The first row of the values is the mean reward of the log itself.
+    The first row of the values is the mean reward of the log itself. Where few rewards decide, the intervals are those
+    of `fieldguide.decisions.policies.rare`.
     """
     terms = {"logging": (feedback.reward.mean(1), None)} | {n: e.terms(feedback) for n, e in estimators.items()}
     ends = intervals(list(terms.values()), level, interval, resamples=resamples, seed=seed)
+    reach = Range.read(reward_range, feedback.reward)
+    few, notes = rare({"logging": None} | dict(estimators), feedback, level, reach)
+    ends = [few.get(name, pair) for name, pair in zip(terms, ends, strict=True)]
     rows = [
         {"value": ratio(top, bottom), "se": standard_error(top, bottom), "low": low, "high": high}
         for (top, bottom), (low, high) in zip(terms.values(), ends, strict=True)
@@ -37,7 +48,7 @@ def compared(
     own = table.loc["logging", "value"]
     table["over_logging"] = table["value"] / own if own else np.nan
     weights = {name: weight_diagnostics(e, feedback) for name, e in estimators.items()}
-    return table, pd.DataFrame.from_dict(weights, orient="index").rename_axis("estimator")
+    return table, pd.DataFrame.from_dict(weights, orient="index").rename_axis("estimator"), notes
 
 
 def influences(top: Tensor, bottom: Tensor | None) -> Tensor:
@@ -57,11 +68,11 @@ def standard_error(top: Tensor, bottom: Tensor | None = None) -> float:
 def interval(
     top: Tensor,
     bottom: Tensor | None = None,
-    level: float = 0.95,
+    level: Any = 0.95,
     method: str = "bootstrap",
     reach: tuple[float, float] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
+    resamples: Any = 2000,
+    seed: Any = 0,
 ) -> tuple[float, float]:
     """Return a confidence interval for what the terms [n] estimate.
 
@@ -85,16 +96,16 @@ def interval(
 
 def intervals(
     pairs: Sequence[tuple[Tensor, Tensor | None]],
-    level: float = 0.95,
+    level: Any = 0.95,
     method: str = "bootstrap",
     reach: tuple[float, float] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
+    resamples: Any = 2000,
+    seed: Any = 0,
 ) -> list[tuple[float, float]]:
     """Return the `interval` of each of several estimates from the same contexts, on the same resamples."""
     one_of("interval", method, METHODS)
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, not {level}")
+    level, seed = checked_real("level", level, above=0, below=1), checked_seed(seed)
+    resamples = checked_int("resamples", resamples, at_least=1)
     n, tail = len(pairs[0][0]), 1 - level
     if n < 2:
         return [(float("nan"), float("nan"))] * len(pairs)
@@ -110,8 +121,7 @@ def intervals(
             wide = NormalDist().inv_cdf(1 - tail / 2) * standard_error(top, bottom)
         else:
             low, high = reach or (float(values.min()), float(values.max()))
-            logs = log(4 / tail)
-            wide = (2 * float(values.var()) * logs / n) ** 0.5 + 7 * (high - low) * logs / (3 * (n - 1))
+            wide = bernstein(values, level, high - low)
         ends.append((float(values.mean()) - wide, float(values.mean()) + wide))
     return ends
 

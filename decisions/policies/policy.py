@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.messages import named
+from fieldguide.decisions.messages import named, real_array
+from fieldguide.inference.checks.aligning import order_of, unnamed
+from fieldguide.inference.checks.arguments import checked_int, checked_real
+from fieldguide.inference.checks.rounding import SLACK
 
 ROUNDING = 1e-4
 
@@ -103,9 +106,7 @@ class Policy:
             raise ValueError(f"{name} is over {len(self.actions)} actions, which are not the {len(actions)} of the log")
         if self.rows.equals(rows):
             return self
-        at = self.rows.get_indexer(rows)
-        if (at < 0).any():
-            raise ValueError(f"{name} has no row {named(rows, int(np.argmax(at < 0)))}")
+        at = _rows_of(name, self.rows, rows)
         codes = None if self.codes is None else self.codes[at]
         return Policy(codes, self.probability[at], self.actions, rows, self.trained_on)
 
@@ -146,11 +147,12 @@ class Policy:
         taken = other.probability if self.codes is None else other.at(self.codes)
         return (self.probability * (taken > 0)).sum(1)
 
-    def top(self, p: int) -> "Policy":
+    def top(self, p: Any) -> "Policy":
         """Return the p most probable actions of each context as candidates, most probable first, not renormalised.
 
         Of equally probable ones the one listed first comes first.
         """
+        p = checked_int("top", p)
         if not 1 <= p <= self.probability.shape[1]:
             raise ValueError(f"top must be between 1 and {self.probability.shape[1]} actions, not {p}")
         places = ranked(self.probability, p)
@@ -168,20 +170,13 @@ class Policy:
 
 def read_table(values: Any, actions: pd.Index, rows: pd.Index, name: str) -> np.ndarray:
     """Return a table of numbers [n, K], found by names where it has them; one row stands for all."""
+    table, shape = real_array(name, values), (len(rows), len(actions))
     if isinstance(values, pd.Series):
-        values = values.to_frame().T.set_axis([0])
+        table = table[_actions_of(name, values.index, actions)]
     if isinstance(values, pd.DataFrame):
-        missing = actions.difference(values.columns)
-        if len(missing):
-            raise ValueError(f"{name} has no column for action {missing[0]!r}")
-        values = values[list(actions)]
-        if len(values) > 1 or len(rows) == 1:
-            absent = rows.difference(values.index)
-            if len(absent):
-                raise ValueError(f"{name} has no row {absent[0]!r}")
-            values = values.loc[rows]
-        values = values.to_numpy()
-    table, shape = np.asarray(values, dtype=np.float64), (len(rows), len(actions))
+        table = table[:, _actions_of(name, values.columns, actions)]
+        if len(values) != 1 or len(rows) == 1 and not unnamed(values.index):
+            table = table[_rows_of(name, values.index, rows)]
     if table.shape not in {shape, shape[1:], (1, shape[1])}:
         raise ValueError(f"{name} must be of shape {shape} or {shape[1:]} (rows x actions), not {table.shape}")
     table = np.broadcast_to(table, shape)
@@ -190,6 +185,21 @@ def read_table(values: Any, actions: pd.Index, rows: pd.Index, name: str) -> np.
         row, action = missing[0]
         raise ValueError(f"{name} of row {named(rows, row)}, action {named(actions, action)} is not a number")
     return table
+
+
+def _actions_of(name: str, index: pd.Index, actions: pd.Index) -> np.ndarray:
+    """Places of the actions in an index; columns numbered by pandas are taken by position."""
+    absent = actions[~actions.astype(str).isin(index.astype(str))]
+    if len(absent) and not (unnamed(index) and len(index) == len(actions)):
+        raise ValueError(f"{name} has no column for action {named(absent, 0)}")
+    return order_of(name, index, actions, "actions")
+
+
+def _rows_of(name: str, index: pd.Index, rows: pd.Index) -> np.ndarray:
+    absent = rows[~rows.astype(str).isin(index.astype(str))]
+    if len(absent) and not (unnamed(index) and len(index) == len(rows)):
+        raise ValueError(f"{name} has no row {named(absent, 0)}")
+    return order_of(name, index, rows, "rows")
 
 
 def labels(names: pd.Index | Sequence | int) -> pd.Index:
@@ -211,7 +221,7 @@ def ranked(logging: ArrayLike, count: int | None = None) -> np.ndarray:
     return np.argsort(-rho, axis=1, kind="stable")[:, :count]
 
 
-def rank_quantile(rank: ArrayLike, reward: ArrayLike, share: float = 0.9, least: int = 1) -> int:
+def rank_quantile(rank: ArrayLike, reward: ArrayLike, share: Any = 0.9, least: int = 1) -> int:
     """Return the smallest p for which a share of the rewarded logged items has a rank of at most p.
 
     Parameters
@@ -234,9 +244,9 @@ def rank_quantile(rank: ArrayLike, reward: ArrayLike, share: float = 0.9, least:
     >>> rank_quantile([[1], [2], [9]], [[1], [1], [0]])
     2
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], not {share}")
+    share = checked_real("share", share, above=0, at_most=1)
     rewarded = np.sort(np.asarray(rank)[np.asarray(reward) > 0])
     if not rewarded.size:
         raise ValueError("no logged item was rewarded: nothing says how many actions matter")
-    return max(int(rewarded[int(np.ceil(share * len(rewarded))) - 1]), least)
+    count = int(np.ceil(share * len(rewarded) * (1 - SLACK)))  # 0.9 of 10 is 9, also where the product is above it
+    return max(int(rewarded[max(count, 1) - 1]), least)

@@ -4,24 +4,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from fieldguide.decisions.messages import named
+from fieldguide.decisions.messages import real_array
 from fieldguide.decisions.policies.bandit_log import BanditLog
+from fieldguide.inference.checks.arguments import checked_int
+
+MOST_CLASSES = 50
+"""Different rewards up to which a classifier may predict them."""
 
 
-def predict_rewards(
-    log: BanditLog, context: ArrayLike | pd.DataFrame, model: Any = None, folds: int = 3, seed: int = 0
-) -> pd.DataFrame:
+def predict_rewards(log: Any, context: Any, model: Any = None, folds: Any = 3, seed: Any = 0) -> pd.DataFrame:
     """Return predicted rewards [n, K] by cross-fitting, for the direct and the doubly robust estimators.
 
     Parameters
     ----------
     log : BanditLog
     context : array or DataFrame [n, F]
-        Numbers that describe the context.
+        Numbers that describe the context; a table is found by the names of its rows.
     model : scikit-learn estimator, optional
-        Fitted on context and one-hot action. By default a logistic regression where rewards are 0 and 1, and ridge
+        Fitted on context and one-hot action; of a classifier, whose classes are the rewards, the expected reward is
+        taken. By default a logistic regression where rewards are 0 and 1, and ridge
         regression elsewhere, on standardised numbers.
     folds : int
         Each row is predicted by a model fitted on the other folds; the items of a slate stay together.
@@ -45,14 +47,11 @@ def predict_rewards(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x = np.asarray(context, dtype=np.float64)
-    x = x[:, None] if x.ndim == 1 else x
-    if len(x) != len(log):
-        raise ValueError(f"context has {len(x)} rows, the log {len(log)}")
-    missing = np.argwhere(~np.isfinite(x))
-    if missing.size:
-        row, column = missing[0]
-        raise ValueError(f"context of row {named(log.rows, row)}, column {column} is {x[row, column]}")
+    if not isinstance(log, BanditLog):
+        raise TypeError(f"log must be a BanditLog, not {type(log).__name__}")
+    if np.ndim(context) == 1:  # one number a row is one column
+        context = context.to_frame() if isinstance(context, pd.Series) else real_array("context", context)[:, None]
+    x, folds, seed = log.context(context), checked_int("folds", folds), checked_int("seed", seed, 0, 2**32 - 1)
     if not 2 <= folds <= len(log):
         raise ValueError(f"folds must be between 2 and the {len(log)} rows, not {folds}")
     binary = bool(np.isin(log.reward, (0, 1)).all())
@@ -60,6 +59,16 @@ def predict_rewards(
         raise ValueError(f"all rewards are {log.reward.flat[0]:g}: there is nothing to learn")
     if model is None:
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000) if binary else Ridge())
+    if not hasattr(model, "fit"):
+        raise TypeError(f"model must be a scikit-learn estimator, not {type(model).__name__}")
+    classes = is_classifier(model)
+    if classes and not hasattr(model, "predict_proba"):
+        raise TypeError(f"model {type(model).__name__} has no predict_proba: expected rewards need probabilities")
+    if classes and len(np.unique(log.reward)) > MOST_CLASSES:
+        raise TypeError(
+            f"model {type(model).__name__} is a classifier, and the rewards take {len(np.unique(log.reward))} values: "
+            "give a regressor"
+        )
     count = len(log.actions)
     rewards = np.zeros((len(log), count))
 
@@ -69,12 +78,16 @@ def predict_rewards(
     for rest, out in KFold(folds, shuffle=True, random_state=seed).split(x):
         rows = np.repeat(rest, log.action.shape[1])
         gained = log.reward[rest].ravel()
-        if binary and np.ptp(gained) == 0:  # too rare to be in every fold
+        if (binary or classes) and np.ptp(gained) == 0:  # too rare to be in every fold
             rewards[out] = gained[0]
             continue
         fitted: Any = clone(model)
-        fitted.fit(with_action(rows, log.action[rest].ravel()), gained)
+        values, codes = np.unique(gained, return_inverse=True)
+        fitted.fit(with_action(rows, log.action[rest].ravel()), codes if classes else gained)
         for a in range(count):
             inputs = with_action(out, np.full(len(out), a))
-            rewards[out, a] = fitted.predict_proba(inputs)[:, 1] if is_classifier(fitted) else fitted.predict(inputs)
+            if classes:  # the expectation over the rewards that are its classes
+                rewards[out, a] = fitted.predict_proba(inputs) @ values[np.asarray(fitted.classes_, dtype=int)]
+            else:
+                rewards[out, a] = fitted.predict(inputs)
     return pd.DataFrame(rewards, index=log.rows, columns=log.actions)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fieldguide.inference.checks.arguments import one_of
 
 DESIGNS = ("iid", "plackett_luce")
+SLATES = ("murthy", "des_raj")
 LONGEST = 8
 """Items of a slate up to which Murthy's coefficients are computed: they cost l 2^l."""
 
@@ -92,7 +93,7 @@ def coefficients(log_propensity: Tensor, design: str, slates: str = "murthy") ->
         For slates without replacement; Des Raj takes over for more than 8 items.
     """
     one_of("design", design, DESIGNS)
-    one_of("slates", slates, ("murthy", "des_raj"))
+    one_of("slates", slates, SLATES)
     if design == "iid" or log_propensity.shape[1] == 1:
         return independent(log_propensity)
     short = log_propensity.shape[1] <= LONGEST

@@ -7,8 +7,16 @@ import pandas as pd
 
 
 def unnamed(index: pd.Index) -> bool:
-    """Whether an index holds row numbers that pandas gave by itself, which name nothing."""
-    return isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
+    """Whether an index holds row numbers that pandas gave by itself, which name nothing.
+
+    So does that of several such tables that were concatenated: 0, 1, ..., 0, 1, ...
+    """
+    if isinstance(index, pd.RangeIndex):
+        return index.start == 0 and index.step == 1
+    if index.dtype.kind != "i" or index.is_unique:
+        return False
+    numbers = index.to_numpy()
+    return bool(numbers[0] == 0 and ((numbers[1:] == 0) | (numbers[1:] == numbers[:-1] + 1)).all())
 
 
 def aligned(name: str, values: Any, names: pd.Index | None, what: str = "cells") -> Any:
@@ -49,6 +57,31 @@ def aligned(name: str, values: Any, names: pd.Index | None, what: str = "cells")
             raise ValueError(f"{name} has {given} for {len(names)} {what}")
         return values
     return values.iloc[places(name, values.index, names, what)]
+
+
+def order_of(name: str, index: pd.Index, names: pd.Index, what: str = "cells") -> np.ndarray:
+    """Return where each of ``names`` stands in the index of a table [N], which may hold more.
+
+    By name where the index has them all, whatever its order; by position where it is numbered 0..n-1 by itself and
+    as long.
+
+    Raises
+    ------
+    ValueError
+        As `places`.
+
+    Examples
+    --------
+    >>> order_of("cost", pd.Index(["b", "a", "c"]), pd.Index(["a", "b"])).tolist()
+    [1, 0]
+    >>> order_of("cost", pd.RangeIndex(2), pd.Index(["a", "b"])).tolist()
+    [0, 1]
+    """
+    if index.equals(names):
+        return np.arange(len(names))
+    if unnamed(index) and len(index) == len(names) and not names.isin(index).all():
+        return np.arange(len(names))
+    return places(name, index, names, what)
 
 
 def places(name: str, index: pd.Index, names: pd.Index, what: str = "cells") -> np.ndarray:

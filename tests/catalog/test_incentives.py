@@ -149,7 +149,7 @@ def test_ensembles_of_tables_and_of_weighted_customers():
     fits = response_ensemble(arrays, 2, **settings)
     assert fits[0].dataset.batch(np.arange(60))["weight"].mean() == pytest.approx(7, rel=0.5)
     assert (arrays["tickets"] == 7).all()  # the data are left as they are
-    with pytest.raises(ValueError, match="members must be at least 2, not 1"):
+    with pytest.raises(ValueError, match="members must be a whole number of at least 2, not 1"):
         response_ensemble(arrays, 1, **settings)
     with pytest.raises(SchemaError, match="column 'tickets' of cell '0' is not positive"):
         response_ensemble(arrays | {"tickets": -arrays["tickets"]}, 2, **settings)

@@ -167,7 +167,7 @@ def test_without_contexts_it_finds_the_arm_of_largest_self_normalised_mean():
     assert fitted.objective.translation == steps["translation"].iloc[-2]
     with pytest.warns(NoSupport, match="the translation was not settled in 1 fits: 0 led to 0.7"):
         fit_self_normalised(data, rounds=1, **settings)
-    with pytest.raises(ValueError, match="rounds must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="rounds must be a whole number of at least 1, not 0"):
         fit_self_normalised(data, rounds=0, **settings)
 
 
@@ -226,11 +226,11 @@ def test_bad_input(world):
         learn_policy(log, x, r, top=61)
     with pytest.raises(ValueError, match="rows are held out of 850: too few"):
         learn_policy(log, x, r, held_out=0.001)
-    with pytest.raises(ValueError, match="held_out must be between 0 and 1"):
+    with pytest.raises(ValueError, match="held_out must be a number in .0, 1., not 1"):
         learn_policy(log, x, r, held_out=1.0)
     holed = x.copy()
     holed[3, 2] = np.nan
-    with pytest.raises(SchemaError, match="field 'x'.*not finite"):
+    with pytest.raises(ValueError, match="context of row 3, column 2 is nan"):
         learn_policy(log, holed, r, top=5)
     few = BanditLog.of(log.action, log.reward * (np.arange(850)[:, None] < 5), log.propensity, 60)
     with pytest.warns(NoSupport, match="rewarded items of the log are among the 3 candidates: too few to learn from"):
@@ -259,3 +259,52 @@ def test_bad_input(world):
     with pytest.raises(KeyError, match="PPCA has no site 'log_policy'"):
         fit("ppca", {"x": x}, objective=OffPolicyValue(), max_epochs=1)
     assert get("poxm").objective == OffPolicyValue()
+
+
+def test_what_contradicts_the_log_or_has_no_use_is_refused(world):
+    made, rho, log = world
+    x, r = made.context[150:1000], rho[150:1000]
+    with pytest.raises(ValueError, match=r"logging says \S+ for the action of row \d+, the log \S+ \(propensity\)"):
+        learn_policy(log, x, r[::-1], top=5)
+    for change, kind, message in (
+        ({"estimator": "best"}, ValueError, "estimator must be one of ips, clipped, snips, translated"),
+        ({"estimator": "dr"}, ValueError, "estimator must be one of ips, clipped, snips, translated"),
+        ({"objective": "elbo"}, TypeError, "objective must be an OffPolicyValue, not 'elbo'"),
+        ({"validation": 0.2}, TypeError, "validation is not a setting of learn_policy"),
+        ({"rounds": 3}, TypeError, "rounds"),
+        ({"top": 1.5}, TypeError, "top must be a whole number"),
+        ({"top": 0}, ValueError, "top must be a whole number of at least 1"),
+        ({"top": "q2"}, ValueError, "top must be a number, 'auto' or a quantile"),
+        ({"level": "a"}, TypeError, "level must be a number"),
+        ({"seed": -1}, ValueError, "seed must be a whole number"),
+        ({"self_normalise": 1}, TypeError, "self_normalise must be True or False"),
+        ({"context": x[:, 0]}, ValueError, r"context must be of shape \(rows, features\), not \(850,\)"),
+        ({"context": np.full((850, 2), "a")}, TypeError, "context must hold numbers"),
+        ({"log": None}, TypeError, "log must be a BanditLog"),
+    ):
+        with pytest.raises(kind, match=message):
+            learn_policy(**({"log": log, "context": x, "logging": r, "top": 5, "max_epochs": 1} | change))
+
+
+def test_a_table_in_another_order_teaches_the_same(world):
+    made, rho, log = world
+    names = [f"r{i}" for i in range(850)]
+    own = BanditLog.of(log.action, log.reward, log.propensity, 60, names)
+    x, r = pd.DataFrame(made.context[150:1000], index=names), pd.DataFrame(rho[150:1000], index=names)
+    settings = {"top": 5, "max_epochs": 1, "seed": 3}
+    first = learn_policy(own, x, r, **settings)
+    turned = learn_policy(own, x.sample(frac=1, random_state=0), r.sample(frac=1, random_state=1), **settings)
+    pd.testing.assert_frame_equal(first.evaluation.table, turned.evaluation.table)
+    assert first.predict(x[:5], r[:5]).rows.tolist() == names[:5]
+
+
+def test_an_interrupt_passes_on(world, monkeypatch):
+    made, rho, log = world
+    x, r = made.context[150:1000], rho[150:1000]
+
+    def stop(program, row):
+        raise KeyboardInterrupt
+
+    for change in ({}, {"self_normalise": True}, {"top": "auto"}):
+        with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt):
+            learn_policy(log, x, r, **({"top": 5, "max_epochs": 2, "callbacks": [stop]} | change))

@@ -118,12 +118,14 @@ def test_slates_without_replacement():
 
 
 def test_what_cannot_be_trusted_is_said():
-    log, pi, *_ = world(300)
-    policy = pd.DataFrame(pi, columns=NAMES)
-    policy.attrs["trained_on"] = list(range(100))
+    unnamed, pi, *_ = world(300)
+    rows = [f"u{i}" for i in range(300)]
+    log = BanditLog.of(unnamed.action, unnamed.reward, unnamed.propensity, NAMES, rows)
+    policy = pd.DataFrame(pi, columns=NAMES, index=rows)
+    policy.attrs["trained_on"] = rows[:100]
     with pytest.warns(OptimisticValue, match="100 of 300 rows of this log chose the policy"):
         evaluate_policy(log, policy)
-    policy.attrs["trained_on"] = [-1]
+    policy.attrs["trained_on"] = ["v0"]
     evaluate_policy(log, policy)
     missing = BanditLog.of(log.action, log.reward, log.propensity, [*NAMES, "d"])
     with pytest.warns(NoSupport, match="50% of the policy is on actions that the log never takes"):

@@ -28,9 +28,9 @@ def test_bad_draws():
     for arguments, message in (
         ((good[0],), r"draws must be of shape \(S, N, K\), not \(3, 2\)"),
         ((bad,), r"draw \[1, 2, 0\] is not finite"),
-        ((good, [0.0, 1.0, 2.0]), "there are 3 costs for 2 levels"),
-        ((good, None, ["a"]), "there are 1 names for 2 levels"),
-        ((good, None, None, 1.0), "level must be a number in 0 and 1"),
+        ((good, [0.0, 1.0, 2.0]), r"cost must be one number for each of 2 levels, not of shape \(3,\)"),
+        ((good, None, ["a"]), "names are 1 for 2 levels"),
+        ((good, None, None, 1.0), "level must be a number in .0, 1., not 1"),
     ):
         with pytest.raises(ValueError, match=message):
             response_curve(*arguments)

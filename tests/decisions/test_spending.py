@@ -119,7 +119,7 @@ def test_outcomes_simulate_what_is_really_spent():
 
 def test_customers_between_options_are_drawn():
     policy, nothing = np.full((400, 2), 0.5), np.zeros((2000, 400, 2))
-    spent = outcomes(policy, {"budget": 200.0}, nothing, [0.0, 1.0], redeemed=np.ones((400, 2))).settings
+    spent = outcomes(pd.DataFrame(policy), {"budget": 200.0}, nothing, [0.0, 1.0], redeemed=np.ones((400, 2))).settings
     assert spent["spent"] == pytest.approx(200, abs=1) and spent["spent_sd"] == pytest.approx(10, rel=0.08)
 
 
@@ -164,7 +164,7 @@ GOOD = {"reward": [[0.1, 0.5], [0.2, 0.6]], "cost": [0.0, 1.0], "budget": 1.0, "
     ("change", "message"),
     [
         ({"redeemed": None, "overspend": 0.1}, "overspend needs redeemed"),
-        ({"overspend": 0.0}, "overspend must be between 0 and 1, not 0"),
+        ({"overspend": 0.0}, "overspend must be a number in .0, 1., not 0"),
         ({"overspend": 0.1, "integer": True}, "overspend is not for integer=True"),
         (
             {"cost": {"a": [0, 1], "b": [0, 1]}, "budget": {"a": 1.0, "b": 1.0}},
@@ -186,7 +186,7 @@ def test_bad_bounds():
     one = torch.ones(2, 1).double()
     with pytest.raises(ValueError, match="method must be one of chernoff, bernstein, hoeffding"):
         spending_bound(one, one, one, 0.1, "markov")
-    with pytest.raises(ValueError, match="delta must be between 0 and 1"):
+    with pytest.raises(ValueError, match="delta must be a number in .0, 1., not 1"):
         spending_bound(one, one, one, 1.0)
     assert spending_bound(one, 0 * one, one, 0.1) == 0
     found = allocate(**GOOD)

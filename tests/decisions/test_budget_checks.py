@@ -205,7 +205,7 @@ def test_outcomes_and_predictions_refuse_what_they_cannot_read():
         ((draws, [0, -1]), "cost must be at least 0"),
         ((draws * NAN,), "reward is nan in draw, customer and option"),
         ((draws, np.zeros((2, 2, 2))), r"reward, cost and redeemed have \[2, 3\] draws"),
-        ((draws, [0, 1], None, -1), "seed must be a whole number of at least 0"),
+        ((draws, [0, 1], None, -1), "seed must be a whole number"),
         ((draws, None, [0.1, 0.1]), "redeemed needs cost"),
     ):
         with pytest.raises(ValueError, match=message):

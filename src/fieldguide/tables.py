@@ -3,6 +3,7 @@
 import gzip
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -110,8 +111,7 @@ def with_names(table: Table, column: str | None = None, options: Collection[str]
             )
     if column is None or column not in frame:
         return _as_numbers(frame)
-    names = frame[column]
-    return _checked(_as_numbers(frame.drop(columns=column)), names, path)
+    return _checked(_as_numbers(frame.drop(columns=column)), frame[column], path)
 
 
 def _checked(frame: Any, names: Any, path: Path) -> Any:
@@ -134,11 +134,9 @@ def _as_numbers(frame: Any) -> Any:
     import pandas as pd
 
     frame = frame.copy()
-    first = frame.iloc[:, 0]
-    try:
-        frame.isetitem(0, pd.to_numeric(first.where(first != "", None)))
-    except (ValueError, TypeError):
-        pass
+    for first in frame.columns[:1]:
+        with suppress(ValueError, TypeError):
+            frame[first] = pd.to_numeric(frame[first].where(frame[first] != "", None))
     return frame
 
 

@@ -144,6 +144,8 @@ def fit_self_normalised(
     base, rows, previous, translation = objective or OffPolicyValue(), [], None, 0.0
     for _ in range(rounds):
         fitted = fit("poxm", data, objective=replace(base, translation=translation), **settings)
+        if fitted.interrupted:
+            raise KeyboardInterrupt
         value, weight = _logged(fitted)
         rows.append({"translation": translation, "value": value, "mean_weight": weight})
         if not 0.5 <= weight <= 2:
@@ -257,7 +259,10 @@ def _fitted(x: Any, part: Within, objective: OffPolicyValue | None, self_normali
         caution(f"{rewarded} rewarded items of the log are among the {p} candidates: too few to learn from", NoSupport)
     if self_normalise:
         return fit_self_normalised(data, objective, **arguments)[0]
-    return fit("poxm", data, objective=objective, **arguments)
+    fitted = fit("poxm", data, objective=objective, **arguments)
+    if fitted.interrupted:  # a policy of part of the fits would look like one of all
+        raise KeyboardInterrupt
+    return fitted
 
 
 def _judged(fitted: Fit, x: Any, part: Within, estimators: Sequence[str] | None, level: float, seed: int) -> Decision:

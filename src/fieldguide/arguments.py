@@ -60,11 +60,15 @@ def check_whole(**options: int | None) -> None:
 def in_one_line(error: BaseException) -> str:
     """Return the message of an error without line breaks."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(text.split()) or type(error).__name__
 
 
 def print_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Show a warning as one line (takes the place of ``warnings.showwarning``)."""
+    """Show a warning as one line (takes the place of ``warnings.showwarning``); those for programmers are left out."""
+    if issubclass(category, DeprecationWarning | FutureWarning):
+        return
     print(f"fieldguide: warning: {message}", file=sys.stderr)
 
 

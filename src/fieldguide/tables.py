@@ -16,6 +16,8 @@ ARROW = (".parquet", ".feather")
 """Endings of the files that pyarrow reads and writes; whatever else is a CSV file."""
 NAMELESS = "Unnamed: 0"
 """What pandas calls a first column without a heading, as an index is written."""
+MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>")
+"""What a missing number is written as, in the columns of a CSV file that hold no names."""
 IdColumn = Annotated[
     str | None,
     arg(metavar="COLUMN", help="Column with the names of the rows, in each file that has one; by default the first."),
@@ -62,8 +64,9 @@ def read_table(path: Path, text: Collection[str] = ()) -> Table:
             frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_feather(path)
         else:
             names = [str(name) for name in pd.read_csv(path, nrows=0).columns]
-            as_written = {name: str for name in names[:1] + [name for name in names if name in text]}
-            frame = pd.read_csv(path, converters=as_written)
+            written = {names[0], *text} & set(names)
+            missing = {name: MISSING for name in names if name not in written}
+            frame = pd.read_csv(path, dtype=dict.fromkeys(written, str), keep_default_na=False, na_values=missing)
     except Exception as error:
         kind = path.suffix[1:] if path.suffix in ARROW else "CSV"
         raise ValueError(f"{path} cannot be read as a {kind} file: {' '.join(str(error).split())}") from error

@@ -138,7 +138,7 @@ def test_help_names_what_stands_without_a_dash(capsys):
         (AssertionError(), 1, "unexpected error: AssertionError: AssertionError; --debug shows where"),
         (AttributeError("x"), 1, "unexpected error: AttributeError: x; --debug shows where"),
         (MemoryError("8 GB"), 1, "error: out of memory: 8 GB"),
-        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device"),
         (ImportError("pyarrow"), 1, "error: pyarrow"),
         (KeyError("no entry 'x'"), 1, "error: no entry 'x'"),
         (cli.UsageError("words"), 2, "error: words"),
@@ -189,7 +189,7 @@ def test_output_that_nobody_reads(tmp_path):
     assert done.stderr == "" and done.returncode == 0
     if os.path.exists("/dev/full"):
         done = subprocess.run(f"{command} > /dev/full", shell=True, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 1 and done.stderr == "fieldguide: error: [Errno 28] No space left on device\n"
+        assert done.returncode == 1 and done.stderr == "fieldguide: error: No space left on device\n"
 
 
 @pytest.fixture

@@ -46,11 +46,12 @@ def complete_folder(
         If an input is in the folder.
     """
     path = checked_path("output", path).resolve()
+    if path.parent.is_dir():
+        _clear(path)
     _check(path, overwrite)
     for given in inputs:
         if given is not None and Path(given).resolve().is_relative_to(path):
             raise ValueError(f"{given} is an input: a report at {path} would be written over it; choose another folder")
-    _clear(path)
     try:
         prefix = f"{_start(path)}{process_mark()}-{time.time_ns()}-"
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))

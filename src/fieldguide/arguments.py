@@ -5,12 +5,13 @@ import sys
 from ast import literal_eval
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from tyro.conf import Positional, arg
 
 CONSTRAINT_SETTINGS = ("weight", "bound", "given", "estimator", "rule")
 RULES = ("penalty", "lagrangian")
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
 EntryName = Annotated[Positional[str], arg(metavar="NAME")]
 FitFile = Annotated[Positional[Path], arg(metavar="FIT")]
 DataFile = Annotated[Positional[Path], arg(metavar="DATA")]
@@ -99,7 +100,8 @@ def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
 
     from fieldguide.catalog import get
 
-    known = [p for p in signature(get(name).program).parameters if p != "self"]
+    parameters = signature(get(name).program, eval_str=True).parameters
+    known = [p for p in parameters if p != "self"]
     arguments: dict[str, Any] = {}
     for key, value in pairs(words, "--model", "NAME=VALUE").items():
         if key not in known:
@@ -108,7 +110,16 @@ def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
             arguments[key] = literal_eval(value)
         except (ValueError, SyntaxError):
             arguments[key] = value
+        _check_kind(f"--model: {key} of {name}", arguments[key], parameters[key].annotation)
     return arguments
+
+
+def _check_kind(name: str, value: Any, annotation: Any) -> None:
+    """Raise ValueError where a value is none of the plain types that an argument is annotated with."""
+    kinds = set(get_args(annotation) or (annotation,))
+    if kinds <= set(KINDS) and type(value) not in kinds and not (type(value) is int and float in kinds):
+        wanted = " or ".join(KINDS[kind] for kind in KINDS if kind in kinds)
+        raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
 def chosen_objective(name: str, objective: str | None, particles: int | None) -> Any:

@@ -71,7 +71,7 @@ def _plain_table(table: pd.DataFrame) -> pd.DataFrame:
             if _missable(column.cat.categories.dtype):
                 column = column.cat.rename_categories(column.cat.categories.astype(object))
         elif _missable(column.dtype):
-            column = pd.Series(_plain_text(column), index=table.index, dtype=object)
+            column = pd.Series(_plain_text(column), index=table.index)
         else:
             continue
         table.isetitem(position, column)
@@ -83,10 +83,13 @@ def _plain_names(names: pd.Index) -> pd.Index:
     return pd.Index(names.to_numpy(dtype=object), dtype=object, name=names.name) if _missable(names.dtype) else names
 
 
-def _plain_text(values: pd.Series) -> np.ndarray:
-    text = values.to_numpy(dtype=object).copy()
-    text[values.isna().to_numpy()] = np.nan
-    return text
+def _plain_text(values: pd.Series) -> Any:
+    """Text as objects, or where some is missing as categories: files have no missing text."""
+    text, missing = values.to_numpy(dtype=object), values.isna().to_numpy()
+    if not missing.any():
+        return pd.array(text, dtype=object)
+    codes, known = pd.factorize(np.where(missing, None, text))
+    return pd.Categorical.from_codes(codes, pd.Index(known, dtype=object))
 
 
 def _missable(kind: Any) -> bool:

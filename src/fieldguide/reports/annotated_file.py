@@ -71,7 +71,7 @@ def _plain_table(table: pd.DataFrame) -> pd.DataFrame:
             if _missable(column.cat.categories.dtype):
                 column = column.cat.rename_categories(column.cat.categories.astype(object))
         elif _missable(column.dtype):
-            column = pd.Series(_plain_text(column), index=table.index)
+            column = _plain_text(column)
         else:
             continue
         table.isetitem(position, column)
@@ -83,13 +83,13 @@ def _plain_names(names: pd.Index) -> pd.Index:
     return pd.Index(names.to_numpy(dtype=object), dtype=object, name=names.name) if _missable(names.dtype) else names
 
 
-def _plain_text(values: pd.Series) -> Any:
+def _plain_text(values: pd.Series) -> pd.Series:
     """Text as objects, or where some is missing as categories: files have no missing text."""
     text, missing = values.to_numpy(dtype=object), values.isna().to_numpy()
     if not missing.any():
-        return pd.array(text, dtype=object)
+        return pd.Series(text, index=values.index, dtype=object)
     codes, known = pd.factorize(np.where(missing, None, text))
-    return pd.Categorical.from_codes(codes, pd.Index(known, dtype=object))
+    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(known, dtype=object)), index=values.index)
 
 
 def _missable(kind: Any) -> bool:

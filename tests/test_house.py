@@ -35,6 +35,7 @@ FOREIGN = {
     "_standard_gamma": "a draw of torch with its gradient",
     "_file": "the open file of a backed AnnData",
     "_getframe": "the frames of Python",
+    "_exit": "the end of a forked process, without what its parent does at its own",
     "_repr_html_": "what notebooks show",
     "_python_dispatch": "counting the kernels of torch",
     "_params": "the parameter store of Pyro, which stock Pyro needs",

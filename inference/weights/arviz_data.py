@@ -39,8 +39,8 @@ def netcdf_bytes(data: Any) -> bytes:
     """
     import xarray
 
-    groups = {name: data[name] for name in data.groups()} if callable(data.groups) else data.children
-    datasets = {name: getattr(group, "dataset", group) for name, group in groups.items()}
+    old = hasattr(data, "extend")  # InferenceData
+    datasets = {name: data[name] if old else data[name].dataset for name in (data.groups() if old else data.children)}
     tree = xarray.DataTree.from_dict(datasets)
     packed = {f"/{name}": dict.fromkeys(dataset.data_vars, {"zlib": True}) for name, dataset in datasets.items()}
     return bytes(tree.to_netcdf(engine="h5netcdf", encoding=packed))

@@ -46,8 +46,9 @@ def plain(data: anndata.AnnData) -> anndata.AnnData:
     for matrices in (data.obsm, data.varm, data.uns):
         for key, value in list(matrices.items()):
             matrices[key] = _plain_value(value)
-    if data.raw is not None:
-        raw = anndata.AnnData(data.raw.X, obs=data.obs[[]], var=data.raw.var, varm=dict(data.raw.varm))
+    before: Any = data.raw
+    if before is not None:
+        raw = anndata.AnnData(before.X, obs=data.obs[[]], var=before.var, varm=dict(before.varm))
         raw.var = _plain_table(raw.var)  # afterwards: the constructor makes names anew
         data.raw = raw
     data.strings_to_categoricals()
@@ -88,7 +89,8 @@ def _plain_text(values: pd.Series) -> pd.Series:
     text, missing = values.to_numpy(dtype=object), values.isna().to_numpy()
     if not missing.any():
         return pd.Series(text, index=values.index, dtype=object)
-    codes, known = pd.factorize(np.where(missing, None, text))
+    written: Any = np.where(missing, None, text)
+    codes, known = pd.factorize(written)
     return pd.Series(pd.Categorical.from_codes(codes, pd.Index(known, dtype=object)), index=values.index)
 
 

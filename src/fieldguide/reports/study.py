@@ -193,7 +193,7 @@ def _check_question(entry: Any, data: Any, groupby: Any, group: Any, reference: 
 
 def _length(data: Any) -> int:
     """How many cells there are."""
-    first = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
+    first: Any = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
     return int(first.shape[0]) if hasattr(first, "shape") else len(first)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.entry import as_entry
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fitting import fit
@@ -66,12 +67,12 @@ def compare(
     data,
     objectives: Sequence[Any] | Mapping[str, Any] | None = None,
     *,
-    particles: int | None = None,
-    draws: int = 1000,
-    cells: int = 500,
-    validation: float | np.ndarray = 0.1,
-    early_stopping: int | None = None,
-    seed: int = 0,
+    particles: Any = None,
+    draws: Any = 1000,
+    cells: Any = 500,
+    validation: Any = 0.1,
+    early_stopping: Any = None,
+    seed: Any = 0,
     progress: bool = True,
     **settings,
 ) -> Comparison:
@@ -113,10 +114,8 @@ def compare(
     chosen = choose(entry, objectives, particles)
     if settings.get("constraints") is not None:
         settings["constraints"] = tuple(settings["constraints"])  # read by every fit
-    if draws < 25:
-        raise ValueError(f"draws must be at least 25 (a tail cannot be fitted to fewer), not {draws}")
-    if cells < 2:
-        raise ValueError(f"cells must be at least 2, not {cells}")
+    draws = checked_int("draws", draws, at_least=25)  # a tail cannot be fitted to fewer
+    cells, seed = checked_int("cells", cells, at_least=2), checked_seed(seed)
     fits: dict[str, Fit] = {}
     held_out: dict[str, Posterior] = {}
     for number, (label, objective) in enumerate(chosen.items(), 1):
@@ -155,7 +154,7 @@ def compare(
     return Comparison(comparison_table(fits, held_out), fits, held_out, used)
 
 
-def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Objective]:
+def choose(entry, objectives=None, particles: Any = None) -> dict[str, Objective]:
     """Return the objectives by label, each with K particles where it draws several.
 
     Examples
@@ -166,6 +165,7 @@ def choose(entry, objectives=None, particles: int | None = None) -> dict[str, Ob
     if objectives is None:
         supported = as_entry(entry).supports
         objectives = [name for name in SHORT_NAMES if name in supported and name not in ON_REQUEST]
+    particles = None if particles is None else checked_int("particles", particles, at_least=1)
     if isinstance(objectives, str):
         objectives = [objectives]
     if not objectives:

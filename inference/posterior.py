@@ -23,8 +23,8 @@ from fieldguide.inference.overrides import with_overrides
 from fieldguide.inference.program import Program
 from fieldguide.inference.randomness import isolated, stream
 from fieldguide.inference.weights.annealing import anneal, temperature_schedule
+from fieldguide.inference.weights.arviz_data import inference_data
 from fieldguide.inference.weights.pareto import pareto_k
-from fieldguide.inference.weights.psis import inference_data
 from fieldguide.inference.weights.tracing import Particles
 from fieldguide.inference.weights.weigh import Proposal, Values, Weights, like_draws, weigh
 

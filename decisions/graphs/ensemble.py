@@ -13,7 +13,7 @@ from fieldguide.decisions.graphs.figures import edge_map
 from fieldguide.decisions.graphs.graph import Graph, causal_graph
 from fieldguide.decisions.graphs.program import read_edges
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
-from fieldguide.inference.weights.psis import from_groups
+from fieldguide.inference.weights.arviz_data import from_groups
 
 LEVEL = 0.9
 NOTES = (

@@ -2,10 +2,12 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 PART = ".part"
 """End of the name of a file that is not whole yet."""
@@ -76,7 +78,7 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     _clear(path)
-    partial = path.with_name(f"{_start(path)}{os.getpid()}-{secrets.token_hex(4)}{PART}")
+    partial = path.with_name(f"{_start(path)}{process_mark()}-{secrets.token_hex(4)}{PART}")
     try:
         _write(partial, content)
         os.chmod(partial, _mode(path))
@@ -133,6 +135,30 @@ def alive(process: int) -> bool:
     return True
 
 
+def process_mark() -> str:
+    """Return what names of temporary files begin with: this machine and this process."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+def ended(mark: str) -> bool:
+    """Whether text that begins with a `process_mark` is of a process of this machine that runs no more.
+
+    A folder may be shared by several machines: what another one writes is its own.
+
+    Examples
+    --------
+    >>> ended(process_mark() + "-part"), ended("notes")
+    (False, False)
+    """
+    machine, _, rest = mark.partition("-")
+    process = rest.partition("-")[0]
+    return machine == _machine() and process.isdigit() and not alive(int(process))
+
+
+def _machine() -> str:
+    return f"{crc32(socket.gethostname().encode()):08x}"
+
+
 def _start(path: Path) -> str:
     return f".{path.name[:100]}."
 
@@ -147,8 +173,7 @@ def _clear(path: Path) -> None:
     start = _start(path)
     for part in path.parent.iterdir():
         if part.name.startswith(start) and part.name.endswith(PART):
-            process = part.name[len(start) :].partition("-")[0]
-            if process.isdigit() and not alive(int(process)):
+            if ended(part.name[len(start) :]):
                 with suppress(OSError):
                     part.unlink()
 

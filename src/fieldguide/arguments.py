@@ -1,25 +1,75 @@
-"""From the words of the command line to arguments, files and tables, with an error that names what is wrong."""
+"""From the words of the command line to arguments and data, with an error that names what is wrong."""
 
-import os
 import re
 import sys
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
+
+from tyro.conf import Positional, arg
 
 CONSTRAINT_SETTINGS = ("weight", "bound", "given", "estimator", "rule")
 RULES = ("penalty", "lagrangian")
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+EntryName = Annotated[Positional[str], arg(metavar="NAME")]
+FitFile = Annotated[Positional[Path], arg(metavar="FIT")]
+DataFile = Annotated[Positional[Path], arg(metavar="DATA")]
+Fields = Annotated[
+    tuple[str, ...],
+    arg(metavar="FIELD=PLACE", help="Where a field lives, such as batch=sample; several columns as a,b."),
+]
+Model = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE", help="Arguments of the model, such as n_latent=20.")]
+Constraints = Annotated[
+    tuple[str, ...],
+    arg(
+        metavar="hsic(SITE,COLUMN)",
+        help="What the latents shall be independent of, such as 'hsic(z,n_genes,weight=300)' "
+        "(also bound, given, estimator, rule=lagrangian); none: not even the entry's own.",
+    ),
+]
+Device = Annotated[str, arg(help="auto, cpu, cuda or cuda:1.")]
+
+
+class UsageError(ValueError):
+    """The words of a command are not of the form that it takes."""
+
+
+def check_paths(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = ()) -> None:
+    """Raise before the work where an output cannot be written, is an input, or is given twice."""
+    from fieldguide.inference.checks.files import check_outputs
+
+    check_outputs(outputs, inputs)
+
+
+def check_seed(seed: int) -> None:
+    """Raise before the work on a seed that is none."""
+    from fieldguide.inference.checks.arguments import checked_seed
+
+    checked_seed(seed, "--seed")
+
+
+def check_whole(**options: int | None) -> None:
+    """Raise before the work on numbers below 1; None, which leaves an option to its default, passes."""
+    from fieldguide.inference.checks.arguments import checked_int
+
+    for name, value in options.items():
+        if value is not None:
+            checked_int(f"--{name.replace('_', '-')}", value, at_least=1)
 
 
 def in_one_line(error: BaseException) -> str:
     """Return the message of an error without line breaks."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(text.split()) or type(error).__name__
 
 
 def print_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Show a warning as one line (takes the place of ``warnings.showwarning``)."""
+    """Show a warning as one line (takes the place of ``warnings.showwarning``); those for programmers are left out."""
+    if issubclass(category, DeprecationWarning | FutureWarning):
+        return
     print(f"fieldguide: warning: {message}", file=sys.stderr)
 
 
@@ -40,8 +90,8 @@ def read_h5ad(path: Path, backed: bool = False) -> Any:
 
 def field_places(words: Sequence[str]) -> dict[str, Any] | None:
     """Read FIELD=PLACE; several places, separated by commas, are a list."""
-    pairs = [pair(word, "--fields", "FIELD=PLACE") for word in words]
-    return {name: place.split(",") if "," in place else place for name, place in pairs} or None
+    places = pairs(words, "--fields", "FIELD=PLACE")
+    return {name: place.split(",") if "," in place else place for name, place in places.items()} or None
 
 
 def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -50,16 +100,26 @@ def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
 
     from fieldguide.catalog import get
 
-    known = [p for p in signature(get(name).program).parameters if p != "self"]
+    parameters = signature(get(name).program, eval_str=True).parameters
+    known = [p for p in parameters if p != "self"]
     arguments: dict[str, Any] = {}
-    for key, value in (pair(word, "--model", "NAME=VALUE") for word in words):
+    for key, value in pairs(words, "--model", "NAME=VALUE").items():
         if key not in known:
             raise ValueError(f"--model: {name} has no argument '{key}'; there are {', '.join(known)}")
         try:
             arguments[key] = literal_eval(value)
         except (ValueError, SyntaxError):
             arguments[key] = value
+        _check_kind(f"--model: {key} of {name}", arguments[key], parameters[key].annotation)
     return arguments
+
+
+def _check_kind(name: str, value: Any, annotation: Any) -> None:
+    """Raise ValueError where a value is none of the plain types that an argument is annotated with."""
+    kinds = set(get_args(annotation) or (annotation,))
+    if kinds <= set(KINDS) and type(value) not in kinds and not (type(value) is int and float in kinds):
+        wanted = " or ".join(KINDS[kind] for kind in KINDS if kind in kinds)
+        raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
 def chosen_objective(name: str, objective: str | None, particles: int | None) -> Any:
@@ -91,25 +151,25 @@ def constraints_of(words: Sequence[str]) -> tuple | None:
     for word in words:
         match = re.fullmatch(r"\s*hsic\((.*)\)\s*", word)
         if match is None:
-            raise ValueError(f"--constraint takes hsic(SITE,COLUMN,...) or none, not {word!r}")
+            raise UsageError(f"--constraint takes hsic(SITE,COLUMN,...) or none, not {word!r}")
         parts = [part.strip() for part in match[1].split(",")]
         names = [part for part in parts if "=" not in part]
         if not all(parts) or parts[: len(names)] != names:
-            raise ValueError(f"--constraint {word!r}: names first, then settings as KEY=VALUE, separated by commas")
+            raise UsageError(f"--constraint {word!r}: names first, then settings as KEY=VALUE, separated by commas")
         settings: dict[str, Any] = {}
         for part in parts[len(names) :]:
             key, value = pair(part.replace(" ", ""), f"--constraint {word!r}", "KEY=VALUE")
             if key not in CONSTRAINT_SETTINGS:
-                raise ValueError(f"--constraint {word!r}: {key!r} is none of {', '.join(CONSTRAINT_SETTINGS)}")
+                raise UsageError(f"--constraint {word!r}: {key!r} is none of {', '.join(CONSTRAINT_SETTINGS)}")
             if key in settings:
-                raise ValueError(f"--constraint {word!r}: {key!r} is given twice")
+                raise UsageError(f"--constraint {word!r}: {key!r} is given twice")
             settings[key] = _number(value) if key in ("weight", "bound") else value
         if settings.get("rule", "penalty") not in RULES:
-            raise ValueError(f"--constraint {word!r}: rule must be one of {', '.join(RULES)}")
+            raise UsageError(f"--constraint {word!r}: rule must be one of {', '.join(RULES)}")
         if settings.pop("rule", "penalty") == "lagrangian":
             settings["rule"] = AugmentedLagrangian()
         if isinstance(settings.get("weight", 0.0), str):
-            raise ValueError(f"--constraint {word!r}: weight must be a number, not {settings['weight']!r}")
+            raise UsageError(f"--constraint {word!r}: weight must be a number, not {settings['weight']!r}")
         constraints.append(hsic(*names, **settings))
     return tuple(constraints) or None
 
@@ -125,40 +185,16 @@ def pair(word: str, option: str, form: str) -> tuple[str, str]:
     """Split a word of the form NAME=VALUE."""
     key, equals, value = word.partition("=")
     if not (key and equals and value):
-        raise ValueError(f"{option} takes {form}, not {word!r}")
+        raise UsageError(f"{option} takes {form}, not {word!r}")
     return key, value
 
 
-def check_output(path: Path) -> None:
-    """Raise before the work rather than after it."""
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder} to write {path.name} into")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"the folder {folder} cannot be written")
-
-
-def write_table(table: Any, path: Path) -> None:
-    """Write a CSV file that appears complete or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        table.to_csv(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def show_table(table: Any, right: bool = False) -> None:
-    """Print a table of strings; all but its first column to the right where they are numbers."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for number, name in enumerate(table.columns):
-        shown.add_column(str(name), justify="right" if right and number else "left", overflow="fold")
-    for row in table.itertuples(index=False):
-        shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+def pairs(words: Sequence[str], option: str, form: str) -> dict[str, str]:
+    """Split words of the form NAME=VALUE, each name given once."""
+    values: dict[str, str] = {}
+    for word in words:
+        key, value = pair(word, option, form)
+        if key in values:
+            raise UsageError(f"{option}: {key!r} is given twice, {key}={values[key]} and {word}")
+        values[key] = value
+    return values

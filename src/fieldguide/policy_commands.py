@@ -1,12 +1,25 @@
-"""The commands ``fieldguide policy`` and ``fieldguide allocate``: policies and budgets from CSV files."""
+"""The commands ``fieldguide policy`` and ``fieldguide allocate``: policies and budgets from tables."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from fieldguide.arguments import check_output, show_table, write_table
+from fieldguide.arguments import UsageError, check_paths, check_seed, check_whole
+from fieldguide.tables import (
+    IdColumn,
+    Table,
+    check_table,
+    numbers,
+    read_table,
+    rows_of,
+    show_table,
+    with_names,
+    write_table,
+)
 
+LogFile = Annotated[Positional[Path], arg(metavar="LOG")]
 ESTIMATE = {
     "value": "Estimated mean reward for an item under the policy; of the row 'logging', the log's own mean.",
     "se": "Standard error.",
@@ -39,47 +52,59 @@ SPENDING = {
 
 
 def evaluate(
-    log: Positional[Path],
-    policy: Positional[Path],
+    log: LogFile,
+    policy: Annotated[Positional[Path], arg(metavar="POLICY")],
     action: str = "action",
     reward: str = "reward",
     propensity: str = "propensity",
+    id: IdColumn = None,
     logging: Path | None = None,
     top: int | None = None,
     embedding: Path | None = None,
     level: float = 0.95,
     interval: str = "bootstrap",
     seed: int = 0,
-    output: Path = Path("policy.csv"),
+    output: Path = Path("policy_value.csv"),
     report: Path | None = None,
 ) -> None:
     """Estimate what a policy would earn, from the log of another, by several estimators.
 
+    Tables are CSV files, or by their ending .parquet or .feather.
+
     Args:
-        log: CSV file, one row a context, its first column the name. For slates give the columns as a,b.
-        policy: CSV file with a probability for each action (column), one row a context, or one row for all.
+        log: Table with one row a context, its first column the name. For slates give the columns as a,b.
+        policy: Table with a probability for each action (column), one row a context, or one row for all.
         action: Column of the log with the action.
         reward: Column with the reward.
         propensity: Column with the probability of the action under the logging policy.
-        logging: CSV file like policy, of the logging policy; for selective importance sampling and embeddings.
+        logging: Table like policy, of the logging policy; for selective importance sampling and embeddings.
         top: Its best so many actions are the selected set.
-        embedding: CSV file with the category, or categories, of each action (row); for marginalised weights.
+        embedding: Table with the category, or categories, of each action (row); for marginalised weights.
         level: Of the intervals.
         interval: bootstrap, bernstein or normal.
         seed: Of the bootstrap.
-        output: CSV file for the table.
+        output: File for the table of estimates.
         report: HTML file for table, figure and diagnostics.
     """
-    for path in filter(None, (output, report)):
-        check_output(path)
+    check_paths([output, report], [log, policy, logging, embedding])
+    check_table(output)
+    check_seed(seed)
+    check_whole(top=top)
+    columns = _columns(action, reward, propensity)
+    logged, chances = read_table(log, text=columns[0]), read_table(policy)
+    known = None if logging is None else read_table(logging)
+    taken = rows_of(logged, id, sum(columns, []))
+    chosen = _policy(chances, id, taken, columns[0], known)
+    drawn = None if known is None else _policy(known, id, taken, columns[0], chances)
+    alike = None if embedding is None else with_names(read_table(embedding), id)
+    for table, path in ((chosen, policy), (drawn, logging)):
+        if table is not None and len(table) > 1:
+            _require_names(taken, log, path)
     from fieldguide.decisions import evaluate_policy
 
-    chances = _named(_csv(policy))
-    bandit_log = _bandit_log(_csv(log), (action, reward, propensity), list(chances.columns))
-    known = None if logging is None else _named(_csv(logging))
-    alike = None if embedding is None else _csv(embedding).rename(index=str)
+    bandit_log = _bandit_log(taken, columns, list(chosen.columns), log)
     settings = {"level": level, "interval": interval, "seed": seed}
-    evaluation = evaluate_policy(bandit_log, chances, logging=known, top=top, embedding=alike, **settings)
+    evaluation = evaluate_policy(bandit_log, chosen, logging=drawn, top=top, embedding=alike, **settings)
     _show(evaluation, "estimator")
     best = evaluation.table.iloc[1] if len(evaluation.table) > 1 else evaluation.table.iloc[0]
     own = evaluation.table.loc["logging", "value"]
@@ -89,12 +114,13 @@ def evaluate(
 
 
 def learn(
-    log: Positional[Path],
-    context: Positional[Path],
-    logging: Positional[Path],
+    log: LogFile,
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")],
+    logging: Annotated[Positional[Path], arg(metavar="LOGGING")],
     action: str = "action",
     reward: str = "reward",
     propensity: str = "propensity",
+    id: IdColumn = None,
     top: str = "auto",
     max_epochs: int = 10,
     seed: int = 0,
@@ -103,43 +129,53 @@ def learn(
 ) -> None:
     """Learn a policy from a log, and evaluate it on rows of the log that did not choose it.
 
+    Tables are CSV files, or by their ending .parquet or .feather.
+
     Args:
-        log: CSV file, one row a context, its first column the name.
-        context: CSV file with the features (numbers) of the same rows.
-        logging: CSV file with the logging policy's probability of each action (column) in the same rows.
+        log: Table with one row a context, its first column the name.
+        context: Table with the features (numbers) of the same rows.
+        logging: Table with the logging policy's probability of each action (column) in these rows, or one row for all.
         action: Column of the log with the action.
         reward: Column with the reward.
         propensity: Column with the probability of the action under the logging policy.
         top: How many of the logging policy's best actions to choose from: a number, auto, or q0.9.
         max_epochs: Epochs of training.
         seed: Equal seeds give equal policies.
-        output: CSV file for the learned policy's probabilities in these contexts.
+        output: File for the learned policy's probabilities in these contexts.
         report: HTML file for the evaluation.
     """
-    for path in filter(None, (output, report)):
-        check_output(path)
+    check_paths([output, report], [log, context, logging])
+    check_table(output)
+    check_seed(seed)
+    size: Any = int(top) if top.lstrip("-").isdigit() else top
+    check_whole(max_epochs=max_epochs, top=size if isinstance(size, int) else None)
+    columns = _columns(action, reward, propensity)
+    taken = rows_of(read_table(log, text=columns[0]), id, sum(columns, []))
+    _require_names(taken, log, context)
+    features = numbers(with_names(read_table(context), id), context)
+    x = _in_order(features, taken.index, context).to_numpy()
+    chances = _policy(read_table(logging), id, taken, columns[0])
+    if len(chances) == 1:
+        chances = chances.iloc[[0] * len(taken)].set_axis(taken.index, axis=0)
+    chances = _in_order(chances, taken.index, logging)
     from fieldguide.catalog import learn_policy
 
-    chances, taken, features = _named(_csv(logging)), _csv(log), _csv(context)
-    missing = taken.index.difference(features.index)
-    if len(missing):
-        raise ValueError(f"{context} has no row {missing[0]!r}")
-    bandit_log = _bandit_log(taken, (action, reward, propensity), list(chances.columns))
-    x = features.loc[taken.index].to_numpy(dtype=float)
-    size: Any = int(top) if top.isdigit() else top
+    bandit_log = _bandit_log(taken, columns, list(chances.columns), log)
     learned = learn_policy(bandit_log, x, chances, top=size, seed=seed, max_epochs=max_epochs)
+    policy = learned.predict(x, chances.to_numpy(), taken.index).frame()
+    write_table(policy, output)
     _show(learned.evaluation, "estimator")
     summary = f"p = {learned.top} actions; evaluated on {learned.evaluation.settings['rows']} rows that chose nothing."
     print(summary)
-    _write(learned.evaluation, None, report, "Learned policy", summary, ESTIMATE)
-    write_table(learned.predict(x, chances.loc[taken.index].to_numpy(), taken.index).frame(), output)
     print(f"policy: {output}")
+    _write(learned.evaluation, None, report, "Learned policy", summary, ESTIMATE)
 
 
 def allocate(
-    reward: Positional[Path],
-    cost: Positional[Path],
-    budget: Positional[float],
+    reward: Annotated[Positional[Path], arg(metavar="REWARD")],
+    cost: Annotated[Positional[Path], arg(metavar="COST")],
+    budget: Annotated[Positional[float], arg(metavar="BUDGET")],
+    id: IdColumn = None,
     redeemed: Path | None = None,
     overspend: float | None = None,
     draws: Path | None = None,
@@ -149,30 +185,45 @@ def allocate(
 ) -> None:
     """Give each customer the option that spends a budget best.
 
+    Tables are CSV files, or by their ending .parquet or .feather.
+
     Args:
-        reward: CSV file with the expected reward of each option (column), a row a customer, its first column the name.
-        cost: CSV file with the costs of the same options: one row for all, or one a customer.
+        reward: Table with the expected reward of each option (column), a row a customer, its first column the name.
+        cost: Table with the costs of the same options: one row for all, or one a customer.
         budget: For all customers together.
-        redeemed: CSV file like reward, with the probability that each option is redeemed: it costs only then.
+        redeemed: Table like reward, with the probability that each option is redeemed: it costs only then.
         overspend: Largest probability with which what is really spent may exceed the budget (with redeemed).
         draws: NumPy file (.npy) of posterior draws of the rewards, draws x customers x options: for their spread.
         integer: Give everyone one option outright.
-        output: CSV file for the options.
+        output: File for the options.
         report: HTML file with the budget curve.
     """
-    for path in filter(None, (output, report)):
-        check_output(path)
+    check_paths([output, report], [reward, cost, redeemed, draws])
+    check_table(output)
+    if overspend is not None and redeemed is None:
+        raise UsageError("overspend needs redeemed: --overspend P asks for --redeemed FILE")
+    tables = {path: read_table(path) for path in (reward, cost, redeemed) if path is not None}
+
+    def named(path: Path, whole: bool) -> Any:
+        others = set().union(*(table.columns for other, table in tables.items() if other != path))
+        return numbers(with_names(tables[path], id, others, whole), path)
+
+    rewards, costs = named(reward, False), named(cost, True)
+    chance = None if redeemed is None else named(redeemed, True)
+    if chance is not None and len(chance) == 1 < len(rewards):
+        chance = chance.iloc[[0] * len(rewards)].set_axis(rewards.index, axis=0)
+    drawn = None if draws is None else _npy(draws)
+    if drawn is not None and drawn.shape[1:] != rewards.shape:
+        raise ValueError(f"{draws} has shape {drawn.shape}: it must be draws x {len(rewards)} x {rewards.shape[1]}")
     from fieldguide import decisions
 
-    costs, rewards = _csv(cost), _csv(reward)
     prices: Any = costs.iloc[0] if len(costs) == 1 else costs
-    chance = None if redeemed is None else _csv(redeemed)
     allocation = decisions.allocate(rewards, prices, budget, redeemed=chance, overspend=overspend, integer=integer)
-    if draws is not None:
+    if drawn is not None:
         paid = () if chance is None else (_like(rewards, costs), _like(rewards, chance))
-        allocation.spread = allocation.outcomes(_npy(draws), *paid)
+        allocation.spread = allocation.outcomes(drawn, *paid)
     certificate = allocation.diagnostics.iloc[0]
-    show_table(allocation.table["option"].value_counts().rename("customers").reset_index().astype(str), right=True)
+    show_table(allocation.table["option"].value_counts().rename("customers").reset_index(), right=True)
     summary = f"value {allocation.value:.6g}, spent {certificate['spent']:.6g} of {budget:.6g}, "
     summary += f"gap {certificate['gap']:.2g}; another unit of budget would bring {certificate['multiplier']:.5g}."
     if overspend is not None:
@@ -185,18 +236,6 @@ def allocate(
     for note in allocation.notes:
         print(note)
     _write(allocation, output, report, "Allocation of a budget", summary, SPENDING)
-
-
-def _csv(path: Path) -> Any:
-    """Read a CSV file whose first column names the rows."""
-    import pandas as pd
-
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return pd.read_csv(path, index_col=0)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} cannot be read as a CSV file: {error}") from error
 
 
 def _npy(path: Path) -> Any:
@@ -216,22 +255,70 @@ def _like(rewards: Any, table: Any) -> Any:
     return (table if len(table) == 1 else table.loc[rewards.index])[list(rewards.columns)].to_numpy()
 
 
-def _bandit_log(table: Any, columns: tuple[str, str, str], actions: list[str]) -> Any:
-    """Return the log in a table, from its columns of actions, rewards and propensities (several as a,b)."""
+def _columns(*names: str) -> list[list[str]]:
+    """Columns of actions, rewards and propensities; those of slates are given as a,b."""
+    return [name.split(",") for name in names]
+
+
+def _bandit_log(table: Any, columns: list[list[str]], actions: list[str], path: Path) -> Any:
+    """Return the log in a table, from its columns of actions, rewards and propensities."""
     from fieldguide.decisions import BanditLog
 
-    action, reward, propensity = (name.split(",") for name in columns)
-    table = table.astype(dict.fromkeys(table.columns.intersection(action), str))
-    return BanditLog.read(table, action, reward, propensity, actions=actions)
+    table = table.copy()
+    for name in table.columns.intersection(columns[0]):
+        table[name] = _spelled(table[name], actions)
+    wanted = [name for name in (*columns[1], *columns[2]) if name in table]
+    table[wanted] = numbers(table[wanted], path)
+    return BanditLog.read(table, *columns, actions=actions)
 
 
-def _named(table: Any) -> Any:
-    """Return the table with strings as names of its columns."""
-    return table.set_axis(table.columns.astype(str), axis=1)
+def _spelled(taken: Any, actions: Sequence[str]) -> Any:
+    """Actions of a log as the policy spells them: 1, "1" and 1.0 are one; what it does not have stays as it is."""
+    from fieldguide.inference.checks.labels import find_label, label_texts
+
+    texts, known = label_texts(taken), set(actions)
+    spelled = {}
+    for text in {text for text in texts if text is not None and text not in known}:
+        try:
+            spelled[text] = actions[find_label("action", text, actions)]
+        except ValueError:
+            continue
+    return [spelled.get(text, text) for text in texts]
+
+
+def _policy(table: Table, column: str | None, taken: Any, action: list[str], other: Table | None = None) -> Any:
+    """Probabilities [n or 1, K] of a policy, by the names of rows and actions."""
+    from fieldguide.inference.checks.labels import label_texts
+
+    options = set() if other is None else set(other.columns)
+    for name in taken.columns.intersection(action):
+        options |= {text for text in label_texts(taken[name]) if text is not None}
+    return numbers(with_names(table, column, options, whole=True), table.path)
+
+
+def _require_names(taken: Any, log: Path, other: Path | None) -> None:
+    import pandas as pd
+
+    if isinstance(taken.index, pd.RangeIndex):
+        raise ValueError(
+            f"the rows of {log} have no names to find them in {other} by: write the same names as the first column of "
+            "both, or say which column they are with --id COLUMN"
+        )
+
+
+def _in_order(table: Any, names: Any, path: Path) -> Any:
+    """Rows of a table by the names of the log's."""
+    twice = table.index[table.index.duplicated()]
+    if len(twice):
+        raise ValueError(f"{path} has several rows {twice[0]!r}")
+    missing = names.difference(table.index)
+    if len(missing):
+        raise ValueError(f"{path} has no row {missing[0]!r}; names of rows are its first column, or --id COLUMN")
+    return table.loc[names]
 
 
 def _show(decision: Any, index: str) -> None:
-    show_table(decision.table.rename_axis(index).reset_index().round(5).astype(str), right=True)
+    show_table(decision.table.rename_axis(index).reset_index().round(5), right=True)
     for note in decision.notes:
         print(note)
 
@@ -243,9 +330,10 @@ def _write(decision: Any, output: Path | None, report: Path | None, title: str, 
     if report is not None:
         from datetime import date
 
+        from fieldguide.inference.checks.files import write_text
         from fieldguide.reports.decision_page import decision_page
 
-        report.write_text(decision_page(decision, title, summary, columns, date.today().isoformat()), encoding="utf-8")
+        write_text(report, decision_page(decision, title, summary, columns, date.today().isoformat()))
         print(f"report: {report}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: each command does what the API does, and every mistake is one clear line and exit code 2."""
+"""The command line: each command does what the API does, and every mistake is one clear line and exit code 1 or 2."""
 
 import os
 import re
@@ -45,9 +45,9 @@ def fitted(file, tmp_path_factory):
     return path
 
 
-def fails(capsys, *arguments) -> str:
+def fails(capsys, *arguments, code=1) -> str:
     """Run a command that must fail in the way a user can read; return the line."""
-    assert main([str(a) for a in arguments]) == 2
+    assert main([str(a) for a in arguments]) == code
     shown = capsys.readouterr().err
     assert "Traceback" not in shown and shown.count("fieldguide: error: ") == 1
     last = shown.splitlines()[-1]
@@ -88,7 +88,7 @@ def test_help_and_version_load_nothing_heavy(words, tmp_path):
 def test_python_m_fieldguide(tmp_path):
     run = [sys.executable, "-m", "fieldguide", "cite", "nothing"]
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("fieldguide: error: no catalog entry 'nothing'; there are ")
 
 
@@ -201,14 +201,16 @@ def test_wrong_names_are_named(file, fitted, tmp_path, capsys):
     assert "scvi has no argument 'n_latnt'; there are" in fails(
         capsys, "fit", "scvi", file, "--model", "n_latnt=3", *out
     )
-    assert "--model takes NAME=VALUE, not 'n_latent'" in fails(capsys, "fit", "scvi", file, "--model", "n_latent", *out)
+    assert "--model takes NAME=VALUE, not 'n_latent'" in fails(
+        capsys, "fit", "scvi", file, "--model", "n_latent", *out, code=2
+    )
     assert "likelihood must be one of" in fails(capsys, "fit", "scvi", file, "--model", "likelihood=nbb", *out)
     assert "no column 'donor' in obs" in fails(capsys, "fit", "scvi", file, "--fields", "batch=donor", *out)
     assert "device 'gpu' is not known" in fails(capsys, "fit", "scvi", file, "--device", "gpu", *out)
     assert "'kind' is not an obs column" in fails(capsys, "de", fitted, file, "--groupby", "kind", "--group", "B")
     assert "no label 'B'" in fails(capsys, "de", fitted, file, "--groupby", "bulk_labels", "--group", "B")
     assert "no objective 'elbow'" in fails(capsys, "compare", "scvi", file, "--objectives", "elbow", *out)
-    assert "ask for a --group" in fails(capsys, "compare", "scvi", file, "--groupby", "bulk_labels", *out)
+    assert "ask for a --group" in fails(capsys, "compare", "scvi", file, "--groupby", "bulk_labels", *out, code=2)
     assert list(tmp_path.iterdir()) == []
 
 

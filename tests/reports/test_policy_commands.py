@@ -69,10 +69,10 @@ def test_allocate_coupons_that_cost_when_they_are_redeemed(shop, capsys):
     assert low < 15 and high <= 16
     page = (shop / "budget.html").read_text(encoding="utf-8")
     assert "spending_bound" in page and "stays within" in page
-    assert main([*words, "--draws", "nothing.npy"]) == 2
+    assert main([*words, "--draws", "nothing.npy"]) == 1
     assert "no file nothing.npy" in capsys.readouterr().err
     (shop / "text.npy").write_text("abc")
-    assert main([*words, "--draws", "text.npy"]) == 2
+    assert main([*words, "--draws", "text.npy"]) == 1
     assert "cannot be read as an array" in capsys.readouterr().err
     assert main(["allocate", "reward.csv", "cost.csv", "15", "--overspend", "0.1"]) == 2
     assert "overspend needs redeemed" in capsys.readouterr().err
@@ -117,6 +117,6 @@ def test_learn(shop, capsys):
     ids=["policy", "file", "column", "top", "output", "budget"],
 )
 def test_errors_are_one_line(shop, words, message, capsys):
-    assert main(words) == 2
+    assert main(words) == (2 if words == ["policy"] else 1)
     said = capsys.readouterr().err.strip()
     assert message in said and said.count("\n") == 0

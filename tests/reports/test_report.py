@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import anndata
 import arviz
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from fieldguide.inference import compare as compare_fits
 from fieldguide.inference.comparison import choose
 from fieldguide.inference.objectives import SHORT_NAMES
 from fieldguide.reports import compare, report
-from fieldguide.reports.complete_folder import complete_folder
+from fieldguide.reports.annotated_file import write_h5ad
 from fieldguide.reports.report_files import CELLS_KEPT
 from fieldguide.reports.study import DEFINITIONS, Study
 from fieldguide.reports.summary import findings, shown
@@ -117,9 +118,16 @@ def test_objectives_that_come_later_show_up_by_themselves(monkeypatch):
         ({"groupby": "celltype"}, "groupby='celltype' is not an obs column"),
         ({"group": "B cells"}, "group: no label 'B cells'"),
         ({"reference": "CD19+ B"}, "group and reference share"),
-        ({"draws": 5}, "draws must be at least 25"),
-        ({"cells": 1}, "cells must be at least 2"),
+        ({"draws": 5}, "draws must be a whole number of at least 25"),
+        ({"cells": 1}, "cells must be a whole number of at least 2"),
         ({"objectives": ["nothing"]}, "no objective 'nothing'"),
+        ({"delta": float("nan")}, "delta must be a number of at least 0, not nan"),
+        ({"fdr": 1}, "fdr must be a number in [0, 1), not 1"),
+        ({"posterior_draws": 0}, "posterior_draws must be a whole number of at least 1, not 0"),
+        ({"seed": -1}, "seed must be a whole number in [0, "),
+        ({"particles": 0}, "particles must be a whole number of at least 1"),
+        ({"unit": "donor"}, "unit='donor' is not an obs column"),
+        ({"group": None}, "give group as well"),
         ({"validation": 0.0}, "0 held-out cell"),
     ],
 )
@@ -280,50 +288,34 @@ def test_nothing_is_left_when_writing_fails(study, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_older_report_is_replaced_as_a_whole_or_not_at_all(tmp_path):
-    old = tmp_path / "out"
-    with complete_folder(old) as partial:
-        (partial / "report.html").write_text("old")
-    with pytest.raises(FileExistsError, match="out exists already"), complete_folder(old):
-        pytest.fail("refused before the work")
-    with pytest.raises(RuntimeError), complete_folder(old, overwrite=True) as partial:
-        (partial / "report.html").write_text("half")
-        raise RuntimeError
-    assert (old / "report.html").read_text() == "old"
-    with complete_folder(old, overwrite=True) as partial:
-        (partial / "report.html").write_text("new")
-    assert (old / "report.html").read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+def test_tables_and_page_are_there_when_the_data_cannot_be_written(study, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fieldguide.reports.report_files.write_h5ad", full)
+    with pytest.warns(UserWarning, match="data with the results .* could not be written.*No space left"):
+        page = report(study, tmp_path / "out")
+    names = {p.name for p in page.parent.iterdir()}
+    assert "results.h5ad" not in names and {"comparison.csv", "posterior_elbo.nc", "de_elbo.csv"} <= names
+    assert "results.h5ad" not in page.read_text(encoding="utf-8")
 
 
-def test_other_folders_are_never_replaced(tmp_path):
-    precious = tmp_path / "thesis"
-    precious.mkdir()
-    with complete_folder(precious) as partial:
-        (partial / "chapter.txt").write_text("an empty folder is taken")
-    with pytest.raises(FileExistsError, match="has no report.html"), complete_folder(precious, overwrite=True):
-        pytest.fail("refused before the work")
-    with pytest.raises(FileExistsError, match="is a file"), complete_folder(precious / "chapter.txt", overwrite=True):
-        pytest.fail("refused before the work")
-    assert (precious / "chapter.txt").exists()
-
-
-def test_an_unwritable_place_is_named_before_the_work(tmp_path, monkeypatch):
-    with (
-        pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"),
-        complete_folder(tmp_path / "nowhere/x"),
-    ):
-        pytest.fail("refused before the work")
-
-    def denied(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.mkdtemp", denied)
-    with (
-        pytest.raises(PermissionError, match="cannot write into .*: Permission denied"),
-        complete_folder(tmp_path / "x"),
-    ):
-        pytest.fail("refused before the work")
+def test_text_that_may_be_missing_is_written_for_every_reader(cells, tmp_path):
+    odd = cells.copy()
+    odd.obs["kind"] = pd.array(odd.obs["bulk_labels"].astype(str), dtype="string")
+    odd.obs.loc[odd.obs_names[0], "kind"] = pd.NA
+    odd.var["symbol"] = pd.array(odd.var_names, dtype="string")
+    odd.uns["notes"] = {"table": pd.DataFrame({"text": pd.array(["a", None], dtype="string")})}
+    odd.raw = odd.copy()
+    before = {name: str(kind) for name, kind in odd.obs.dtypes.items()}
+    write_h5ad(odd, tmp_path / "odd.h5ad")
+    assert {name: str(kind) for name, kind in odd.obs.dtypes.items()} == before, "the data is as it was"
+    with h5py.File(tmp_path / "odd.h5ad") as file:
+        kinds = []
+        file.visititems(lambda _, part: kinds.append(part.attrs.get("encoding-type")))
+    assert "nullable-string-array" not in kinds and "categorical" in kinds
+    again = anndata.read_h5ad(tmp_path / "odd.h5ad")
+    assert again.obs["kind"].isna().sum() == 1 and list(again.raw.var["symbol"]) == list(odd.var_names)
 
 
 def test_findings_do_not_claim_more_than_the_numbers(study):

@@ -1,7 +1,7 @@
 """A study as a folder: a page to read, tables, the data with the results in it, and the posterior draws."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +9,11 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.files import write_bytes, write_text
 from fieldguide.inference.comparison import TIMES
+from fieldguide.inference.messages import caution
+from fieldguide.inference.weights.arviz_data import netcdf_bytes
+from fieldguide.reports.annotated_file import write_h5ad
 from fieldguide.reports.complete_folder import MARK, complete_folder
 from fieldguide.reports.study import DEFINITIONS, Study
 from fieldguide.reports.study_figures import OF_DECISIONS, OF_FITS, svg
@@ -46,29 +50,51 @@ def report(study: Study, path: str | Path, overwrite: bool = False) -> Path:
 
 
 def write(study: Study, folder: Path) -> None:
-    """Write all files of the study into an empty folder."""
-    files = _tables(study, folder) | _posteriors(study, folder) | _annotated(study, folder)
+    """Write all files of the study into an empty folder.
+
+    Warns
+    -----
+    UserWarning
+        If posterior draws or the annotated data cannot be written: tables and page are there without them.
+    """
+    files = dict(_tables(study, folder))
     figures = OF_FITS | OF_DECISIONS if study.decisions else OF_FITS
     drawn = {name: svg(draw, study) for name, draw in figures.items()}
+    files |= _if_possible("posterior draws", _posteriors, study, folder)
+    files |= _if_possible("the data with the results in it", _annotated, study, folder)
     entry = next(iter(study.fits.values())).entry
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    html = page(study, drawn, files, getattr(entry, "cite", "").strip(), date)
-    (folder / MARK).write_text(html, encoding="utf-8")
+    write_text(folder / MARK, page(study, drawn, files, getattr(entry, "cite", "").strip(), date))
+
+
+def _if_possible(
+    what: str, files: Callable[[Study, Path], Mapping[str, str]], study: Study, folder: Path
+) -> Mapping[str, str]:
+    """What large files there are; a failure must not cost the tables, which took all the fits."""
+    try:
+        return files(study, folder)
+    except Exception as error:
+        caution(f"{what} could not be written, the report is there without: {type(error).__name__}: {error}")
+        return {}
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    write_text(path, table.to_csv())
 
 
 def _tables(study: Study, folder: Path) -> Mapping[str, str]:
     """CSV files. Times are in one of their own, so that equal seeds give equal files but for that one."""
-    study.table.drop(columns=TIMES).to_csv(folder / "comparison.csv")
-    study.table[TIMES].to_csv(folder / "times.csv")
+    _write_table(study.table.drop(columns=TIMES), folder / "comparison.csv")
+    _write_table(study.table[TIMES], folder / "times.csv")
     meanings = {"definition": [DEFINITIONS[column] for column in study.table]}
-    pd.DataFrame(meanings, index=pd.Index(study.table.columns, name="column")).to_csv(folder / "definitions.csv")
+    _write_table(pd.DataFrame(meanings, index=pd.Index(study.table.columns, name="column")), folder / "definitions.csv")
     if study.steps is not None:
-        study.steps.table.drop(columns=TIMES).to_csv(folder / "three_step.csv")
-    (folder / "settings.json").write_text(json.dumps(study.settings, indent=2, default=str) + "\n", encoding="utf-8")
+        _write_table(study.steps.table.drop(columns=TIMES), folder / "three_step.csv")
+    write_text(folder / "settings.json", json.dumps(study.settings, indent=2, default=str) + "\n")
     for label, fit in study.fits.items():
-        fit.history.drop(columns=TIMES).to_csv(folder / f"history_{label}.csv")
+        _write_table(fit.history.drop(columns=TIMES), folder / f"history_{label}.csv")
     for label, decision in study.decisions.items():
-        decision.table.to_csv(folder / f"de_{label}.csv")
+        _write_table(decision.table, folder / f"de_{label}.csv")
     files = {
         "comparison.csv": "the table above",
         "times.csv": "seconds of training",
@@ -87,7 +113,7 @@ def _posteriors(study: Study, folder: Path) -> Mapping[str, str]:
         what = f"{CELLS_KEPT} random cells"
         cells = np.sort(np.random.default_rng(study.settings["seed"]).choice(cells, CELLS_KEPT, replace=False))
     for label, posterior in study.posteriors.items():
-        posterior.to_arviz(cells).to_netcdf(str(folder / f"posterior_{label}.nc"), engine="h5netcdf")
+        write_bytes(folder / f"posterior_{label}.nc", netcdf_bytes(posterior.to_arviz(cells)))
     text = f"posterior draws of the latents of {what}, with log likelihood and log weights: arviz.from_netcdf reads it"
     return {"posterior_….nc": text}
 
@@ -107,6 +133,6 @@ def _annotated(study: Study, folder: Path) -> Mapping[str, str]:
             for column in ("lfc", "probability", "fdr", "is_de"):
                 result.var[f"{label}_{column}"] = table[column]
     result.uns["fieldguide"] = json.dumps(study.settings, default=str)
-    result.write_h5ad(folder / "results.h5ad", compression="gzip")
+    write_h5ad(result, folder / "results.h5ad", compression="gzip")
     text = "a copy of the data: latent means in obsm, held-out cells in obs, differential expression in var"
     return {"results.h5ad": text}

@@ -13,8 +13,11 @@ import pandas as pd
 from fieldguide import inference
 from fieldguide.catalog.data import pbmc68k_700
 from fieldguide.decisions import Decision, UntrustworthyWeights, WeakDesign, differential_expression
-from fieldguide.decisions.cells import two_groups
+from fieldguide.decisions.cells import column, two_groups
+from fieldguide.decisions.expression.group_draws import LEAST
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, checked_text
 from fieldguide.inference.comparison import DEFINITIONS as OF_THE_FIT
+from fieldguide.inference.entry import as_entry
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.three_steps import MIX
 
@@ -83,15 +86,15 @@ def compare(
     data: Any = None,
     objectives: Sequence[Any] | Mapping[str, Any] | None = None,
     *,
-    groupby: str | None = None,
+    groupby: Any = None,
     group: Any = None,
     reference: Any = None,
-    delta: float | None = None,
-    fdr: float = 0.05,
-    unit: str = "group",
+    delta: Any = None,
+    fdr: Any = 0.05,
+    unit: Any = "group",
     mix: bool = True,
-    posterior_draws: int = 200,
-    seed: int = 0,
+    posterior_draws: Any = 200,
+    seed: Any = 0,
     progress: bool = True,
     **settings,
 ) -> Study:
@@ -121,8 +124,9 @@ def compare(
 
     Raises
     ------
-    ValueError
-        For an unknown column, label or objective, or gene names that occur twice, before anything is fitted.
+    TypeError, ValueError
+        For an unknown column, label or objective, a setting of the question that is out of range, a model without
+        counts, or gene names that occur twice: before anything is fitted.
 
     Examples
     --------
@@ -136,9 +140,13 @@ def compare(
             if group is None and groupby is None:
                 groupby, group, reference = (DEMONSTRATION[k] for k in ("groupby", "group", "reference"))
                 delta = DEMONSTRATION["delta"] if delta is None else delta
-    delta = 0.25 if delta is None else delta
+    delta = checked_real("delta", 0.25 if delta is None else delta, at_least=0)
+    fdr = checked_real("fdr", fdr, at_least=0, below=1)
+    posterior_draws, seed = checked_int("posterior_draws", posterior_draws, at_least=1), checked_seed(seed)
     if group is not None:
-        _check_question(data, groupby, group, reference)
+        _check_question(entry, data, groupby, group, reference, unit)
+    elif groupby is not None or reference is not None:
+        raise ValueError("groupby and reference ask for a group to compare: give group as well")
     comparison = inference.compare(entry, data, objectives, seed=seed, progress=progress, **settings)
     annotated = data if isinstance(data, anndata.AnnData) else None
     study = Study(comparison.table, comparison.fits, comparison.held_out, comparison.settings, annotated)
@@ -159,13 +167,34 @@ def compare(
     return study
 
 
-def _check_question(data: Any, groupby: str | None, group: Any, reference: Any) -> None:
+def _check_question(entry: Any, data: Any, groupby: Any, group: Any, reference: Any, unit: Any) -> None:
     """Raise on what the decision would refuse after minutes of fitting."""
+    schema, name = as_entry(entry).schema, as_entry(entry).name
+    there = schema.fields if schema is not None else data
+    if isinstance(there, Mapping) and "counts" not in there:
+        raise ValueError(f"differential expression needs raw counts (a field 'counts'), which {name} does not read")
     table = data.obs if isinstance(data, anndata.AnnData) else None
     if isinstance(data, anndata.AnnData) and not data.var_names.is_unique:
         twice = data.var_names[data.var_names.duplicated()][0]
         raise ValueError(f"gene name {str(twice)!r} occurs twice: call var_names_make_unique() first")
-    two_groups(table, data.shape[0] if hasattr(data, "shape") else len(data), groupby, group, reference)
+    groups = two_groups(table, _length(data), groupby, group, reference)
+    if checked_text("unit", unit) == "cells":
+        return
+    for part in groups:
+        if len(part.rows) < LEAST:
+            raise ValueError(f"{part.name!r} has {len(part.rows)} cell(s): a population's mean needs at least {LEAST}")
+        if unit != "group":
+            subjects = column(table, unit, "unit").iloc[part.rows]
+            if subjects.isna().any():
+                raise ValueError(f"unit={unit!r}: cell {str(subjects.index[subjects.isna()][0])!r} has no subject")
+            if subjects.nunique() < 2:
+                raise ValueError(f"unit={unit!r}: all cells of {part.name!r} come from one subject; two are needed")
+
+
+def _length(data: Any) -> int:
+    """How many cells there are."""
+    first: Any = next(iter(data.values()), ()) if isinstance(data, Mapping) else data
+    return int(first.shape[0]) if hasattr(first, "shape") else len(first)
 
 
 def _decide(posterior: Posterior, groupby, group, reference, question: dict[str, Any]) -> tuple[Decision, list[str]]:

@@ -1,4 +1,4 @@
-"""Adapter to arviz: InferenceData."""
+"""Adapter to arviz: posterior draws as InferenceData (arviz 0.23) or DataTree (arviz 1), and their file."""
 
 from typing import Any
 
@@ -30,3 +30,17 @@ def from_groups(groups: dict[str, Any], coords: dict[str, Any], dims: dict[str, 
         return arviz.from_dict(**groups, coords=coords, dims=dims)
     except TypeError:
         return arviz.from_dict(groups, coords=coords, dims=dims)
+
+
+def netcdf_bytes(data: Any) -> bytes:
+    """Return InferenceData or a DataTree as the content of a netCDF file, which `arviz.from_netcdf` of either reads.
+
+    It is made in memory: the library of the format ends the process when a disk is full as it closes a file.
+    """
+    import xarray
+
+    old = hasattr(data, "extend")  # InferenceData
+    datasets = {name: data[name] if old else data[name].dataset for name in (data.groups() if old else data.children)}
+    tree = xarray.DataTree.from_dict(datasets)
+    packed = {f"/{name}": dict.fromkeys(dataset.data_vars, {"zlib": True}) for name, dataset in datasets.items()}
+    return bytes(tree.to_netcdf(engine="h5netcdf", encoding=packed))

@@ -66,6 +66,8 @@ def test_an_annealed_order_rises_from_one_to_its_final_value_in_the_first_third(
 
 @pytest.mark.parametrize("draws", [21, 25, 100, 1000])
 def test_pareto_smoothed_weights_are_those_of_arviz(draws):
+    if not hasattr(arviz, "psislw"):
+        pytest.skip("arviz 1.x has no psislw")
     torch.manual_seed(0)
     log_w = torch.randn(draws, 7).double() * torch.linspace(0.1, 4, 7).double() + 100
     ours = torch.log_softmax(smooth(log_w, "psis"), 0)

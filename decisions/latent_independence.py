@@ -151,6 +151,8 @@ def _latents(source: Any, site: str | None, obs: pd.DataFrame | None) -> tuple[n
         if chosen not in source.latents:
             raise KeyError(f"no latent site '{chosen}'; there are {', '.join(source.latents)}")
         source = source.expect(lambda values: values[chosen], estimator="plugin")
+    if isinstance(source, pd.DataFrame) and obs is not None:
+        source = aligned("latents", source, obs.index)
     try:
         z = np.asarray(source, dtype=np.float64)
     except (TypeError, ValueError):

@@ -182,11 +182,14 @@ class Fit:
         batch_size = checked_int("batch_size", batch_size, 1)
         rows = max(1, min(batch_size, int(ELEMENTS / (target.particles * max(dataset.width, 1)))))
         kind = "analytic" if getattr(target, "kl", "") == "analytic" else "reparam"
-        parts, log_weights = [], []
+        parts, log_weights, told = [], [], False
         with torch.no_grad(), pyro.validation_enabled(False), isolated(self.device, seed):
             for batch in Loader(dataset, np.arange(dataset.n_cells), rows):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
                 weights = weigh(self.program, batch, target.particles, kind)
+                if not told and not weights.global_latents and bool((weights.globals != 0).any()):
+                    told = True
+                    caution("factors outside the data plate are no part of the bound of a cell")
                 if weights.global_latents:
                     raise ValueError(
                         f"site '{weights.global_latents[0]}' is outside the plate '{self.program.plate}': there is no "
@@ -277,7 +280,7 @@ class Fit:
             rows = (self.train_rows, self.validation_rows)
             fresh = Fit(program, entry, self.schema, target, arguments, dataset, *rows, initial=self.initial)
             fresh.constraints = self.constraints if constraints is None else checked_constraints(constraints)
-            require_sound(program, few_cells(dataset, self.train_rows, fresh.device))
+            require_sound(program, few_cells(dataset, self.train_rows, program))
             with frozen_model(program):
                 columns = self.annotation if data is None else data
                 train(fresh, chosen, fabric, columns, purpose, guide_training)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyro
 
 from fieldguide.inference.checks.arguments import checked_int, checked_real
@@ -141,7 +142,9 @@ def fit(
         {"max_epochs": epochs, "kl_warmup": epochs // 4},
     )
     share = next(v for v in (validation, defaults.validation, 0.1) if v is not None)
-    train_rows, held_out = _split(dataset.n_cells, share, settings.seed)
+    train_rows, held_out = _split(
+        dataset.n_cells, share, settings.seed, None if dataset.obs is None else dataset.obs.index
+    )
     fabric = launch(device)
     with isolated(fabric.device, stream(settings.seed, "training")), pyro.validation_enabled(False):
         program, arguments = declared.build(schema, model_arguments)
@@ -153,7 +156,7 @@ def fit(
         result.constraints = checked_constraints(declared.constraints if constraints is None else constraints)
         if settings.checkpoint is not None:
             result.describe()  # what cannot be saved is told before the first epoch
-        require_sound(program, few_cells(dataset, train_rows, result.device))
+        require_sound(program, few_cells(dataset, train_rows, program))
         train(result, settings, fabric, data)
     for remark in program.remarks():
         caution(remark)
@@ -165,13 +168,13 @@ def _epochs(n_cells: int) -> int:
     return min(400, max(1, round(8e6 / n_cells)))
 
 
-def _split(n_cells: int, validation: float | npt.ArrayLike, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(n_cells: int, validation: Any, seed: int, names: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
     if np.ndim(validation) == 0 or isinstance(validation, str | bytes | Mapping):
         share = checked_real("validation", validation, at_least=0, below=1)
         order = np.random.default_rng(seed).permutation(n_cells)
         held_out = np.sort(order[: int(share * n_cells)])
     else:
-        held_out = np.unique(row_numbers("validation", validation, n_cells, empty=True))
+        held_out = np.unique(row_numbers("validation", validation, n_cells, empty=True, names=names))
     rows = np.setdiff1d(np.arange(n_cells), held_out)
     if len(rows) < 2:
         raise ValueError(f"validation leaves {len(rows)} of {n_cells} cells for training; at least 2 are needed")

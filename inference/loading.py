@@ -62,6 +62,8 @@ def _from(path: Path, tensors: dict[str, torch.Tensor], content: dict[str, Any],
     for named in (entry, asked):
         if named.program.__qualname__ != content["program"]:
             raise ValueError(f"{path} holds a fit of {content['program']}, not of {named.program.__qualname__}")
+    if program is not None and entry.program is not asked.program:
+        raise ValueError(f"{path} holds a fit of the entry '{content['entry']}', not of the {content['program']} given")
     parameter = next((name for name, tensor in tensors.items() if torch.isnan(tensor).any()), None)
     if parameter is not None:
         raise ValueError(f"{path} holds no usable fit: '{parameter}' has missing values (nan)")

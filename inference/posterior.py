@@ -73,6 +73,11 @@ class Posterior:
         return self.dataset.obs
 
     @property
+    def obs_names(self) -> pd.Index | None:
+        """Names of the cells; None where the data has no obs."""
+        return None if self.obs is None else self.obs.index
+
+    @property
     def var_names(self) -> pd.Index | None:
         """Names of the genes."""
         return self.dataset.var_names
@@ -132,7 +137,9 @@ class Posterior:
         TypeError, ValueError
             Naming the argument, for what is no row.
         """
-        return np.arange(self.n_cells) if cells is None else row_numbers(name, cells, self.n_cells)
+        return (
+            np.arange(self.n_cells) if cells is None else row_numbers(name, cells, self.n_cells, names=self.obs_names)
+        )
 
     def chunks(
         self, cells: npt.ArrayLike | None = None, overrides: Mapping[str, int | float] | None = None

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import Unit
 
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.program import Batch, Program, batch_size
@@ -21,8 +20,9 @@ CELLS = 32
 """Cells that a program is looked at with."""
 
 
-def few_cells(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Batch:
-    """Return the first few of these cells as a minibatch on the device."""
+def few_cells(dataset: Dataset, rows: np.ndarray, program: Program) -> Batch:
+    """Return the first few of these cells as a minibatch where the parameters are."""
+    device = next(iter(program.parameters()), torch.zeros(())).device
     return {name: values.to(device) for name, values in dataset.batch(rows[:CELLS]).items()}
 
 
@@ -41,13 +41,28 @@ def require_sound(program: Program, batch: Batch) -> None:
     ValueError
         Naming the site or parameter, with what to change.
     """
+    cells = batch_size(batch)
     with torch.no_grad(), _undisturbed(program):
-        guide = trace_program(program, "guide", batch, 2)
+        guide, model = _both(program, batch)
         require_no_store(guide)
-        model = trace_program(program, "model", batch, 2, replay=guide)
-    require_no_store(model)
-    require_in_plate(program, model, batch_size(batch))
+        require_no_store(model)
+        fewer = _both(program, {name: values[:-1] for name, values in batch.items()}) if cells > 3 else (guide, model)
+    require_in_plate(program, "guide", guide, fewer[0])
+    require_in_plate(program, "model", model, fewer[1])
+    for name, site in guide.nodes.items():
+        if is_random(site) and name in model.nodes and in_plate(program, site) != in_plate(program, model.nodes[name]):
+            where = "guide alone" if in_plate(program, site) else "model alone"
+            raise ValueError(
+                f"site '{name}' is inside the plate '{program.plate}' in the {where}: put it under "
+                "`with self.cells(batch):` in both, or in neither"
+            )
     require_groups(program)
+
+
+def _both(program: Program, batch: Batch) -> tuple[Any, Any]:
+    """Traces of the guide, and of the model at its draws."""
+    guide = trace_program(program, "guide", batch, 2)
+    return guide, trace_program(program, "model", batch, 2, replay=guide)
 
 
 def require_no_store(trace: Any) -> None:
@@ -61,26 +76,34 @@ def require_no_store(trace: Any) -> None:
         raise ValueError(f"pyro.param '{name}' would never be trained: make it an nn.Parameter of the program")
 
 
-def require_in_plate(program: Program, trace: Any, cells: int) -> None:
-    """Raise if an observed site of the model has values for cells but is outside the data plate."""
+def require_in_plate(program: Program, role: str, trace: Any, fewer: Any) -> None:
+    """Raise if a site has values for cells but is outside the data plate.
+
+    Such a site is known by its shape: it is another in the trace of fewer cells.
+    """
     plate = f"'{program.plate}'"
     for name, site in trace.nodes.items():
-        if not (is_random(site) and site["is_observed"]) or in_plate(program, site):
+        if not is_random(site) or in_plate(program, site) or name not in fewer.nodes:
             continue
-        factor = isinstance(site["fn"], Unit)
-        own = site["fn"].batch_shape[-1:] if factor else ()
-        if factor and not (cells > 1 and own == (cells,)):
-            continue  # one number for the whole data set
+        if _shapes(site) == _shapes(fewer.nodes[name]):
+            continue  # one value for the whole data set
         others = [frame.name for frame in site["cond_indep_stack"] if frame.name != "particles"]
         where = f"under the plate '{others[-1]}', not {plate}" if others else f"outside the plate {plate}"
+        what = "observed" if site["is_observed"] else "latent"
         raise ValueError(
-            f"site '{name}' is observed {where}, so its cells would not be counted one by one: put it under "
-            "`with self.cells(batch):` (a number that belongs to the whole data set is a scalar pyro.factor)"
+            f"site '{name}' is {what} {where}, but has values for cells, which would not be counted one by one: put it "
+            f"under `with self.cells(batch):` in the {role}"
         )
 
 
+def _shapes(site: Any) -> tuple:
+    return tuple(site["value"].shape), tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
+
+
 def require_groups(program: Program) -> None:
-    """Raise if a parameter is in two groups, or in none."""
+    """Raise if a parameter is in two groups, or in none; or if there is none at all."""
+    if not any(True for _ in program.parameters()):
+        raise ValueError(f"{type(program).__name__} has no parameter: there is nothing to train")
     groups = program.groups()
     names = {id(p): n for n, p in program.named_parameters()}
     home: dict[int, str] = {}
@@ -95,8 +118,8 @@ def require_groups(program: Program) -> None:
     for name, parameter in program.named_parameters():
         if parameter.requires_grad and id(parameter) not in home:
             raise ValueError(
-                f"parameter '{name}' is in no group ({', '.join(groups)}), so it would never be trained: return it "
-                "from groups(), or set requires_grad=False"
+                f"parameter '{name}' is in no group, so it would never be trained: return it from groups() (which has "
+                f"{', '.join(groups)}), or set requires_grad=False"
             )
 
 

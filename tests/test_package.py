@@ -62,10 +62,10 @@ def test_rooms_load_on_first_use(tmp_path):
 
 def test_annotations_are_checked_while_testing():
     """The import hook of conftest.py is at work; users do not pay for it."""
-    from fieldguide.catalog.data.simulate import scvi_counts
+    from fieldguide.decisions import calls
 
-    with pytest.raises(jaxtyping.TypeCheckError, match="n_cells"):
-        scvi_counts(n_cells="many")
+    with pytest.raises(jaxtyping.TypeCheckError, match="probability"):
+        calls({"a set"})
     done = python("import sys, fieldguide.catalog; print('beartype' in sys.modules, 'jaxtyping' in sys.modules)")
     assert done.stdout.split() == ["False", "False"], done.stderr
 

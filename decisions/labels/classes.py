@@ -22,7 +22,7 @@ from fieldguide.decisions.labels.rejection import (
     rejection_curve,
     risk_coverage,
 )
-from fieldguide.inference.checks.aligning import aligned
+from fieldguide.inference.checks.aligning import aligned, places, unnamed
 from fieldguide.inference.checks.arguments import checked_real, checked_text, one_of
 from fieldguide.inference.checks.labels import label_texts
 from fieldguide.inference.data.labels import Labels
@@ -146,6 +146,7 @@ def reject_option(
     cost = checked_real("cost", cost, at_least=0)
     table, diagnostics = probabilities(source, estimator, site)
     values, names = table.to_numpy(), table.columns.astype(str).to_numpy()
+    loss = _loss_by_name(loss, names)
     action, losses = decide(values, cost, loss), expected_loss(values, loss)
     order = np.argsort(-values, axis=1, kind="stable")
     rows = np.arange(len(values))
@@ -278,6 +279,15 @@ def _truth(truth: ArrayLike, cells: pd.Index) -> np.ndarray:
     if missing.size:
         raise ValueError(f"the true label of row {missing[0]} is missing")
     return labels
+
+
+def _loss_by_name(loss: Any, names: np.ndarray) -> Any:
+    """A table of losses with decisions and true classes in the order of the classes, where it has their names."""
+    if not isinstance(loss, pd.DataFrame) or unnamed(loss.index) or unnamed(loss.columns):
+        return loss
+    classes = pd.Index(names)
+    rows = places("the rows of loss", loss.index, classes, "classes")
+    return loss.iloc[rows, places("the columns of loss", loss.columns, classes, "classes")]
 
 
 def _class_names(posterior: Posterior, n_classes: int) -> list[str]:

@@ -13,17 +13,32 @@ def unnamed(index: pd.Index) -> bool:
     """
     if isinstance(index, pd.RangeIndex):
         return index.start == 0 and index.step == 1
-    if index.dtype.kind != "i" or index.is_unique:
+    if index.dtype.kind != "i" or not len(index):
         return False
     numbers = index.to_numpy()
+    if index.is_unique:
+        return bool((numbers == np.arange(len(numbers))).all())
     return bool(numbers[0] == 0 and ((numbers[1:] == 0) | (numbers[1:] == numbers[:-1] + 1)).all())
+
+
+def shuffled(index: pd.Index) -> bool:
+    """Whether an index holds the numbers 0 to n - 1 in another order, which then name rows.
+
+    Examples
+    --------
+    >>> shuffled(pd.Index([2, 0, 1])), shuffled(pd.Index([0, 1, 2])), shuffled(pd.Index(["b", "a"]))
+    (True, False, False)
+    """
+    if index.dtype.kind != "i" or unnamed(index):
+        return False
+    return bool((np.sort(index.to_numpy()) == np.arange(len(index))).all())
 
 
 def aligned(name: str, values: Any, names: pd.Index | None, what: str = "cells") -> Any:
     """Return values in the order of the data's names.
 
     A Series or DataFrame whose index holds names is aligned by them; one that is numbered 0..n-1, or an array or
-    list, is taken by position.
+    list, is taken by position. Numbers in another order are names: of the index of the values, or of the data.
 
     Parameters
     ----------
@@ -49,9 +64,12 @@ def aligned(name: str, values: Any, names: pd.Index | None, what: str = "cells")
     >>> aligned("weights", pd.Series([1, 2], index=["b", "a"]), pd.Index(["a", "b"])).tolist()
     [2, 1]
     """
-    if names is None:
+    frame = isinstance(values, pd.Series | pd.DataFrame)
+    if names is None and not (frame and shuffled(values.index)):
         return values
-    if not isinstance(values, pd.Series | pd.DataFrame) or unnamed(values.index) or values.index.equals(names):
+    names = pd.RangeIndex(len(values)) if names is None else names
+    named = frame and (not unnamed(values.index) or (names.dtype.kind == "i" and not unnamed(names)))
+    if not named or values.index.equals(names):
         if np.ndim(values) == 0 or len(values) != len(names):
             given = "one value" if np.ndim(values) == 0 else f"{len(values)} values"
             raise ValueError(f"{name} has {given} for {len(names)} {what}")

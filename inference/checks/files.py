@@ -1,5 +1,6 @@
 """How files are written: whole, then in the place of an older one; and never over what was read."""
 
+import errno
 import os
 import secrets
 import socket
@@ -37,6 +38,8 @@ def check_output(path: str | Path, inputs: Iterable[Path | None] = ()) -> Path:
         If it is one of the inputs.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is no file but a device or pipe, which would be replaced: give the name of a file")
     folder = path.resolve().parent
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")
@@ -75,6 +78,8 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path  # what a link names is replaced, not the link
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, f"could not write {path}: it is no file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     _clear(path)
@@ -88,7 +93,8 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
         said = f"could not write {path} ({error.strerror}); an older file there is unchanged"
         raise type(error)(error.errno, said) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, content: str) -> None:

@@ -6,8 +6,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fieldguide.inference.checks.aligning import aligned
 
-def row_numbers(name: str, rows: Any, n_rows: int, what: str = "cells", empty: bool = False) -> np.ndarray:
+
+def row_numbers(
+    name: str, rows: Any, n_rows: int, what: str = "cells", empty: bool = False, names: pd.Index | None = None
+) -> np.ndarray:
     """Return row numbers int64 [n] from row numbers or from a mask, in the order given.
 
     Parameters
@@ -22,13 +26,16 @@ def row_numbers(name: str, rows: Any, n_rows: int, what: str = "cells", empty: b
         What a row is, for the message.
     empty : bool
         Whether no row at all is a choice.
+    names : Index [N], optional
+        Of the rows: a mask that is a Series is put into their order.
 
     Raises
     ------
     TypeError
-        If these are no numbers (one number alone, text, a Series whose index may mean something else).
+        If these are no numbers (one number alone, text).
     ValueError
-        If a row is not whole, negative or beyond the last; a mask has another length; there is none.
+        If a row is not whole, negative or beyond the last; a mask has another length, or is one of zeros and ones;
+        there is none.
 
     Examples
     --------
@@ -40,6 +47,8 @@ def row_numbers(name: str, rows: Any, n_rows: int, what: str = "cells", empty: b
         rows = rows.detach().cpu().numpy()
     if isinstance(rows, str | bytes | dict | set | pd.DataFrame) or np.ndim(rows) == 0:
         raise TypeError(f"{name} must be {asked}, not {type(rows).__name__} {rows!r:.60}")
+    if isinstance(rows, pd.Series) and rows.dtype in (bool, "boolean") and len(rows) == n_rows:
+        rows = aligned(name, rows, names)
     values = np.asarray(rows)
     if values.ndim != 1:
         raise ValueError(f"{name} must be {asked}, not an array of shape {values.shape}")
@@ -55,6 +64,10 @@ def row_numbers(name: str, rows: Any, n_rows: int, what: str = "cells", empty: b
         if not (empty or values.any()):
             raise ValueError(f"{name} is a mask that holds none of the {n_rows} {what}")
         return np.flatnonzero(values)
+    if values.dtype.kind in "iuf" and len(values) == n_rows > 2 and np.isin(values, (0, 1)).all():
+        raise ValueError(
+            f"{name} is {n_rows} zeros and ones, one for each of the {what}: make it a mask, .astype(bool)"
+        )
     if values.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be {asked}; its first value is {values[0]!r}")
     wrong = np.flatnonzero(~((values >= 0) & (values < n_rows) & (values == np.floor(values))))

@@ -41,6 +41,8 @@ def resolve(objective: "str | Objective") -> Objective:
         if objective not in known:
             raise ValueError(f"no objective '{objective}'; short names are {', '.join(SHORT_NAMES)}")
         return known[objective]()
+    if isinstance(objective, type):
+        raise TypeError(f"objective must be an object, not a class: {objective.__name__}(), say")
     if not callable(objective):
         raise TypeError(f"an objective is a name or a callable of a Step, not {type(objective).__name__}")
     return objective

@@ -68,7 +68,7 @@ class CUBO:
     Examples
     --------
     >>> CUBO(particles=50, fallback=5)
-    CUBO(order=2.0, particles=50, gradient='path', anneal=False, smooth='none', fallback=5)
+    CUBO(order=2.0, particles=50, gradient='path', anneal=False, smooth='none', fallback=5.0)
     """
 
     order: float = 2.0

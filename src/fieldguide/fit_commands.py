@@ -64,9 +64,9 @@ def fit(
     check_paths([output], [data])
     check_seed(seed)
     check_whole(max_epochs=max_epochs, batch_size=batch_size, early_stopping=early_stopping, particles=particles)
+    arguments = model_arguments(name, model)
     from fieldguide import inference
 
-    arguments = model_arguments(name, model)
     fitted = inference.fit(
         name,
         read_h5ad(data, backed),

@@ -262,8 +262,8 @@ def test_wrong_arguments_are_named(arguments, message):
     [
         ({"head": "forest"}, "head must be one of blend, model, kernel, not 'forest'"),
         ({"estimator": "mean"}, "estimator must be one of snis, plugin, not 'mean'"),
-        ({"interval": 1.0}, "interval must be a probability between 0 and 1, not 1.0"),
-        ({"draws": 1}, "draws must be at least 2, not 1"),
+        ({"interval": 1.0}, "interval must be a number in .0, 1., not 1"),
+        ({"draws": 1}, "draws must be a whole number of at least 2, not 1"),
         ({"efficiency": -1.0}, "efficiency must be (a number of )?at least 0, not -1"),
         ({"modality": "atac"}, "no modality 'atac'; there are rna, fish"),
         ({"modality": "rna"}, "'rna' is the reference"),

@@ -246,7 +246,7 @@ def test_bad_input(world):
     with pytest.raises(ValueError, match="start must be one of uniform, logging"):
         POXM(3, 4, start="cold")
     for wrong, message in (
-        ({"distinct": 0}, "distinct must be a positive integer"),
+        ({"distinct": 0}, "distinct must be a whole number of at least 1"),
         ({"kl": -1.0}, "kl must be at least 0"),
         ({"cap": 0.0}, "cap must be positive"),
     ):

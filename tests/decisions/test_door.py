@@ -73,6 +73,8 @@ def test_a_mask_of_cells_is_the_same_as_their_rows(posterior):
     for decision in (denoised_expression, impute):
         pd.testing.assert_frame_equal(decision(posterior, cells=mask).table, decision(posterior, cells=[2, 31]).table)
         assert decision(posterior, cells=mask).table.index.tolist() == ["c2", "c31"]
+    named = pd.Series(mask, index=posterior.obs.index).sample(frac=1, random_state=1)
+    assert denoised_expression(posterior, cells=named).table.index.tolist() == ["c2", "c31"]
     few = posterior_predictive_check(posterior, cells=mask, draws=3)
     pd.testing.assert_frame_equal(few.table, posterior_predictive_check(posterior, cells=[2, 31], draws=3).table)
     for rows, message in (([-1], "value 0 of it is -1"), ([0.5], "is 0.5"), ([40], "is 40"), ([], "cells is empty")):
@@ -133,6 +135,13 @@ def test_labels_of_cells_by_name_and_however_they_are_written():
     assert named["p_wrong"].round(2).tolist()[1:] == [0.8, 0.6]
     changed = relabel(CLASSES, 0.25, labels=pd.DataFrame({"ann": [0.0, 1.0, np.nan]}, index=["y", "x", "z"]))
     assert changed.table.index.tolist() == ["x", "y"] and changed.table["wrong"].all()
+    numbered = CLASSES.set_axis([0, 1, 2]).sort_values("0")  # the numbers are names, once they are in another order
+    assert evaluate_rejection(numbered, pd.Series([0, 1, 0])).settings["accuracy"] == 1
+    shuffled = pd.Series([0, 1, 0], index=[2, 1, 0])
+    assert evaluate_rejection(CLASSES.to_numpy(), shuffled).settings["accuracy"] == 1
+    loss = pd.DataFrame([[0.0, 5.0], [1.0, 0.0]], index=["0", "1"], columns=["0", "1"])
+    decided = [reject_option(CLASSES, 0.9, loss=table).table for table in (loss, loss.iloc[::-1, ::-1])]
+    pd.testing.assert_frame_equal(*decided)
     with pytest.raises(ValueError, match="labels has no row for 'x'"):
         relabel(CLASSES, labels=truth.drop("x"))
     with pytest.raises(ValueError, match="label 2 of row 1"):

@@ -11,7 +11,7 @@ from fieldguide.catalog.ppca import PPCA
 from fieldguide.inference import IWAE, Constraint, Program, fit, fit_best, hsic, load
 from fieldguide.inference.conformance import ConformanceError, check
 from fieldguide.inference.constraints import checked_constraints
-from fieldguide.inference.soundness import require_sound
+from fieldguide.inference.soundness import CELLS, require_sound
 from fieldguide.inference.training.settings import Settings
 
 X = {"x": np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)}
@@ -57,6 +57,30 @@ class Factor(Mean):
         pyro.factor("penalty", -batch["x"].square().sum(-1))
 
 
+class PriorOutside(Mean):
+    """Right in the guide alone: the evidence lacked log p(z)."""
+
+    def model(self, batch):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(batch["x"])), 1.0).to_event(1))
+        with self.cells(batch):
+            pyro.sample("x", dist.Normal(self.loc + z[..., None], 1.0).to_event(1), obs=batch["x"])
+
+
+class GuideElsewhere(Mean):
+    def guide(self, batch):
+        with pyro.plate("data", len(batch["x"]), dim=-1):
+            pyro.sample("z", dist.Normal(self.guide_loc(batch["x"]).squeeze(-1), 1.0))
+
+
+class Empty(Program):
+    def model(self, batch):
+        with self.cells(batch):
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([3]).to_event(1), obs=batch["x"])
+
+    def guide(self, batch):
+        pass
+
+
 class Store(Mean):
     def guide(self, batch):
         shift = pyro.param("shift", torch.zeros(()))
@@ -81,17 +105,26 @@ class Twice(Mean):
 
 
 class Prior(Mean):
-    """A factor for the whole data set, which is right."""
+    """Factors and observations of the whole data set are right, also of as many numbers as cells are looked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.many = nn.Parameter(torch.zeros(CELLS))
 
     def model(self, batch):
         super().model(batch)
         pyro.factor("prior", -self.loc.square().sum())
+        with pyro.plate("many", CELLS, dim=-1):
+            pyro.factor("prior of many", -self.many.square())
+        pyro.sample("pilot", dist.Normal(self.loc[0], 1.0), obs=torch.tensor(0.3))
 
 
 WRONG = {
     Outside: "site 'x' is observed outside the plate 'cells'.*with self.cells",
     OtherPlate: "site 'x' is observed under the plate 'data', not 'cells'",
     Factor: "site 'penalty' is observed outside the plate 'cells'",
+    PriorOutside: "site 'z' is latent outside the plate 'cells'.*in the model",
+    GuideElsewhere: "site 'z' is latent under the plate 'data', not 'cells'.*in the guide",
     Store: "pyro.param 'shift' would never be trained",
     Module: "pyro.module 'encoder' would never be trained",
     Ungrouped: "parameter 'guide_loc.bias' is in no group",
@@ -116,7 +149,12 @@ def test_a_sound_program_is_left_as_it_was():
     require_sound(program, {"x": torch.zeros(4, 3), "index": torch.arange(4)})
     assert program.training and not program.guide_loc.training
     assert "particles" not in pyro.get_param_store() and len(state)
-    assert np.isfinite(fit(Prior, X, **QUICK).history["train"]).all()
+    fitted = fit(Prior, X, **QUICK)
+    assert np.isfinite(fitted.history["train"]).all()
+    with pytest.warns(UserWarning, match="factors outside the data plate are no part of the bound of a cell"):
+        fitted.bound()
+    with pytest.raises(ValueError, match="Empty has no parameter"):
+        fit(Empty, X, **QUICK)
 
 
 def test_a_bound_for_each_cell_refuses_latents_of_the_whole_data():
@@ -139,6 +177,8 @@ def test_a_mask_of_held_out_cells_is_the_same_as_their_rows():
     mask[[3, 5, 59]] = True
     for given in (mask, mask.tolist(), torch.from_numpy(mask), [59, 3, 5], np.array([3.0, 5.0, 59.0])):
         assert fit("ppca", X, validation=given, n_latent=1, **QUICK).validation_rows.tolist() == [3, 5, 59]
+    with pytest.raises(ValueError, match="validation is 60 zeros and ones.*make it a mask"):
+        fit("ppca", X, validation=mask.astype(int), n_latent=1, **QUICK)
     share = fit("ppca", X, validation=np.float32(0.25), n_latent=1, **QUICK)
     assert len(share.validation_rows) == 15
 

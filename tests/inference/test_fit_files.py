@@ -1,6 +1,7 @@
 """The file of a fit: older ones are read, damaged ones refused, and what must be known of a fit is in it."""
 
 import json
+import os
 from pathlib import Path
 
 import anndata
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from fieldguide.catalog import get
 from fieldguide.inference import fit, hsic, load
 from fieldguide.inference.checkpoint import FORMAT, read_file, write_file
-from fieldguide.inference.checks.files import write_bytes
+from fieldguide.inference.checks.files import process_mark, write_bytes
 
 X = {"x": np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)}
 QUICK = {"max_epochs": 2, "progress": False, "n_latent": 1}
@@ -111,7 +112,8 @@ def test_files_are_replaced_whole_and_nothing_else_is_left(tmp_path):
     (tmp_path / "link").symlink_to(path)
     write_bytes(tmp_path / "link", b"second")
     assert path.read_bytes() == b"second" and (tmp_path / "link").is_symlink() and path.stat().st_mode & 0o777 == 0o640
-    left = tmp_path / ".a.bin.999999999-0a.part"  # of a process that was killed where files cannot be without a name
+    gone = process_mark().replace(str(os.getpid()), "999999999")
+    left = tmp_path / f".a.bin.{gone}-0a.part"  # of a process killed where files cannot be without a name
     left.write_bytes(b"half")
     write_bytes(path, b"third")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "link"]

@@ -142,7 +142,7 @@ def test_regimes_of_arrays_and_other_places():
     [
         (["control"] * 4, 1, "no cell has a target"),
         (["a", "a", "b", "control"], 1, "regime 'b' has 1 cells .the first: 'cell2'"),
-        (["a", "a", "b", "b"], ["c"], "held_out: no cell has the label 'c'; labels are a, b"),
+        (["a", "a", "b", "b"], ["c"], "held_out: no label 'c'; there are a, b"),
         (["a", "a", "b", "b"], ["a", "b"], "all 2 regimes would be held out"),
         (["a", "a", "b", "b"], 1.5, "must be a share"),
         (["a", "a", "b", "b"], 0, "fewer than the 2 regimes, not 0"),

@@ -358,7 +358,7 @@ def test_errors_name_what_is_wrong():
         weigh(Forgetful(3, 2), {"x": torch.zeros(4, 3)})
     with pytest.raises(ValueError, match="gradient must be one of dreg, reparam, score"):
         IWAE(5, "stl")
-    with pytest.raises(ValueError, match="particles must be a positive integer"):
+    with pytest.raises(ValueError, match="particles must be a whole number of at least 1"):
         ELBO(0)
     with pytest.raises(ValueError, match="at least 2 particles"):
         ELBO(1, "score")

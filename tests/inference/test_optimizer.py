@@ -50,7 +50,7 @@ def test_a_fit_cools_down_as_the_call_says_else_as_the_entry_does_else_not_at_al
     declared = replace(get("ppca"), defaults={"cooldown": 0.5})
     assert torch.equal(last(declared)[0], cooled[0]) and torch.equal(last(declared, cooldown=0.0)[0], plain[0])
     for wrong in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"cooldown must be a share in \[0, 1\], not"):
+        with pytest.raises(ValueError, match=r"cooldown must be a number in .0, 1., not"):
             last(cooldown=wrong)
 
 

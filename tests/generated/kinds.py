@@ -117,8 +117,8 @@ def flag() -> Kind:
     return Kind(lambda world: wrong, lambda world: right)
 
 
-def option(*right: Any, optional: bool = False, says: str = "") -> Kind:
-    """One of a few words."""
+def option(*right: Any, optional: bool = False, says: str = "", words: bool = False) -> Kind:
+    """One of a few words; any word, if ``words``."""
     values = [
         ("a word", "nonsense"),
         ("a number", 3),
@@ -127,13 +127,15 @@ def option(*right: Any, optional: bool = False, says: str = "") -> Kind:
         ("bytes", b"x"),
         ("a list", ["a"]),
     ]
-    values += [("upper case", right[0].upper())] if isinstance(right[0], str) else []
+    values += [("other case", right[0].swapcase())] if isinstance(right[0], str) else []
+    values = [pair for pair in values if not (words and pair[0] in ("a word", "other case"))]
     return Kind(lambda world: _without(values, optional), lambda world: [(str(value), value) for value in right], says)
 
 
-def label(*right: Any, says: str = "", several: bool = False) -> Kind:
+def label(*right: Any, says: str = "", several: bool = False, optional: bool = True) -> Kind:
     """One of the labels that there are."""
-    values: Values = [("unknown", "nope"), ("a fraction", 0.25), ("None", None), ("nan", math.nan)]
+    values: Values = [("unknown", "nope"), ("a fraction", 0.25), ("nan", math.nan)]
+    values += [] if optional else [("None", None)]
     values += [("unknown among known ones", [right[0], "nope"]), ("empty", [])] if several else [("a list", [])]
     return Kind(
         lambda world: values, lambda world: [(repr(value), value) for value in right], says or "nope|0.25|label"
@@ -256,7 +258,7 @@ def output() -> Kind:
     def right(world: World) -> Values:
         return [("path", world.path(".made")), ("text", str(world.path(".made")))]
 
-    return Kind(wrong, right, "path|folder")
+    return Kind(wrong, right, "path|folder|director")
 
 
 def source() -> Kind:
@@ -284,8 +286,9 @@ def source() -> Kind:
     return Kind(wrong, lambda world: [], "absent|noise|void|words|path|folder|file")
 
 
-def thing(right: Callable[[World], Any], says: str = "") -> Kind:
-    """An object of ours: a posterior, a fit, a decision."""
+def thing(right: Callable[[World], Any], says: str = "", right_too: tuple[str, ...] = ()) -> Kind:
+    """An object of ours: a posterior, a fit, a decision; ``right_too`` names other types that are read."""
     values = [("None", None), ("a number", 3), ("text", "x"), ("a list", [1]), ("a frame", pd.DataFrame({"a": [1.0]}))]
     values += [("a dict", {}), ("an array", np.ones(3)), ("a class", dict)]
+    values = [pair for pair in values if pair[0] not in right_too]
     return Kind(lambda world: values, lambda world: [("right", right(world))], says)

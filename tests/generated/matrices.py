@@ -1,4 +1,4 @@
-"""Matrices of cells: every way to store them that is right, every number in them that is wrong, and new data for a fit."""
+"""Matrices of cells: how they may be stored, which numbers in them are wrong, and new data for a fit."""
 
 import math
 import re
@@ -58,6 +58,10 @@ BAD_COUNTS = {
     "almost whole": 1.000001,
     "beyond what single precision counts": 2.0**24 + 1,
 }
+IN_MEMORY = ("m1m2", "mvae")
+"""Their fields are not read from a file: the limits of the whole matrix are needed."""
+IN_ORDER = ("nodags", "dcdfg")
+"""Genes that are targets are not put in order, but refused."""
 BAD_SHARES = {"negative": -0.5, "above one": 1.5}
 
 
@@ -116,7 +120,7 @@ def wrong_numbers(entry: str) -> list[Recipe]:
     values |= BAD_COUNTS if counts else BAD_SHARES if entry in ("m1m2", "mvae") else {}
     made: list[Recipe] = []
     for name, value in values.items():
-        for place in ("dense", "sparse", "backed", "view"):
+        for place in ("dense", "sparse", "view") if entry in IN_MEMORY else ("dense", "sparse", "backed", "view"):
 
             def recipe(world: World, name=name, value=value, place=place) -> Case:
                 data = world.new(entry)
@@ -176,7 +180,8 @@ def containers(entry: str) -> list[Recipe]:
 
     def backed(world: World) -> Case:
         data = world.new(entry)
-        return _case("backed", "valid", entry, written(world, data))
+        kind = "either" if entry in IN_MEMORY else "valid"
+        return _case("backed", kind, entry, written(world, data))
 
     def view(world: World) -> Case:
         data = world.new(entry)
@@ -271,6 +276,8 @@ def new_data(entry: str) -> list[Recipe]:
 
     def recipe(name: str) -> Recipe:
         kind, change, culprit = NEW_DATA[name]
+        if (entry in IN_MEMORY and name == "backed") or (entry in IN_ORDER and name.endswith(("order", "more genes"))):
+            kind, culprit = "either", "memory|genes"
 
         def made(world: World) -> Case:
             fit, data = world.fit(entry), world.data(entry)
@@ -289,7 +296,7 @@ def new_data(entry: str) -> list[Recipe]:
 
         return made
 
-    return [recipe(name) for name in NEW_DATA if not (entry == "gimvi" and name == "more genes")]
+    return [recipe(name) for name in NEW_DATA if not (entry in ("gimvi", "poxm") and name == "more genes")]
 
 
 def _nth_plain(place: int) -> Recipe:

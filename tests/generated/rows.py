@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from generated.cases import Case
@@ -56,7 +57,7 @@ def _recipe(area: str, row: Row, argument: str, kind: str, values: Callable[[Wor
 
 def _case(area: str, row: Row, world: World, kind: Any, argument: str, name: str, *value: Any) -> Case:
     given = {argument: value[0]} if value else {}
-    inputs = (*row.inputs(world), *value)
+    inputs = (*row.inputs(world), *(part for part in value if not isinstance(part, Path)))
 
     def run() -> Any:
         return row.call(world, **given)

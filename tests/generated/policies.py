@@ -1,4 +1,4 @@
-"""Logs, policies and budgets: a row for each function."""
+"""Logs and policies: a row for each function."""
 
 import math
 from typing import Any
@@ -7,13 +7,22 @@ import numpy as np
 import pandas as pd
 
 from fieldguide import catalog, decisions
-from generated.decisions_on_cells import numbers
-from generated.kinds import Kind, Values, count, flag, matrix, option, real, seed, share, thing
+from generated.kinds import (
+    Kind,
+    Values,
+    count,
+    flag,
+    matrix,
+    option,
+    seed,
+    share,
+    thing,
+)
 from generated.rows import Recipe, Row, recipes
+from generated.tables import numbers
 from generated.world import World
 
 ACTIONS = list("abcd")
-OPTIONS = ["none", "small", "large"]
 
 
 def shares(world: World) -> pd.DataFrame:
@@ -40,17 +49,6 @@ def log(world: World) -> decisions.BanditLog:
 def context(world: World) -> np.ndarray:
     """Features of each context."""
     return np.random.default_rng(world.seed + 12).normal(size=(world.n, 3))
-
-
-def rewards(world: World) -> pd.DataFrame:
-    """The reward of each option for each customer."""
-    table = np.random.default_rng(world.seed + 13).random((12, len(OPTIONS))).cumsum(1)
-    return pd.DataFrame(table, index=world.names[:12], columns=OPTIONS)
-
-
-def costs(world: World) -> pd.DataFrame:
-    """What each option costs each customer."""
-    return rewards(world) * 0 + [0.0, 1.0, 2.5]
 
 
 def _cell(table: pd.DataFrame, world: World, column: str, value: Any) -> pd.DataFrame:
@@ -117,7 +115,7 @@ def _bad_policies(world: World) -> Values:
     return [*values, ("complex", table.to_numpy() * 1j), ("three dimensions", table.to_numpy()[None])]
 
 
-def _bad_tables(make: Any, whole: bool = True):
+def bad_tables(make: Any, whole: bool = True):
     def values(world: World) -> Values:
         table = make(world)
         name = str(table.columns[1])
@@ -129,7 +127,7 @@ def _bad_tables(make: Any, whole: bool = True):
     return values
 
 
-def _good_tables(make: Any):
+def good_tables(make: Any):
     def values(world: World) -> Values:
         table = make(world)
         return [
@@ -142,43 +140,6 @@ def _good_tables(make: Any):
     return values
 
 
-def _draws(world: World) -> np.ndarray:
-    return rewards(world).to_numpy() + np.random.default_rng(world.seed + 14).random((5, 12, len(OPTIONS)))
-
-
-BUDGET = Kind(
-    real((0.0, 5.0, 7.5), at_least=0).wrong,
-    real((0.0, 5.0, 7.5), at_least=0).right,
-)
-COSTS = Kind(
-    lambda world: [*_bad_tables(costs, whole=False)(world), ("negative", costs(world) - 1), ("too few", [0.0, 1.0])],
-    lambda world: [
-        *_good_tables(costs)(world),
-        ("for all", [0, 1, 2]),
-        ("a Series", pd.Series([0.0, 1.0, 2.0], index=OPTIONS)),
-    ],
-    "cost|option|customer",
-)
-CHANCES = Kind(
-    lambda world: [
-        ("above 1", costs(world) + 1),
-        ("negative", costs(world) - 5),
-        ("nan", costs(world) * math.nan),
-        ("a word", "x"),
-    ],
-    lambda world: [("half", costs(world) * 0 + 0.5), ("None", None), ("an array", np.full((12, 3), 0.25))],
-    "redeem|option|customer|probab",
-)
-
-
-def _allocate(world: World, **given: Any) -> Any:
-    return numbers(decisions.allocate(**{"reward": rewards(world), "cost": costs(world), "budget": 6.0} | given))
-
-
-def _allocated(world: World) -> decisions.Allocation:
-    return world.once("allocation", lambda: decisions.allocate(rewards(world), costs(world), 6.0))
-
-
 def _evaluate(world: World, **given: Any) -> Any:
     usual = {"log": log(world), "policy": shares(world), "resamples": 30}
     usual |= {"logging": shares(world)} if "top" in given else {}
@@ -189,10 +150,6 @@ def _learn(world: World, **given: Any) -> Any:
     usual = {"log": log(world), "context": context(world), "logging": shares(world), "top": 2}
     quick = {"max_epochs": 1, "n_hidden": 4, "progress": False}
     return numbers(catalog.learn_policy(**usual | quick | given).table)
-
-
-def _curve(world: World) -> np.ndarray:
-    return np.random.default_rng(world.seed + 15).random((5, 4, 3))
 
 
 POLICIES: list[Row] = [
@@ -244,7 +201,7 @@ POLICIES: list[Row] = [
                 lambda world: [("two", ["ips", "snips"]), ("None", None)],
                 "nope|dm|estimator",
             ),
-            "reward_model": Kind(_bad_tables(shares), _good_tables(shares), "reward.model|action|row"),
+            "reward_model": Kind(bad_tables(shares), good_tables(shares), "reward.model|action|row"),
         },
         lambda world: (log(world).reward, shares(world)),
     ),
@@ -289,119 +246,8 @@ POLICIES: list[Row] = [
         lambda world: (context(world), shares(world)),
     ),
 ]
-BUDGETS: list[Row] = [
-    Row(
-        "allocate",
-        _allocate,
-        {
-            "reward": Kind(_bad_tables(rewards), _good_tables(rewards), "reward|option|customer"),
-            "cost": COSTS,
-            "budget": BUDGET,
-            "integer": flag(),
-            "increasing": flag(),
-            "redeemed": CHANCES,
-            "risk": option("mean"),
-            "level": share(0.25),
-            "seconds": real((5.0, 60.0), above=0),
-        },
-        lambda world: (rewards(world), costs(world)),
-    ),
-    Row(
-        "allocate under draws",
-        lambda world, **given: numbers(
-            decisions.allocate(**{"reward": _draws(world), "cost": [0, 1, 2], "budget": 6} | given)
-        ),
-        {
-            "reward": matrix(_draws, says="reward|option|customer|draw"),
-            "risk": option("mean", "quantile", "cvar"),
-            "level": share(0.25, 0.5),
-        },
-    ),
-    Row(
-        "Allocation.predict",
-        lambda world, **given: _allocated(world).predict(**{"reward": rewards(world), "cost": costs(world)} | given),
-        {"reward": Kind(_bad_tables(rewards), _good_tables(rewards), "reward|option|customer"), "cost": COSTS},
-    ),
-    Row(
-        "Allocation.outcomes",
-        lambda world, **given: numbers(
-            _allocated(world).outcomes(**{"reward": rewards(world), "cost": costs(world)} | given)
-        ),
-        {"reward": Kind(_bad_tables(rewards), _good_tables(rewards), "reward|option|customer"), "seed": seed()},
-        plain=False,
-    ),
-    Row(
-        "response_curve",
-        lambda world, **given: numbers(decisions.response_curve(**{"draws": _curve(world)} | given)),
-        {
-            "draws": matrix(_curve, says="draw|level|customer"),
-            "level": share(0.5),
-            "cost": Kind(
-                lambda world: [
-                    ("nan", [0, 1, math.nan]),
-                    ("too few", [0, 1]),
-                    ("words", list("abc")),
-                    ("a number", 3),
-                    ("two dimensions", np.ones((2, 3))),
-                ],
-                lambda world: [("list", [0, 1, 2]), ("array", np.array([0.0, 0.5, 1.0])), ("None", None)],
-            ),
-            "names": Kind(
-                lambda world: [("too few", ["a"]), ("twice", ["a", "a", "b"]), ("a number", 3)],
-                lambda world: [("list", list("abc")), ("index", pd.Index(OPTIONS)), ("None", None)],
-            ),
-        },
-    ),
-    Row(
-        "response",
-        lambda world, **given: catalog.response(**{"fitted": world.fit("incentives")} | given),
-        {
-            "fitted": thing(lambda world: [world.fit("incentives")] * 2, "fit|incentives"),
-            "data": Kind(
-                lambda world: [
-                    ("a number", 3),
-                    ("a word", "x"),
-                    ("too few features", world.data("incentives")[:, :3].copy()),
-                    ("no one", world.data("incentives")[:0].copy()),
-                ],
-                lambda world: [
-                    ("the same", world.data("incentives")),
-                    ("another order", world.data("incentives")[::-1].copy()),
-                    ("None", None),
-                ],
-                "AnnData|gene|feature|cell|row",
-            ),
-        },
-        lambda world: (world.data("incentives"),),
-    ),
-    Row(
-        "response_draws",
-        lambda world, **given: catalog.response_draws(**{"fitted": world.fit("incentives"), "draws": 3} | given),
-        {
-            "draws": count(1, right=(1, 4)),
-            "seed": seed(),
-            "fitted": thing(lambda world: world.fit("incentives"), "fit|incentives"),
-        },
-    ),
-    Row(
-        "response_ensemble",
-        lambda world, **given: len(
-            catalog.response_ensemble(
-                **{"data": world.data("incentives"), "members": 2, "max_epochs": 1, "progress": False, "n_hidden": 4}
-                | given
-            )
-        ),
-        {"members": count(2, right=(2,)), "seed": seed()},
-        lambda world: (world.data("incentives"),),
-    ),
-]
 
 
 def policies() -> list[Recipe]:
     """Logs and policies."""
     return recipes("policies", POLICIES)
-
-
-def budgets() -> list[Recipe]:
-    """Allocations and responses."""
-    return recipes("budgets", BUDGETS)

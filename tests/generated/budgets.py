@@ -9,6 +9,7 @@ import pandas as pd
 from fieldguide import catalog, decisions
 from generated.kinds import (
     Kind,
+    Values,
     count,
     flag,
     matrix,

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from fieldguide import inference
 from generated.kinds import Kind, count, flag, option, output, real, rows, seed
 from generated.rows import Recipe, Row, recipes, union

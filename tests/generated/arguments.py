@@ -62,7 +62,7 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "n_hidden": SIZE,
         "n_representation": SIZE,
         "n_head": SIZE,
-        "shape": option("concave", "free"),
+        "shape": option("concave", "monotone", "plain"),
         "outcome": option("bernoulli", "normal"),
     },
     "nodags": {

@@ -108,7 +108,7 @@ BUDGETS: list[Row] = [
             decisions.allocate(**{"reward": _draws(world), "cost": [0, 1, 2], "budget": 6} | given)
         ),
         {
-            "reward": matrix(_draws, says="reward|option|customer|draw"),
+            "reward": matrix(_draws, says="option|customer|draw").but("fewer dimensions"),
             "risk": option("mean", "quantile", "cvar"),
             "level": share(0.25, 0.5),
         },

@@ -49,7 +49,11 @@ CLASSES: list[Row] = [
         lambda world, **given: decisions.decide(**{"probability": probabilities(world), "cost": 0.1} | given).astype(
             float
         ),
-        {"probability": PROBABILITIES, "cost": COST, "loss": LOSS},
+        {
+            "probability": PROBABILITIES.but("classes twice"),
+            "cost": COST,
+            "loss": LOSS,
+        },
     ),
     Row(
         "evaluate_rejection",

@@ -98,7 +98,7 @@ GRAPHS: list[Row] = [
         {
             "threshold": real((0.0, 0.5, 1.0), at_least=0, at_most=1),
             "acyclic": flag(),
-            "source": thing(lambda world: world.fit("dcdfg"), "graph|fit|edge|probab|source", ("a frame",)),
+            "source": thing(lambda world: world.fit("dcdfg"), "graph|fit|edge|probab|source").but("a frame"),
         },
     ),
     Row(
@@ -130,7 +130,7 @@ GRAPHS: list[Row] = [
         lambda world, **given: numbers(decisions.interventional_scores(**{"fitted": world.fit("dcdfg")} | given)),
         {
             "fitted": thing(lambda world: world.fit("nodags"), "fit"),
-            "data": thing(lambda world: world.data("dcdfg"), right_too=("None",)),
+            "data": thing(lambda world: world.data("dcdfg")).but("None"),
         },
         lambda world: (world.data("dcdfg"),),
     ),

@@ -30,6 +30,10 @@ class Kind:
     right: Callable[[World], Values]
     says: str = ""
 
+    def but(self, *names: str) -> "Kind":
+        """The same kind, of which some wrong values are right: for an argument that reads them as well."""
+        return Kind(lambda world: [pair for pair in self.wrong(world) if pair[0] not in names], self.right, self.says)
+
 
 def _without(values: Values, optional: bool, *right: Any) -> Values:
     """Leave out None where it is a choice, and what is right after all."""
@@ -286,9 +290,8 @@ def source() -> Kind:
     return Kind(wrong, lambda world: [], "absent|noise|void|words|path|folder|file")
 
 
-def thing(right: Callable[[World], Any], says: str = "", right_too: tuple[str, ...] = ()) -> Kind:
-    """An object of ours: a posterior, a fit, a decision; ``right_too`` names other types that are read."""
+def thing(right: Callable[[World], Any], says: str = "") -> Kind:
+    """An object of ours: a posterior, a fit, a decision."""
     values = [("None", None), ("a number", 3), ("text", "x"), ("a list", [1]), ("a frame", pd.DataFrame({"a": [1.0]}))]
     values += [("a dict", {}), ("an array", np.ones(3)), ("a class", dict)]
-    values = [pair for pair in values if pair[0] not in right_too]
     return Kind(lambda world: values, lambda world: [("right", right(world))], says)

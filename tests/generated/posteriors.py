@@ -46,7 +46,7 @@ POSTERIOR: list[Row] = [
         {
             "site": option("z", optional=True),
             "batch_size": count(1, right=(7, 500)),
-            "data": thing(lambda world: world.data("scvi"), right_too=("None",)),
+            "data": thing(lambda world: world.data("scvi")).but("None"),
         },
         lambda world: (world.data("scvi"),),
     ),
@@ -98,7 +98,7 @@ POSTERIOR: list[Row] = [
             "leapfrog": count(1, right=(1, 2)),
             "temperatures": count(1, right=(2, 3)),
             "step_size": real((0.0625, 0.125), above=0),
-            "limit": real((0.5, 0.75), infinite=True),
+            "limit": real((0.5, 0.75)).but("inf", "-inf"),
             "progress": flag(),
         },
     ),

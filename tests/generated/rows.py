@@ -74,11 +74,11 @@ def culprit(argument: str, kind: Kind | None = None) -> str:
     return f"{said}|{kind.says}" if kind and kind.says else said
 
 
-def union(*kinds: Kind, without: tuple[str, ...] = ()) -> Kind:
-    """What may be of one kind or another; the wrong values that are right for one of them are left out by name."""
+def union(*kinds: Kind) -> Kind:
+    """What may be of one kind or another; the wrong values of each must be wrong for the others."""
 
     def wrong(world: World) -> Values:
-        return [pair for kind in kinds for pair in kind.wrong(world) if pair[0] not in without]
+        return [pair for kind in kinds for pair in kind.wrong(world)]
 
     def right(world: World) -> Values:
         return [pair for kind in kinds for pair in kind.right(world)]

@@ -10,10 +10,10 @@ from generated.rows import Recipe, Row, recipes, union
 from generated.world import World, asked
 
 HELD_OUT = union(
-    real((0.0, 0.25), at_least=0, below=1, optional=True, says="validation"),
-    rows("validation"),
-    without=("no one in a mask",),
+    real((0.0, 0.25), at_least=0, below=1, optional=True, says="validation"), rows("validation").but("no one in a mask")
 )
+
+
 FIT: dict[str, Kind] = {
     "max_epochs": count(1, right=(1, 2), optional=True),
     "batch_size": count(1, right=(8, 100)),
@@ -25,8 +25,8 @@ FIT: dict[str, Kind] = {
     "validation": HELD_OUT,
     "early_stopping": count(1, right=(1, 30), optional=True),
     "kl_warmup": count(0, right=(0, 5), optional=True),
-    "progress": flag(),
-    "compile": Kind(flag().wrong, lambda world: [("False", False)]),
+    "progress": flag().but("None"),
+    "compile": Kind(flag().but("None").wrong, lambda world: [("False", False)]),
     "checkpoint": output(),
     "objective": option("elbo", optional=True, says="objective|step"),
     "constraints": Kind(

@@ -254,7 +254,7 @@ def _table(name: str, data: anndata.AnnData, batch: str | None) -> pd.DataFrame:
     table = pd.DataFrame(data.obs).drop(columns=["batch", COLUMN], errors="ignore").copy()
     if batch is not None:
         if batch not in data.obs:
-            raise ValueError(f"modality '{name}' has no column {batch!r} in obs")
+            raise ValueError(f"batch: modality '{name}' has no column {batch!r} in obs")
         try:
             require_complete(name, batch, data.obs[batch])
         except SchemaError as error:

@@ -93,7 +93,7 @@ def _objectives() -> list[Row]:
     tables: dict[Any, dict[str, Kind]] = {
         inference.ELBO: {
             "particles": particles,
-            "gradient": option("reparam", "score"),
+            "gradient": option("reparam"),
             "kl": option("sampled", "analytic"),
         },
         inference.IWAE: {"particles": count(1, right=(2, 5)), "gradient": option("dreg", "reparam")},

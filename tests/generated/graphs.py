@@ -105,7 +105,7 @@ GRAPHS: list[Row] = [
         "graph_ensemble",
         lambda world, **given: numbers(decisions.graph_ensemble(**{"sources": [world.fit("dcdfg")] * 2} | given)),
         {
-            "sources": thing(lambda world: [world.fit("dcdfg")] * 3, "graph|fit|source|member"),
+            "sources": thing(lambda world: [world.fit("dcdfg")] * 3, "graph|fit|source|member|edge"),
             "threshold": real((0.25, 0.5), at_least=0, at_most=1),
             "acyclic": flag(),
         },

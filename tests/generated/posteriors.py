@@ -18,7 +18,7 @@ from generated.kinds import (
     share,
     thing,
 )
-from generated.rows import Recipe, Row, recipes, union
+from generated.rows import Recipe, Row, recipes
 from generated.settings import HELD_OUT
 from generated.world import World
 
@@ -114,7 +114,7 @@ POSTERIOR: list[Row] = [
         ),
         {
             "fits": thing(lambda world: [world.fit("ppca"), world.fit("ppca")], "fit"),
-            "prior": union(real((0.0, 0.25), at_least=0, below=1, flag=True), without=()),
+            "prior": real((0.0, 0.25), at_least=0, below=1, flag=True),
             "seed": seed(),
             "weights": Kind(
                 lambda world: [

@@ -81,8 +81,8 @@ def test_overconfident_probabilities_break_the_rate():
         ([0.5, np.nan], 0.05, "probability nan of gene 1"),
         ([0.5, 1.2], 0.05, "probability 1.2 of gene 1"),
         ([[0.5]], 0.05, "shape \\(1, 1\\)"),
-        ([0.5], 1.0, "fdr must be in \\[0, 1\\), not 1.0"),
-        ([0.5], -0.1, "fdr must be in"),
+        ([0.5], 1.0, "fdr must be a number in \\[0, 1\\), not 1"),
+        ([0.5], -0.1, "fdr must be a number in"),
     ],
 )
 def test_bad_input_is_named(p, fdr, message):

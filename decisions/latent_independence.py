@@ -157,7 +157,7 @@ def _latents(
         if chosen not in source.latents:
             raise KeyError(f"no latent site '{chosen}'; there are {', '.join(source.latents)}")
         source = source.expect(lambda values: values[chosen], estimator="plugin")
-    z = real_array("latents, where they are no Posterior or Fit,", source)
+    z = real_array("latents (a Posterior, a Fit or numbers)", source)
     if z.ndim != 2 or not np.isfinite(z).all():
         raise ValueError(f"latents must be finite numbers [cells, dimensions], not of shape {z.shape}")
     if obs is not None and own is not None:

@@ -225,7 +225,7 @@ class _Chains:
 def temperature_schedule(temperatures: int | Sequence[float]) -> list[float]:
     """Return the exponents of the likelihood, from 0 to 1: those given, or so many steps equally spaced."""
     if isinstance(temperatures, str) or np.ndim(temperatures) == 0:
-        steps = checked_int("temperatures (or rising exponents from 0 to 1)", temperatures, 1)
+        steps = checked_int("temperatures", temperatures, 1)
         return np.linspace(0, 1, steps + 1).tolist()
     schedule = [checked_real("each of temperatures", t, at_least=0, at_most=1) for t in temperatures]
     rising = all(a < b for a, b in zip(schedule, schedule[1:], strict=False))

@@ -197,7 +197,7 @@ COMMANDS: dict[str, Command] = {
             "--report": unwritable,
         },
         {"LOG": no_table, "POLICY": no_table},
-        (("--id", "id"), ("--interval", "bernstein")),
+        (("--interval", "bernstein"),),
     ),
     "policy learn": Command(
         lambda world: [
@@ -244,7 +244,7 @@ COMMANDS: dict[str, Command] = {
             "COST": no_table,
             "BUDGET": lambda world: [("negative", -3), ("nan", "nan"), ("a word", "much"), ("two", "1,2")],
         },
-        (("--integer",), ("--id", "id")),
+        (("--integer",),),
     ),
     "cite": Command(lambda world: ["cite", "scvi"], {}, {"scvi": lambda world: [("unknown", "nope"), ("empty", "")]}),
     "list": Command(lambda world: ["list"], {"--nope": lambda world: [("given", 1)]}),

@@ -71,9 +71,9 @@ def table(name: str, make: Callable[[World], pd.DataFrame], end: str = "csv") ->
         def write() -> Path:
             path = world.folder / f"{name}.{end}"
             made = make(world)
-            made.to_csv(path, index_label="id") if end == "csv" else made.rename_axis("id").reset_index().to_parquet(
-                path
-            )
+            made.to_csv(path, index_label=f"{name}_id") if end == "csv" else made.rename_axis(
+                f"{name}_id"
+            ).reset_index().to_parquet(path)
             return path
 
         return world.once((name, end), write)

@@ -116,12 +116,12 @@ def main() -> int:
         print(f"{kind} {outcome}: {found:.2%}")
     took = time.perf_counter() - start
     print(f"{len(verdicts)} cases in {took:.0f} s, {len(verdicts) / took:.0f} a second")
+    for verdict in verdicts:
+        if verdict.outcome != "ok":
+            print(f"  {verdict.outcome}: {verdict.name} ({verdict.area}, {verdict.kind}) {verdict.said}")
     wrong = failures(verdicts, given.strict)
     if wrong:
         print("FAILED:", "; ".join(wrong))
-        for verdict in verdicts:
-            if verdict.outcome != "ok":
-                print(f"  {verdict.outcome}: {verdict.name} ({verdict.area}, {verdict.kind}) {verdict.said}")
     return int(bool(wrong))
 
 

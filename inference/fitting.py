@@ -166,7 +166,8 @@ def _epochs(n_cells: int) -> int:
 
 
 def _split(n_cells: int, validation: float | npt.ArrayLike, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if np.ndim(validation) == 0 or isinstance(validation, str | bytes | Mapping):
+    is_share = getattr(validation, "ndim", None) == 0 or not isinstance(validation, Iterable)
+    if is_share or isinstance(validation, str | bytes | Mapping):
         share = checked_real("validation", validation, at_least=0, below=1)
         order = np.random.default_rng(seed).permutation(n_cells)
         held_out = np.sort(order[: int(share * n_cells)])

@@ -170,7 +170,7 @@ def through_factors(into: ArrayLike, out_of: ArrayLike) -> np.ndarray:
     return (1 - none) * (1 - np.eye(len(a)))
 
 
-def graph_scores(estimated: Any, true: ArrayLike, sid: bool | None = None) -> pd.Series:
+def graph_scores(estimated: Any, true: ArrayLike, sid: Any = None) -> pd.Series:
     """Return how well a graph agrees with the true one.
 
     Parameters

@@ -76,7 +76,11 @@ GENES = Kind(
     ],
     "nope|gene",
 )
-SHARED = Kind(GENES.wrong, lambda world: [("two", list(world.genes[:2])), ("an index", world.genes[:3])], GENES.says)
+SHARED = Kind(
+    GENES.wrong,
+    lambda world: [("in another order", list(world.genes[-4::-1])), ("an index", world.genes[:-3])],
+    GENES.says,
+)
 
 
 def _joined(world: World, **given: Any) -> Any:

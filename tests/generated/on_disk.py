@@ -64,19 +64,16 @@ def assay(world: World, name: str) -> Path:
     return world.once("assays.h5ad", write)[name]
 
 
-def table(name: str, make: Callable[[World], pd.DataFrame], end: str = "csv") -> Word:
-    """A table in a file."""
+def table(name: str, make: Callable[[World], pd.DataFrame]) -> Word:
+    """A table in a CSV file."""
 
     def word(world: World) -> Path:
         def write() -> Path:
-            path = world.folder / f"{name}.{end}"
-            made = make(world)
-            made.to_csv(path, index_label=f"{name}_id") if end == "csv" else made.rename_axis(
-                f"{name}_id"
-            ).reset_index().to_parquet(path)
+            path = world.folder / f"{name}.csv"
+            make(world).to_csv(path, index_label=f"{name}_id")
             return path
 
-        return world.once((name, end), write)
+        return world.once((name, "csv"), write)
 
     return word
 

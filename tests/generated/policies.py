@@ -189,7 +189,7 @@ POLICIES: list[Row] = [
             "top": count(1, right=(1, 3), optional=True),
             "level": share(0.5, 0.9),
             "interval": option("bootstrap", "bernstein", "normal"),
-            "resamples": count(2, right=(20, 30)),
+            "resamples": count(1, right=(20, 30)),
             "seed": seed(),
             "estimators": Kind(
                 lambda world: [

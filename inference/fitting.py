@@ -146,7 +146,7 @@ def fit(
     with isolated(fabric.device, stream(settings.seed, "training")), pyro.validation_enabled(False):
         program, arguments = declared.build(schema, model_arguments)
         program.prepare(Loader(dataset, train_rows, settings.batch_size))
-        target = resolve(objective or declared.objective or "elbo")
+        target = resolve((declared.objective or "elbo") if objective is None else objective)
         result = Fit(program, declared, schema, target, arguments, dataset, train_rows, held_out)
         if declared.built is not None:
             result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}

@@ -240,7 +240,7 @@ POLICIES: list[Row] = [
             "self_normalise": flag(),
             "level": share(0.5),
             "seed": seed(),
-            "max_epochs": count(1, right=(1,)),
+            "max_epochs": count(1, right=(1,), optional=True),
             "nope": Kind(lambda world: [("given", 1)], lambda world: []),
         },
         lambda world: (context(world), shares(world)),

@@ -9,6 +9,7 @@ The figure is as good as the probabilities are: it holds on average over the pos
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fieldguide.decisions.messages import real_array
 from fieldguide.inference.checks.arguments import checked_real
 
 TOLERANCE = 1e-12
@@ -79,9 +80,9 @@ def calls(probability: ArrayLike, fdr: float = 0.05) -> np.ndarray:
 
 
 def _checked(probability: ArrayLike) -> np.ndarray:
-    values = np.asarray(probability, dtype=np.float64)
+    values = real_array("probability", probability)
     if values.ndim != 1:
-        raise ValueError(f"probabilities must be one value a gene, not an array of shape {values.shape}")
+        raise ValueError(f"probability must be one value a gene, not an array of shape {values.shape}")
     outside = np.flatnonzero(~((values >= 0) & (values <= 1)))
     if outside.size:
         raise ValueError(f"probability {values[outside[0]]} of gene {outside[0]} is not in [0, 1]")

@@ -10,8 +10,9 @@ import torch
 
 from fieldguide.decisions.cells import column
 from fieldguide.decisions.decision import Decision
+from fieldguide.decisions.messages import real_array
 from fieldguide.inference import Fit, permutation_test
-from fieldguide.inference.checks.aligning import aligned
+from fieldguide.inference.checks.aligning import aligned, unnamed
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.constraints import measures
 from fieldguide.inference.constraints.source import is_categorical
@@ -101,8 +102,7 @@ def independence(
     least = checked_int("least (twice folds, or more)", least, 2 * folds)
     cells = checked_int("cells (least, or more)", cells, least)
     permutations, seed = checked_int("permutations", permutations, 19), checked_seed(seed)
-    z, table = _latents(latents, site, obs)
-    cells_by_name = None if table is None else table.index
+    z, table, cells_by_name = _latents(latents, site, obs)
     wanted = _values(nuisance, cells_by_name) if isinstance(nuisance, Mapping) else None
     if wanted is None and not isinstance(nuisance, str | list | tuple):
         said = f"nuisance must be a column, a list of them or a mapping of name to values, not {nuisance!r:.60}"
@@ -110,7 +110,7 @@ def independence(
     names = list(wanted) if wanted else [nuisance] if isinstance(nuisance, str) else list(nuisance)
     if not names:
         raise ValueError("nuisance names nothing to look for")
-    kinds, groups, name_given = _groups(given, table, len(z))
+    kinds, groups, name_given = _groups(given, table, cells_by_name, len(z))
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
         series = pd.Series(wanted[name]) if wanted else column(table, name, "nuisance")
@@ -141,27 +141,31 @@ def independence(
 
 
 # ---- what is asked ----------------------------------------------------------------------------------------
-def _latents(source: Any, site: str | None, obs: pd.DataFrame | None) -> tuple[np.ndarray, pd.DataFrame | None]:
+def _latents(
+    source: Any, site: str | None, obs: pd.DataFrame | None
+) -> tuple[np.ndarray, pd.DataFrame | None, pd.Index | None]:
+    """Latents, and the columns and the names of the cells, as far as there are any."""
+    own = None  # columns of the cells, or nothing but their names
+    if isinstance(source, pd.DataFrame) and not unnamed(source.index):
+        own = source[[]]
     if isinstance(source, Fit):
-        obs = obs if obs is not None else source.read().obs
+        own = source.read().obs
         source = source.latent(site=site)
     elif isinstance(source, Posterior):
-        obs = obs if obs is not None else source.obs
+        own = source.obs
         chosen = site or source.program.latent
         if chosen not in source.latents:
             raise KeyError(f"no latent site '{chosen}'; there are {', '.join(source.latents)}")
         source = source.expect(lambda values: values[chosen], estimator="plugin")
     if isinstance(source, pd.DataFrame) and obs is not None:
         source = aligned("latents", source, obs.index)
-    try:
-        z = np.asarray(source, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"latents must be a Posterior, a Fit or numbers [cells, dimensions], not {source!r:.60}"
-        ) from None
+    z = real_array("latents (a Posterior, a Fit or numbers)", source)
     if z.ndim != 2 or not np.isfinite(z).all():
         raise ValueError(f"latents must be finite numbers [cells, dimensions], not of shape {z.shape}")
-    return z, obs
+    if obs is not None and own is not None:
+        obs = aligned("obs", obs, own.index)
+    table = own if obs is None else obs
+    return z, table, None if table is None else table.index
 
 
 def _values(nuisance: Mapping[str, Any], names: pd.Index | None) -> dict[str, Any]:
@@ -169,16 +173,19 @@ def _values(nuisance: Mapping[str, Any], names: pd.Index | None) -> dict[str, An
     return {str(name): np.asarray(aligned(f"nuisance {name!r}", values, names)) for name, values in nuisance.items()}
 
 
-def _groups(given: Any, table: pd.DataFrame | None, n: int) -> tuple[list[str], np.ndarray, str | None]:
+def _groups(
+    given: Any, table: pd.DataFrame | None, cells: pd.Index | None, n: int
+) -> tuple[list[str], np.ndarray, str | None]:
     """Names of the categories, the code of each cell, and the name of the column."""
     if given is None:
         return ["all"], np.zeros(n, dtype=np.int64), None
-    names = None if table is None else table.index
-    series = (
-        column(table, given, "given")
-        if isinstance(given, str)
-        else pd.Series(np.asarray(aligned("given", given, names)))
-    )
+    if isinstance(given, str):
+        series = column(table, given, "given")
+    else:
+        values = np.asarray(aligned("given", given, cells))
+        if values.ndim != 1:
+            raise ValueError(f"given must have one value for each of {n} cells, not an array of shape {values.shape}")
+        series = pd.Series(values)
     _check(series, "given", n)
     if pd.api.types.is_float_dtype(series.dtype):
         raise ValueError("given must be a column of categories, not of numbers")

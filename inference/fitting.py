@@ -149,7 +149,7 @@ def fit(
     with isolated(fabric.device, stream(settings.seed, "training")), pyro.validation_enabled(False):
         program, arguments = declared.build(schema, model_arguments)
         program.prepare(Loader(dataset, train_rows, settings.batch_size))
-        target = resolve(objective or declared.objective or "elbo")
+        target = resolve((declared.objective or "elbo") if objective is None else objective)
         result = Fit(program, declared, schema, target, arguments, dataset, train_rows, held_out)
         if declared.built is not None:
             result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}
@@ -169,7 +169,8 @@ def _epochs(n_cells: int) -> int:
 
 
 def _split(n_cells: int, validation: Any, seed: int, names: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
-    if np.ndim(validation) == 0 or isinstance(validation, str | bytes | Mapping):
+    is_share = getattr(validation, "ndim", None) == 0 or not isinstance(validation, Iterable)
+    if is_share or isinstance(validation, str | bytes | Mapping):
         share = checked_real("validation", validation, at_least=0, below=1)
         order = np.random.default_rng(seed).permutation(n_cells)
         held_out = np.sort(order[: int(share * n_cells)])

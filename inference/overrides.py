@@ -28,7 +28,9 @@ def with_overrides(batch: Batch, overrides: Mapping[str, Any], schema: FittedSch
     TypeError, ValueError
         For values that are no numbers, not whole where the field is, no category, or of another shape.
     """
-    unknown = sorted(set(overrides) - set(batch))
+    if not isinstance(overrides, Mapping):
+        raise TypeError(f"overrides must be a mapping of fields to values, not {type(overrides).__name__}")
+    unknown = sorted(set(overrides) - set(batch), key=str)
     if unknown:
         raise KeyError(f"no field '{unknown[0]}' to override; the program reads {', '.join(sorted(batch))}")
     states = {} if schema is None else schema.states

@@ -14,7 +14,14 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, one_of
+from fieldguide.inference.checks.arguments import (
+    checked_flag,
+    checked_int,
+    checked_real,
+    checked_seed,
+    checked_text,
+    one_of,
+)
 from fieldguide.inference.checks.rows import row_numbers
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.data.schema import FittedSchema
@@ -229,6 +236,7 @@ class Posterior:
         resample : bool
             False returns the first draws from the guide as they are.
         """
+        site, resample = checked_text("site", site), checked_flag("resample", resample)
         draws = self.particles if draws is None else checked_int("draws", draws, 1)
         if not resample and draws > self.particles:
             raise ValueError(f"{draws} draws without resampling, but only {self.particles} particles")
@@ -295,8 +303,9 @@ class Posterior:
         UserWarning
             If k-hat stays above the limit in some cells.
         """
-        limit, step_size = checked_real("limit", limit, infinite=True), checked_real("step_size", step_size, above=0)
-        leapfrog = checked_int("leapfrog", leapfrog, 1)
+        limit = checked_real("limit", limit, infinite=True)
+        step_size = checked_real("step_size", step_size, above=0)
+        leapfrog, progress = checked_int("leapfrog", leapfrog, 1), checked_flag("progress", progress)
         program, schedule = self.program, temperature_schedule(temperatures)
         if not program.independent:
             raise ValueError(f"the cells of {type(program).__name__} are coupled: single cells cannot be refined")

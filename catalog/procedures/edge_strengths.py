@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from fieldguide.catalog.nodags import NODAGS
 from fieldguide.decisions.graphs.program import gene_names
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.arguments import checked_int, one_of
 from fieldguide.inference.data.minibatches import Loader
 from fieldguide.inference.fitted import Fit
 
@@ -35,6 +35,7 @@ def edge_strengths(fitted: Fit, data=None, kind: str = "jacobian", batch_size: i
         Zeros on the diagonal.
     """
     one_of("kind", kind, KINDS)
+    batch_size = checked_int("batch_size", batch_size, 1)
     program = _program(fitted)
     with torch.no_grad():
         if kind == "gates":
@@ -113,7 +114,8 @@ def _perron(positive: np.ndarray) -> np.ndarray:
 
 
 def _program(fitted: Fit) -> NODAGS:
-    program = fitted.program
+    program = fitted.program if isinstance(fitted, Fit) else None
     if not isinstance(program, NODAGS):
-        raise TypeError(f"{type(program).__name__} is no graph with cycles: fit the entry 'nodags'")
+        what = type(fitted if program is None else program).__name__
+        raise TypeError(f"{what} is no fit of a graph with cycles: fit the entry 'nodags'")
     return program

@@ -93,7 +93,7 @@ def graph_ensemble(
     >>> agreed.table[["source", "target", "probability", "kept"]].round(2).to_dict("list")
     {'source': ['a', 'b'], 'target': ['b', 'a'], 'probability': [0.67, 0.33], 'kept': [True, False]}
     """
-    if hasattr(sources, "program") or not hasattr(sources, "__len__") or isinstance(sources, str | pd.DataFrame):
+    if hasattr(sources, "program") or not hasattr(sources, "__len__") or isinstance(sources, str | type | pd.DataFrame):
         raise TypeError(f"sources must be a list of fits or of tables of probabilities, not {type(sources).__name__}")
     if not len(sources):
         raise ValueError("sources is empty: an ensemble needs at least one fit")

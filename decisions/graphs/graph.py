@@ -14,6 +14,7 @@ from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_ac
 from fieldguide.decisions.graphs.distances import structural_hamming_distance, structural_intervention_distance
 from fieldguide.decisions.graphs.figures import edge_map
 from fieldguide.decisions.graphs.program import read_edges
+from fieldguide.decisions.messages import real_array
 from fieldguide.inference.checks.arguments import checked_flag, checked_real
 
 SID_LARGEST = 150
@@ -132,6 +133,8 @@ def causal_graph(source: Any, threshold: float = 0.5, acyclic: bool = True, gene
         wanted = values >= least
         edges = settled if settled is not None else acyclic_part(values, least) if acyclic else wanted
         left_out = int(wanted.sum() - edges.sum())
+    if isinstance(read.genes, str) or (read.genes is not None and np.ndim(read.genes) != 1):
+        raise TypeError(f"genes must be a list of names, one of each gene, not {read.genes!r:.60}")
     names = pd.Index(range(len(values)) if read.genes is None else read.genes)
     if len(names) != len(values):
         raise ValueError(f"genes has {len(names)} names for {len(values)} genes")
@@ -167,7 +170,7 @@ def through_factors(into: ArrayLike, out_of: ArrayLike) -> np.ndarray:
     return (1 - none) * (1 - np.eye(len(a)))
 
 
-def graph_scores(estimated: Any, true: ArrayLike, sid: bool | None = None) -> pd.Series:
+def graph_scores(estimated: Any, true: ArrayLike, sid: Any = None) -> pd.Series:
     """Return how well a graph agrees with the true one.
 
     Parameters
@@ -191,8 +194,9 @@ def graph_scores(estimated: Any, true: ArrayLike, sid: bool | None = None) -> pd
     {'shd': 1.0, 'sid': 2.0, 'f1': 0.0}
     """
     table = estimated.edges if isinstance(estimated, Graph) else estimated
+    sid = None if sid is None else checked_flag("sid", sid)
     truth = _match(true, table)
-    edges = np.asarray(table)
+    edges = real_array("estimated", table)
     if edges.ndim != 2 or edges.shape[0] != edges.shape[1] or edges.shape != truth.shape:
         raise ValueError(f"estimated and true edges must be tables [d, d], not {edges.shape} and {truth.shape}")
     if not np.isin(edges, (0, 1)).all():
@@ -227,7 +231,7 @@ def _match(true: Any, table: Any) -> np.ndarray:
         if absent is not None:
             raise ValueError(f"the true graph has no gene {absent!r}")
         true = true.loc[table.index, table.index]
-    values = np.asarray(true)
+    values = real_array("true", true)
     if not np.isin(values, (0, 1)).all():
         raise ValueError("true edges must be 0 or 1")
     return values.astype(bool)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from fieldguide.decisions.messages import real_array
 from fieldguide.inference.checks.aligning import places, unnamed
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.program import Batch
@@ -124,11 +125,7 @@ def _pair_by_name(source: tuple[Any, Any], genes: Any) -> tuple[Any, Any, Any]:
 
 
 def _probabilities(part: Any) -> np.ndarray:
-    try:
-        values = np.asarray(part.detach().cpu() if isinstance(part, Tensor) else part, dtype=np.float64)
-    except (TypeError, ValueError):
-        said = f"source must be a fit of a causal program, or probabilities of edges, not {part!r:.60}"
-        raise TypeError(said) from None
+    values = real_array("source, where it is no fit of a causal program,", part)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"probabilities of edges are a table, not an array of shape {values.shape}")
     outside = np.argwhere(~((values >= 0) & (values <= 1 + 1e-6)))

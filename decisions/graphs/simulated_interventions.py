@@ -1,6 +1,6 @@
 """Cells under interventions that were never made, drawn from a fitted causal graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from inspect import signature
 
 import numpy as np
@@ -63,8 +63,8 @@ def sample_under(
     program: GraphProgram = graph_program(fitted, "simulate")
     names = gene_names(fitted)
     place = {name: i for i, name in enumerate(names)}
-    targets = [targets] if np.ndim(targets) == 0 else list(targets)
-    unknown = next((t for t in targets if t not in place), None)
+    targets = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
+    unknown = next((t for t in targets if not isinstance(t, Hashable) or t not in place), None)
     if unknown is not None:
         raise ValueError(f"target {unknown!r} is none of the {len(names)} genes")
     if len(set(targets)) < len(targets):

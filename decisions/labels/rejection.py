@@ -8,6 +8,7 @@ expected loss is optimal (Chow 1970): with a loss of 1 for any wrong class, that
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fieldguide.decisions.messages import real_array
 from fieldguide.inference.checks.arguments import checked_real
 from fieldguide.inference.checks.rounding import exceeds, reaches
 
@@ -28,10 +29,7 @@ def checked(probability: ArrayLike) -> np.ndarray:
         Naming the row and the class: no rows, fewer than two classes, a missing or impossible probability, a row that
         does not sum to one.
     """
-    try:
-        values = np.asarray(probability, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError("probabilities must be numbers, cells x classes") from None
+    values = real_array("probability (cells x classes)", probability)
     if values.ndim != 2:
         raise ValueError(f"probabilities must be an array cells x classes, not of shape {values.shape}")
     if values.shape[0] == 0:
@@ -68,7 +66,7 @@ def expected_loss(probability: ArrayLike, loss: ArrayLike | None = None) -> np.n
     classes = values.shape[1]
     if loss is None:
         return 1 - values
-    costs = np.asarray(loss, dtype=np.float64)
+    costs = real_array("loss", loss)
     if costs.shape != (classes, classes):
         raise ValueError(f"loss must be an array {classes} x {classes} (decision x true class), not {costs.shape}")
     endless = np.argwhere(~np.isfinite(costs))
@@ -179,7 +177,11 @@ def rejection_curve(
 
 
 def _pair(certainty: ArrayLike, flags: ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
-    certainty, flags = np.asarray(certainty, dtype=np.float64), np.asarray(flags)
+    certainty = real_array("certainty", certainty)
+    try:
+        flags = np.asarray(flags)
+    except ValueError:
+        raise ValueError(f"{name} must be true or false for each cell, in a list without lists in it") from None
     if certainty.ndim != 1 or certainty.shape != flags.shape:
         raise ValueError(f"certainty {certainty.shape} and {name} {flags.shape} must have one value a cell each")
     if not len(certainty):

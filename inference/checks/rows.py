@@ -45,11 +45,14 @@ def row_numbers(
     asked = f"row numbers in [0, {n_rows}) or a mask with one value for each of {n_rows} {what}"
     if isinstance(rows, torch.Tensor):
         rows = rows.detach().cpu().numpy()
-    if isinstance(rows, str | bytes | dict | set | pd.DataFrame) or np.ndim(rows) == 0:
+    try:
+        values = np.zeros(()) if isinstance(rows, str | bytes | dict | set | pd.DataFrame) else np.asarray(rows)
+    except ValueError:  # a list of lists of different lengths
+        values = np.zeros(())
+    if values.ndim == 0:
         raise TypeError(f"{name} must be {asked}, not {type(rows).__name__} {rows!r:.60}")
     if isinstance(rows, pd.Series) and rows.dtype in (bool, "boolean") and len(rows) == n_rows:
-        rows = aligned(name, rows, names)
-    values = np.asarray(rows)
+        values = np.asarray(aligned(name, rows, names))
     if values.ndim != 1:
         raise ValueError(f"{name} must be {asked}, not an array of shape {values.shape}")
     if values.size == 0:

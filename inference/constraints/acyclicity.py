@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fieldguide.inference.checks.arguments import checked_real, one_of, set_fields
+from fieldguide.inference.checks.arguments import checked_flag, checked_real, one_of, set_fields
 from fieldguide.inference.step import Step
 
 Weights = Tensor | tuple[Tensor, Tensor]
@@ -139,7 +139,11 @@ class Acyclicity:
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, MEASURES)
-        set_fields(self, warmup=checked_real("warmup", self.warmup, at_least=0, below=1))
+        set_fields(
+            self,
+            exclusive=checked_flag("exclusive", self.exclusive),
+            warmup=checked_real("warmup", self.warmup, at_least=0, below=1),
+        )
 
     @property
     def name(self) -> str:

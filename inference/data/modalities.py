@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from fieldguide.inference.checks.arguments import checked_text
 from fieldguide.inference.checks.labels import label_text, label_texts
 from fieldguide.inference.data.fields import Category
 from fieldguide.inference.data.matrices import check_counts, table_of
@@ -70,8 +71,13 @@ def join_modalities(
     >>> both.X.toarray()[-1].tolist(), both.varm["measured"]["fish"].tolist()
     ([6.0, 7.0, 0.0], [True, True, False])
     """
+    if not isinstance(modalities, Mapping):
+        raise TypeError(f"modalities must be a mapping of names to AnnData, not {type(modalities).__name__}")
     if not modalities:
         raise ValueError("there is no modality to join")
+    batch = None if batch is None else checked_text("batch", batch)
+    if genes is not None and (isinstance(genes, str) or np.ndim(genes) != 1):
+        raise TypeError(f"genes must be a list of names, not {genes!r:.60}")
     hidden = _hidden(modalities, hide or {})
     measures = {name: [g for g in _names(name, data) if g not in hidden[name]] for name, data in modalities.items()}
     if genes is not None:
@@ -184,6 +190,8 @@ def _mask(name: str, data, modalities: list[str]) -> np.ndarray | None:
 
 
 def _names(name: str, data: anndata.AnnData) -> list[str]:
+    if not isinstance(data, anndata.AnnData):
+        raise TypeError(f"modality {name!r} must be an AnnData, not {type(data).__name__}")
     names = pd.Index(data.var_names.astype(str))
     if names.has_duplicates:
         raise ValueError(f"modality '{name}': gene {names[names.duplicated()][0]!r} appears twice; sum or rename them")
@@ -191,7 +199,9 @@ def _names(name: str, data: anndata.AnnData) -> list[str]:
 
 
 def _hidden(modalities: Mapping[str, anndata.AnnData], hide: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    unknown = sorted(set(hide) - set(modalities))
+    if not isinstance(hide, Mapping):
+        raise TypeError(f"hide must be a mapping of modalities to lists of genes, not {type(hide).__name__}")
+    unknown = sorted(set(hide) - set(modalities), key=str)
     if unknown:
         raise ValueError(f"hide names modality '{unknown[0]}'; there are {', '.join(modalities)}")
     for name, genes in hide.items():
@@ -244,7 +254,7 @@ def _table(name: str, data: anndata.AnnData, batch: str | None) -> pd.DataFrame:
     table = pd.DataFrame(data.obs).drop(columns=["batch", COLUMN], errors="ignore").copy()
     if batch is not None:
         if batch not in data.obs:
-            raise ValueError(f"modality '{name}' has no column {batch!r} in obs")
+            raise ValueError(f"batch: modality '{name}' has no column {batch!r} in obs")
         try:
             require_complete(name, batch, data.obs[batch])
         except SchemaError as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.arguments import checked_real, one_of, set_fields
 from fieldguide.inference.objectives.surrogate import (
     Losses,
     check,
@@ -110,6 +110,7 @@ class Renyi:
 
     def __post_init__(self) -> None:
         check(self, ("dreg", "reparam", "score"))
+        set_fields(self, alpha=checked_real("Renyi: alpha", self.alpha))
 
     def __call__(self, step: Step) -> Losses:
         weights = local_weights(self, step, KINDS[self.gradient])

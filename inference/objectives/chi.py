@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fieldguide.inference.checks.arguments import checked_real, one_of, set_fields
+from fieldguide.inference.checks.arguments import checked_flag, checked_real, one_of, set_fields
 from fieldguide.inference.objectives.smoothing import PSIS_PARTICLES, SMOOTHINGS, smooth
 from fieldguide.inference.objectives.surrogate import (
     Losses,
@@ -193,7 +193,9 @@ def _ratio(objective: CUBO | Chi, step: Step, log_w: Tensor) -> Tensor:
 def _check_options(objective: CUBO | Chi) -> None:
     name = type(objective).__name__
     order = checked_real(f"{name}: order", objective.order, above=1)
-    set_fields(objective, order=order, fallback=checked_real(f"{name}: fallback", objective.fallback, at_least=0))
+    anneal = checked_flag(f"{name}: anneal", objective.anneal)
+    fallback = checked_real(f"{name}: fallback", objective.fallback, at_least=0)
+    set_fields(objective, order=order, anneal=anneal, fallback=fallback)
     one_of(f"{name}: smooth", objective.smooth, SMOOTHINGS)
     if objective.smooth == "psis" and objective.particles < PSIS_PARTICLES:
         raise ValueError(f"{name}: smooth='psis' needs at least {PSIS_PARTICLES} particles")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from fieldguide.inference.checks.arguments import checked_int, checked_real
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.program import Batch, Program, batch_size
 from fieldguide.inference.randomness import isolated, stream
@@ -223,11 +224,10 @@ class _Chains:
 
 def temperature_schedule(temperatures: int | Sequence[float]) -> list[float]:
     """Return the exponents of the likelihood, from 0 to 1: those given, or so many steps equally spaced."""
-    if isinstance(temperatures, int):
-        if temperatures < 1:
-            raise ValueError(f"temperatures must be positive, not {temperatures}")
-        return np.linspace(0, 1, temperatures + 1).tolist()
-    schedule = [float(t) for t in temperatures]
+    if isinstance(temperatures, str) or np.ndim(temperatures) == 0:
+        steps = checked_int("temperatures", temperatures, 1)
+        return np.linspace(0, 1, steps + 1).tolist()
+    schedule = [checked_real("each of temperatures", t, at_least=0, at_most=1) for t in temperatures]
     rising = all(a < b for a, b in zip(schedule, schedule[1:], strict=False))
     if len(schedule) < 2 or schedule[0] != 0 or schedule[-1] != 1 or not rising:
         raise ValueError("temperatures must rise from 0 to 1")

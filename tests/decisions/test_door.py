@@ -7,9 +7,11 @@ import pytest
 
 from fieldguide.decisions import (
     causal_graph,
+    decide,
     denoised_expression,
     differential_expression,
     evaluate_rejection,
+    fdr_values,
     graph_ensemble,
     graph_scores,
     impute,
@@ -17,11 +19,13 @@ from fieldguide.decisions import (
     posterior_predictive_check,
     reject_option,
     relabel,
+    risk_coverage,
     suspects,
     true_labels,
 )
 from fieldguide.decisions.cells import require_posterior
 from fieldguide.inference import fit
+from fieldguide.inference.checks.rows import row_numbers
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +168,7 @@ def test_nuisances_in_another_order_are_put_into_that_of_the_cells(posterior):
     for arguments, culprit in (({"folds": 1}, "folds"), ({"permutations": 5}, "permutations"), ({"seed": -1}, "seed")):
         with pytest.raises(ValueError, match=culprit):
             independence(posterior, {"half": values}, **(settings | arguments))
-    with pytest.raises(TypeError, match="latents must be a Posterior"):
+    with pytest.raises(TypeError, match="latents .a Posterior"):
         independence("z", "half")
 
 
@@ -203,4 +207,23 @@ def test_edges_of_probability_zero_are_none():
 )
 def test_graphs_that_are_none_are_named(call, culprit):
     with pytest.raises((ValueError, TypeError), match=culprit):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call, culprit",
+    [
+        (lambda: fdr_values(np.array([0.5j, 0.2])), "probability must hold real numbers"),
+        (lambda: decide([[0.5, 0.5]], 0.1, [[0], [1, 2]]), "loss must be numbers in rows of equal length"),
+        (lambda: decide([[0.5, 0.5]], 0.1, [["a", "b"]] * 2), "loss must hold numbers; one value is 'a'"),
+        (lambda: risk_coverage([0.5, 1j], [True, False]), "certainty must hold real numbers"),
+        (lambda: risk_coverage([0.5, 1.0], [[True], [False, True]]), "wrong must be true or false"),
+        (lambda: causal_graph(np.full((2, 2), 0.5j)), "source.* must hold real numbers"),
+        (lambda: graph_scores([[0, 1], [0, 0]], [[0, 1], [0]]), "true must be numbers in rows"),
+        (lambda: graph_scores([[0, 1], [0, 0]], [[0, 1], [0, 0]], sid=2), "sid must be True or False"),
+        (lambda: row_numbers("cells", [[0], [1, 2]], 9), "cells must be row numbers"),
+    ],
+)
+def test_what_is_no_table_of_real_numbers_is_named(call, culprit):
+    with pytest.raises((TypeError, ValueError), match=culprit):
         call()

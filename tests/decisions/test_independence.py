@@ -83,6 +83,22 @@ def test_columns_are_found_and_few_cells_tested():
     pd.testing.assert_frame_equal(answer.table, again.table)
 
 
+def test_cells_are_known_by_their_names():
+    """Nuisance, given and obs in another order than a DataFrame of latents, or of a length or shape that fits none."""
+    latents = pd.DataFrame(Z, index=[f"cell {i}" for i in range(N)])
+    turn = np.random.default_rng(5).permutation(N)
+    own, given = pd.Series(Z[:, 0] ** 2, latents.index), pd.Series(TYPE, latents.index)
+    right = independence(latents, {"own": own}, given, **FAST).table
+    obs = pd.DataFrame({"own": own, "given": given}).iloc[turn]
+    again = independence(latents, {"own": own.iloc[turn]}, given.iloc[turn], **FAST).table
+    pd.testing.assert_frame_equal(again, right)
+    pd.testing.assert_frame_equal(independence(latents, ["own"], "given", obs=obs, **FAST).table, right)
+    with pytest.raises(ValueError, match="given has no row for 'cell 0'"):
+        independence(latents, {"own": own}, given.set_axis([f"x{i}" for i in range(N)]), **FAST)
+    with pytest.raises(ValueError, match="given must have one value for each of"):
+        independence(latents, {"own": own}, np.stack([TYPE, TYPE], 1), **FAST)
+
+
 def test_small_categories_are_left_out_and_named():
     kinds = np.array(["a"] * 390 + ["tiny"] * 10)
     answer = independence(Z, {"s": Z[:, 0]}, kinds, **FAST)

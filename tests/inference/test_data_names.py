@@ -180,6 +180,17 @@ def test_what_other_fields_read_is_no_feature():
     assert values_of(read["labels"]).tolist() == [-1] * 12
 
 
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_the_column_of_labels_is_no_feature_of_a_numbered_frame(at):
+    features = [column for column in range(5) if column != at]
+    data = pd.DataFrame(np.insert(X, at, np.arange(12) % 2, axis=1))
+    learnt = MIXED.learn(data, {"labels": str(at)})
+    assert learnt.sizes()["n_features"] == 4
+    for new in (data, data[data.columns[::-1]], data[features], data[features[::-1] + [at]]):
+        np.testing.assert_array_equal(values_of(learnt.read(new)["x"]), X.astype(np.float32))
+    assert values_of(learnt.read(data)["labels"]).tolist() == [0, 1] * 6
+
+
 def test_labels_by_lot_are_not_predicted_from_themselves():
     rng = np.random.default_rng(3)
     data = pd.DataFrame(rng.random((80, 3)), columns=list("abc")).assign(labels=rng.integers(0, 2, 80))

@@ -41,16 +41,30 @@ def check_lengths(data: Any, places: Mapping[str, Any]) -> None:
 
 
 def check_one_index(columns: Mapping[Any, Any]) -> None:
-    """Raise SchemaError where Series and frames that are read together name their rows otherwise."""
-    tables = {key: values for key, values in columns.items() if isinstance(values, pd.Series | pd.DataFrame)}
-    named = {key: table.index for key, table in tables.items() if not unnamed(table.index)}
+    """Raise SchemaError where Series and frames that are read together name their rows otherwise.
+
+    Rows numbered 0..n-1 by themselves are taken by position, unless others have these numbers in another order.
+    """
+    indices = {k: values.index for k, values in columns.items() if isinstance(values, pd.Series | pd.DataFrame)}
+    named = {key: index for key, index in indices.items() if not unnamed(index)}
+    if any(_is_shuffled(index) for index in named.values()):
+        named = indices
     first = next(iter(named), None)
     for key, index in named.items():
-        if first is not None and not index.equals(named[first]):
+        if first is not None and not (index.equals(named[first]) or index.map(str).equals(named[first].map(str))):
             raise SchemaError(
                 f"{key!r} and {first!r} do not name their rows alike, in one order: put {key!r} in order by "
                 f"{key}.loc[{first}.index], or pass arrays, which are taken by position"
             )
+
+
+def _is_shuffled(index: pd.Index) -> bool:
+    """Whether an index holds 0..n-1 in another order: numbers that name rows."""
+    if not len(index) or not str(index[0]).isdigit():
+        return False
+    numbers = index.map(str)
+    ordered = pd.RangeIndex(len(index)).astype(str)
+    return numbers.is_unique and not numbers.equals(ordered) and bool(numbers.isin(ordered).all())
 
 
 def _rows(values: Any) -> int | None:

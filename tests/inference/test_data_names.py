@@ -263,6 +263,24 @@ def test_series_and_frames_in_a_dict_name_their_cells_alike():
         read({"x": x["a"], "y": x["b"][::-1]}, None)
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_numbers_of_rows_are_names_once_they_are_out_of_order(text):
+    x, group = pd.DataFrame(X), OBS["group"].reset_index(drop=True)
+    if text:
+        x.index, group.index = x.index.astype(str), group.index.astype(str)
+    schema, shuffled = Schema(x=Matrix(), batch=Category("batch")), group.sample(frac=1, random_state=0)
+    for data in ({"x": x, "batch": shuffled}, {"x": x.loc[shuffled.index], "batch": group}):
+        with pytest.raises(SchemaError, match="'batch' and 'x' do not name their rows alike, in one order"):
+            schema.learn(data)
+    learnt = schema.learn({"x": x, "batch": group})
+    both = {"x": x.loc[shuffled.index], "batch": shuffled}
+    expected = [int(value == "v") for value in shuffled]
+    for data in (both, both | {"x": X}, both | {"batch": shuffled.to_numpy()}):  # an array is taken by position
+        assert values_of(learnt.read(data)["batch"]).tolist() == expected
+    part = {"x": X[:5], "batch": group.iloc[[7, 2, 9, 4, 1]]}
+    assert learnt.read(part)["batch"].shape == (5,)
+
+
 # ---- files on disk -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sparse", [True, False])
 def test_a_backed_matrix_is_checked_and_never_taken_in_another_order(tmp_path, sparse):

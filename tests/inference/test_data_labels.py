@@ -121,11 +121,22 @@ def targets_of(data, field=None):
 @pytest.mark.parametrize(
     "word",
     ["ctrl", "non-targeting", "Non_Targeting", "NT", "nt", "NT-12", "non-targeting_00042", "negative control"]
-    + ["safe-targeting", "Scrambled", "NegCtrl3", "NTC", "neg", "unperturbed", "None", "DMSO", "wild type"],
+    + ["safe-targeting", "Scrambled", "NegCtrl 3", "NTC 2", "NTC", "neg", "unperturbed", "None", "DMSO", "wild type"],
 )
 def test_the_usual_words_are_no_target_with_a_remark(word):
     with pytest.warns(UserWarning, match=f"field 'targets': '{word}' in 'targets' is no gene of the data and read"):
         assert targets_of(guides(["A", word, "B"])).tolist() == [[0], [-1], [1]]
+
+
+@pytest.mark.parametrize("gene", ["WT1", "NT5", "MOCK1", "CTL1", "NEG1", "nt5", "5NT", "NT-5B"])
+def test_a_gene_that_is_not_in_the_data_is_no_control(gene):
+    for split in ({}, {"field": Targets("targets", separator="+")}):
+        with pytest.raises(SchemaError, match=rf"target '{gene}' of cell 'cell1' is none of .*control='{gene}'"):
+            targets_of(guides(["A", gene, "B"]), **split)
+    with pytest.raises(SchemaError, match=rf"target '{gene}' of cell 'cell0' is none of the 3 genes"):
+        targets_of(guides([f"A+{gene}", "B"]), Targets("targets", separator="+"))
+    assert targets_of(guides(["A", gene]), Targets(control=gene)).tolist() == [[0], [-1]]
+    assert targets_of(guides(["A", gene], ("A", gene))).tolist() == [[0], [1]]
 
 
 def test_words_that_are_said_or_missing_need_no_remark():

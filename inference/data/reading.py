@@ -6,6 +6,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 
 from fieldguide.inference.checks.aligning import unnamed
 from fieldguide.inference.checks.labels import label_codes, label_texts
@@ -110,10 +111,30 @@ def column_of(name: str, data, column: Any) -> pd.Series:
     values = table[column]
     if isinstance(values, pd.Series):
         return values
-    values = np.asarray(values)
+    values = array_of_tensor(name, values) if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.ndim != 1:
         raise SchemaError(f"field '{name}': {column!r} must have one value for each cell, not the shape {values.shape}")
     return pd.Series(values)
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Raise SchemaError for a tensor that is complex, sparse or quantised."""
+    if tensor.is_complex():
+        raise SchemaError(f"field '{name}': it holds complex numbers, not real numbers")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        form = f"layout {tensor.layout}" if tensor.layout != torch.strided else f"quantised, {tensor.dtype}"
+        raise SchemaError(
+            f"field '{name}': it is a tensor that is not dense ({form}): pass tensor.to_dense() or .dequantize(), or a "
+            "sparse matrix of SciPy"
+        )
+
+
+def array_of_tensor(name: str, tensor: torch.Tensor) -> np.ndarray:
+    """Return the real numbers of a tensor, those that NumPy has no type for in single precision."""
+    check_tensor(name, tensor)
+    values = tensor.detach().cpu().resolve_neg()
+    known = (torch.float64, torch.float32, torch.float16)
+    return (values.float() if values.is_floating_point() and values.dtype not in known else values).numpy()
 
 
 def _some(columns: Any) -> str:

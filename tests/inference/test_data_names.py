@@ -71,14 +71,18 @@ def test_frames_are_known_by_their_columns(field, scale, wrap):
     np.testing.assert_array_equal(values_of(learnt.read(wrap(permuted))["x"]), values.astype(np.float32))
     arrays = learnt.read({"x": values})["x"]
     np.testing.assert_array_equal(values_of(arrays), values.astype(np.float32), err_msg="arrays go by position")
-    with pytest.raises(SchemaError, match=r"'a' of the training data is missing.*an array in a dict is taken by position"):
+    with pytest.raises(
+        SchemaError, match=r"'a' of the training data is missing.*an array in a dict is taken by position"
+    ):
         learnt.read(wrap(pd.DataFrame(values)))  # numbers where there were names
     with pytest.raises(SchemaError, match="3 .*, but 4 were trained on"):
         learnt.read({"x": values[:, :3]})
 
 
 @pytest.mark.parametrize(("field", "scale"), FIELDS, ids=[type(f).__name__ for f, _ in FIELDS])
-@pytest.mark.parametrize("wrap", [pd.DataFrame, lambda v: {"x": pd.DataFrame(v)}, annotated], ids=["frame", "dict", "ad"])
+@pytest.mark.parametrize(
+    "wrap", [pd.DataFrame, lambda v: {"x": pd.DataFrame(v)}, annotated], ids=["frame", "dict", "ad"]
+)
 def test_numbers_are_names_once_they_are_out_of_order(field, scale, wrap):
     def turned(data):
         if isinstance(data, dict):

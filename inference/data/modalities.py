@@ -11,14 +11,7 @@ import scipy.sparse as sp
 from fieldguide.inference.checks.labels import label_text, label_texts
 from fieldguide.inference.data.fields import Category
 from fieldguide.inference.data.matrices import check_counts, table_of
-from fieldguide.inference.data.reading import (
-    SchemaError,
-    categories_of,
-    cell_name,
-    codes_of,
-    column_of,
-    require_complete,
-)
+from fieldguide.inference.data.reading import SchemaError, categories_of, cell_name, codes_of, column_of
 from fieldguide.inference.data.storage import DenseStore
 
 COLUMN = "modality"
@@ -246,7 +239,7 @@ def _table(name: str, data: anndata.AnnData, batch: str | None) -> pd.DataFrame:
         if batch not in data.obs:
             raise ValueError(f"modality '{name}' has no column {batch!r} in obs")
         try:
-            require_complete(name, batch, data.obs[batch])
+            categories_of(name, batch, data.obs[batch])
         except SchemaError as error:
             raise ValueError(f"modality {str(error).removeprefix('field ')}") from None
         table["batch"] = [f"{name}: {value}" for value in label_texts(data.obs[batch])]

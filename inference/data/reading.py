@@ -1,6 +1,6 @@
 """How columns are found in an AnnData, a DataFrame or a dict of arrays, and the checks that fields share."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import anndata
@@ -161,7 +161,20 @@ def numbers(name: str, data, column: str) -> np.ndarray:
 def categories_of(name: str, column: str, series: pd.Series) -> list[str]:
     """The sorted categories of a column without gaps, as text."""
     require_complete(name, column, series)
-    return sorted(set(label_texts(series)))
+    categories = sorted(set(label_texts(series)))
+    check_distinct(name, column, categories)
+    return categories
+
+
+def check_distinct(name: str, column: Any, labels: Sequence[str]) -> None:
+    """Raise SchemaError where a label is also there as text with a decimal point, such as "1" and "1.0"."""
+    pointed, plain = ([label for label in labels if ("." in label) == there] for there in (True, False))
+    for label, at in zip(pointed, label_codes(f"field '{name}'", pointed, plain), strict=True):
+        if at >= 0:
+            raise SchemaError(
+                f"field '{name}': column {column!r} has the labels {plain[at]!r} and {label!r}, which are one number "
+                "written in two ways; write it in one, or make them differ"
+            )
 
 
 def require_complete(name: str, column: str, series: pd.Series) -> None:

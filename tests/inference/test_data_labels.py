@@ -91,6 +91,22 @@ def test_an_exact_match_comes_first_and_two_that_may_be_meant_are_an_error():
     assert label_texts([True, 1, 1.0, "1", None]).tolist() == ["True", "1", "1", "1", None]
 
 
+@pytest.mark.parametrize(
+    "field", [Category("k"), Categories("k"), Labels("k"), Annotations("k"), Levels("k")], ids=repr
+)
+def test_one_number_written_in_two_ways_is_an_error_that_names_both(field):
+    values = np.array([1, "1", 1.0, "1.0", 2], dtype=object)
+    if isinstance(field, Levels):
+        values = pd.Categorical(values, categories=[1, "1.0", 2], ordered=True)[[0, 3, 4]]
+    with pytest.raises(SchemaError, match="field 'k': column 'k' has the labels '1' and '1.0', which are one number"):
+        Schema(k=field).learn(cells(values))
+    same = np.array([1, "1", 1.0, "1.5", 2], dtype=object)
+    if not isinstance(field, Levels):
+        assert "1.5" in str(Schema(k=field).learn(cells(same)).states)
+    with pytest.raises(ValueError, match="modality 'a': column 'k' has the labels '1' and '1.0'"):
+        join_modalities({"a": cells(values)}, batch="k")
+
+
 @pytest.mark.parametrize("gap", [np.nan, None, -1, -1.0])
 def test_labels_that_are_missing(gap):
     values = pd.Series([0, 1, gap, 1], dtype=object)

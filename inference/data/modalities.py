@@ -249,7 +249,12 @@ def _table(name: str, data: anndata.AnnData, batch: str | None) -> pd.DataFrame:
 
 
 def _of_one_kind(column: pd.Series) -> pd.Series:
-    """Return a column that files can hold: values of several kinds, of which each assay had one, become text."""
+    """Return a column that files can hold: values of several kinds, of which each assay had one, become text.
+
+    Floating-point numbers of pandas' own types, which files cannot hold, become plain ones with NaN.
+    """
+    if column.dtype != object and not isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
+        return pd.Series(column.to_numpy(dtype=np.float64, na_value=np.nan), index=column.index)
     kinds = {type(value) for value in column.dropna()} if column.dtype == object else set()
     if not kinds - {str}:
         return column

@@ -224,8 +224,14 @@ YES = [True, False]
         ([1, 2], None, [1, 2, None, None]),
         (pd.array(["a", "b"], dtype="string"), None, ["a", "b", None, None]),
         (pd.array([True, None], dtype="boolean"), YES, [True, None, True, False]),
+        (pd.array([1, None], dtype="Int64"), [0.5, np.nan], [1, None, 0.5, None]),
+        (pd.array([1, None], dtype="Int64"), [3, 4], [1, None, 3, 4]),
+        (pd.array([1, None], dtype="Int64"), YES, ["1", None, "True", "False"]),
+        (pd.array([1.5, None], dtype="Float32"), None, [1.5, None, None, None]),
+        (pd.arrays.SparseArray([1.5, np.nan]), [1, 2], [1.5, None, 1, 2]),
     ],
-    ids=["flags", "flags and text", "numbers and text", "floats", "categories", "mixed", "ints", "strings", "boolean"],
+    ids=["flags", "flags and text", "numbers and text", "floats", "categories", "mixed", "ints", "strings", "boolean"]
+    + ["Int64 and floats", "Int64 and ints", "Int64 and flags", "Float32", "sparse"],
 )
 def test_columns_of_other_kinds_are_joined_and_can_be_written(one, other, expected, tmp_path):
     def assay(genes, column):

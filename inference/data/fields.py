@@ -163,18 +163,16 @@ class Positive(Field):
 class Matrix(Field):
     """A cells x features matrix of finite real numbers; float32 [N, F].
 
-    Names of features (``var_names``, or those of a frame's columns) are remembered: new data have them in any order,
-    and others beside them. Arrays, and frames with numbered columns, are taken by position.
+    Names of features (``var_names``, or those of a frame's columns) are remembered, numbers too: new data have them in
+    any order, and others beside them. Arrays are taken by position, and so are columns that are numbered 0..n-1 in
+    order where those of the training data were.
     """
 
     place: str = "X"
 
     def learn(self, name, data, place):
         table = table_of(name, data, place)
-        names = learnt_names(name, table)
-        if names == [str(column) for column in range(table.width)]:
-            names = None  # the numbers that an AnnData gives by itself are no names
-        return {"n_features": table.width, "features": names}
+        return {"n_features": table.width, "features": learnt_names(name, table)}
 
     def read(self, name, data, place, state):
         table = table_of(name, data, place, state.get("features"))

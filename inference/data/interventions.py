@@ -1,5 +1,6 @@
 """Interventions: which genes were intervened on in each cell, as codes and masks, and splits that hold regimes out."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,7 @@ USUAL = (
     *("scramble", "scrambled", "nontargetingscramble", "intergenic", "none", "unperturbed", "untreated", "mock"),
     *("wt", "wildtype", "vehicle", "dmso", "nan", "na"),
 )
-"""Words that say "no target" in public data, in small letters alone: "Non-Targeting_12" is "nontargeting"."""
+"""Words that say "no target" in public data, in small letters, without hyphens and what number follows one."""
 SEPARATORS = ("+", ";", "|", "_", "/", "&", ":", "-", " ")
 
 
@@ -41,8 +42,9 @@ class Targets(Field):
     cell, at least 1; new data may have more than the data trained on had.
 
     No target has a cell whose value is missing or empty, or one of ``control``; and, unless the data have a gene of
-    this name, one of the usual words, whatever their case, hyphens and numbers: control, ctrl, non-targeting, NT,
-    negative control, safe-targeting, scramble, none and the like. A warning says which of them were taken so.
+    this name, one of the usual words, whatever their case and hyphens, and with a number after one ("NT-5", not "NT5",
+    which is a gene): control, ctrl, non-targeting, NT, negative control, safe-targeting, scramble, none and the like. A
+    warning says which of them were taken so.
 
     Other labels than the default ones are passed with the place:
     ``fields={"targets": Targets("guide", control="AAVS1", separator="+")}``.
@@ -153,14 +155,17 @@ class Targets(Field):
 
 
 def _says_none(word: str) -> bool:
-    """Whether a word says that there is no target, whatever its case, hyphens and numbers.
+    """Whether a word says that there is no target, whatever its case, hyphens and the number after one.
+
+    A number that follows at once makes another word: WT1 and NT5 are genes.
 
     Examples
     --------
-    >>> [_says_none(word) for word in ("Non-Targeting_12", "NT-3", "ctrl", "", "17", "TP53")]
+    >>> [_says_none(word) for word in ("Non-Targeting_12", "NT-3", "ctrl", "", "17", "WT1")]
     [True, True, True, False, False, False]
     """
-    return "".join(letter for letter in word.lower() if letter.isalpha()) in USUAL
+    unnumbered = re.sub(r"([\W_]+[0-9]+)+$", "", word.lower())
+    return re.sub(r"[\W_]+", "", unnumbered) in USUAL
 
 
 def intervention_mask(targets: Tensor, n_genes: int) -> Tensor:

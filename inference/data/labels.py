@@ -7,7 +7,15 @@ import pandas as pd
 
 from fieldguide.inference.checks.labels import label_codes, label_texts
 from fieldguide.inference.data.fields import Field
-from fieldguide.inference.data.reading import SchemaError, cell_name, column_of, has_column, listed, n_rows
+from fieldguide.inference.data.reading import (
+    SchemaError,
+    cell_name,
+    check_distinct,
+    column_of,
+    has_column,
+    listed,
+    n_rows,
+)
 from fieldguide.inference.data.storage import DenseStore
 
 UNLABELLED = -1
@@ -31,6 +39,7 @@ class Labels(Field):
         if len(used) < 2:
             few = f"only {used[0]!r}" if len(used) else "no label at all"
             raise SchemaError(f"field '{name}': column {place!r} has {few}; at least two classes are needed")
+        check_distinct(name, place, list(used))
         return {"categories": [str(v) for v in sorted(used, key=_in_order)]}
 
     def read(self, name, data, place, state):
@@ -74,6 +83,7 @@ class Annotations(Labels):
                 )
             values.append(used)
         classes = sorted({str(v) for used in values for v in used}, key=_in_order)
+        check_distinct(name, ", ".join(columns), classes)
         return {"categories": classes, "annotators": columns}
 
     def read(self, name, data, place, state):

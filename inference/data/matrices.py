@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from fieldguide.inference.checks.aligning import unnamed
-from fieldguide.inference.data.reading import SchemaError, cell_name, column_at, column_of, listed
+from fieldguide.inference.data.reading import SchemaError, array_of_tensor, cell_name, column_at, column_of, listed
 from fieldguide.inference.data.storage import BackedStore
 
 LARGEST = 2**24
@@ -56,6 +56,7 @@ def table_of(name: str, data, place: Any, trained: list[str] | None = None, flat
         ``"X"`` (of a frame: all its columns), ``"layers/NAME"``, ``"obsm/NAME"``, the key of an array; or columns.
     trained : list of str, optional
         Names of the columns of the training data: those of ``data`` are put in this order, and others left out.
+        Arrays are taken by position; so are columns that are numbered 0..n-1 in order here and were in training.
     flat : bool
         Whether an array [N] stands for [N, 1].
 
@@ -66,7 +67,8 @@ def table_of(name: str, data, place: Any, trained: list[str] | None = None, flat
         that is no real number.
     """
     raw, names = _found(name, data, place)
-    if trained is not None and names is not None and names != trained:
+    by_name = trained is not None and names is not None and not (_numbered(names) and _numbered(trained))
+    if by_name and names != trained:
         order = _order(name, names, trained)
         if isinstance(raw, BackedStore):
             raise SchemaError(f"field '{name}': a backed file must have the training columns, in the training order")
@@ -228,7 +230,13 @@ def _columns(name: str, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame
 
 
 def _names(columns: pd.Index) -> list[str] | None:
-    return None if unnamed(columns) else [str(column) for column in columns]
+    """Names of columns as text; None for the numbers of tables beside each other (0, 1, 0, 1), which name nothing."""
+    return None if columns.has_duplicates and unnamed(columns) else [str(column) for column in columns]
+
+
+def _numbered(names: list[str]) -> bool:
+    """Whether names are the numbers that pandas and AnnData give by themselves."""
+    return names == [str(column) for column in range(len(names))]
 
 
 def _twice(names: list[str]) -> str | None:
@@ -244,6 +252,7 @@ def _order(name: str, names: list[str], trained: list[str]) -> np.ndarray:
         raise SchemaError(
             f"field '{name}': gene {missing[0]!r} of the training data is missing ({len(missing)} of {len(trained)}); "
             f"the data have {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            + ("; an array in a dict is taken by position" if _numbered(names) or _numbered(trained) else "")
         )
     known = here[here.isin(trained)]
     if known.has_duplicates:
@@ -295,7 +304,7 @@ def _real(name: str, raw: Any, names: list[str] | None, data, flat: bool) -> Any
 def real_array(name: str, raw: Any, data: Any = None, names: list[str] | None = None) -> np.ndarray:
     """Return an array of real numbers, of any shape; SchemaError names what is none."""
     if isinstance(raw, torch.Tensor):
-        return raw.detach().cpu().numpy()
+        return array_of_tensor(name, raw)
     if isinstance(raw, np.ma.MaskedArray) and np.ma.getmaskarray(raw).any():
         at = np.argwhere(np.ma.getmaskarray(raw))[0].tolist()
         raise SchemaError(f"field '{name}': the value at {at} is masked; fill in what is masked, or leave its cell out")

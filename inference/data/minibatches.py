@@ -10,7 +10,7 @@ import torch
 
 from fieldguide.inference.checks.arguments import checked_int
 from fieldguide.inference.data.matrices import dense, real_array
-from fieldguide.inference.data.reading import check_one_index
+from fieldguide.inference.data.reading import check_one_index, check_tensor
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.data.storage import BLOCK, WINDOW, DenseStore, Store
 from fieldguide.inference.program import Batch
@@ -95,6 +95,7 @@ def read(data, schema: FittedSchema | None) -> Dataset:
 def _array(name: str, values: Any) -> Store:
     """Numbers of any shape, one row a cell."""
     if isinstance(values, torch.Tensor):
+        check_tensor(name, values)
         array = values
     else:
         plain = real_array(name, dense(values))

@@ -12,14 +12,7 @@ from fieldguide.inference.checks.arguments import checked_text
 from fieldguide.inference.checks.labels import label_text, label_texts
 from fieldguide.inference.data.fields import Category
 from fieldguide.inference.data.matrices import check_counts, table_of
-from fieldguide.inference.data.reading import (
-    SchemaError,
-    categories_of,
-    cell_name,
-    codes_of,
-    column_of,
-    require_complete,
-)
+from fieldguide.inference.data.reading import SchemaError, categories_of, cell_name, codes_of, column_of
 from fieldguide.inference.data.storage import DenseStore
 
 COLUMN = "modality"
@@ -256,7 +249,7 @@ def _table(name: str, data: anndata.AnnData, batch: str | None) -> pd.DataFrame:
         if batch not in data.obs:
             raise ValueError(f"batch: modality '{name}' has no column {batch!r} in obs")
         try:
-            require_complete(name, batch, data.obs[batch])
+            categories_of(name, batch, data.obs[batch])
         except SchemaError as error:
             raise ValueError(f"modality {str(error).removeprefix('field ')}") from None
         table["batch"] = [f"{name}: {value}" for value in label_texts(data.obs[batch])]
@@ -266,7 +259,12 @@ def _table(name: str, data: anndata.AnnData, batch: str | None) -> pd.DataFrame:
 
 
 def _of_one_kind(column: pd.Series) -> pd.Series:
-    """Return a column that files can hold: values of several kinds, of which each assay had one, become text."""
+    """Return a column that files can hold: values of several kinds, of which each assay had one, become text.
+
+    Floating-point numbers of pandas' own types, which files cannot hold, become plain ones with NaN.
+    """
+    if column.dtype != object and not isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
+        return pd.Series(column.to_numpy(dtype=np.float64, na_value=np.nan), index=column.index)
     kinds = {type(value) for value in column.dropna()} if column.dtype == object else set()
     if not kinds - {str}:
         return column

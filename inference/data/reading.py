@@ -1,11 +1,12 @@
 """How columns are found in an AnnData, a DataFrame or a dict of arrays, and the checks that fields share."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 
 from fieldguide.inference.checks.aligning import unnamed
 from fieldguide.inference.checks.labels import label_codes, label_texts
@@ -41,16 +42,30 @@ def check_lengths(data: Any, places: Mapping[str, Any]) -> None:
 
 
 def check_one_index(columns: Mapping[Any, Any]) -> None:
-    """Raise SchemaError where Series and frames that are read together name their rows otherwise."""
-    tables = {key: values for key, values in columns.items() if isinstance(values, pd.Series | pd.DataFrame)}
-    named = {key: table.index for key, table in tables.items() if not unnamed(table.index)}
+    """Raise SchemaError where Series and frames that are read together name their rows otherwise.
+
+    Rows numbered 0..n-1 by themselves are taken by position, unless others have these numbers in another order.
+    """
+    indices = {k: values.index for k, values in columns.items() if isinstance(values, pd.Series | pd.DataFrame)}
+    named = {key: index for key, index in indices.items() if not unnamed(index)}
+    if any(_is_shuffled(index) for index in named.values()):
+        named = indices
     first = next(iter(named), None)
     for key, index in named.items():
-        if first is not None and not index.equals(named[first]):
+        if first is not None and not (index.equals(named[first]) or index.map(str).equals(named[first].map(str))):
             raise SchemaError(
                 f"{key!r} and {first!r} do not name their rows alike, in one order: put {key!r} in order by "
                 f"{key}.loc[{first}.index], or pass arrays, which are taken by position"
             )
+
+
+def _is_shuffled(index: pd.Index) -> bool:
+    """Whether an index holds 0..n-1 in another order: numbers that name rows."""
+    if not len(index) or not str(index[0]).isdigit():
+        return False
+    numbers = index.map(str)
+    ordered = pd.RangeIndex(len(index)).astype(str)
+    return numbers.is_unique and not numbers.equals(ordered) and bool(numbers.isin(ordered).all())
 
 
 def _rows(values: Any) -> int | None:
@@ -96,10 +111,30 @@ def column_of(name: str, data, column: Any) -> pd.Series:
     values = table[column]
     if isinstance(values, pd.Series):
         return values
-    values = np.asarray(values)
+    values = array_of_tensor(name, values) if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.ndim != 1:
         raise SchemaError(f"field '{name}': {column!r} must have one value for each cell, not the shape {values.shape}")
     return pd.Series(values)
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Raise SchemaError for a tensor that is complex, sparse or quantised."""
+    if tensor.is_complex():
+        raise SchemaError(f"field '{name}': it holds complex numbers, not real numbers")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        form = f"layout {tensor.layout}" if tensor.layout != torch.strided else f"quantised, {tensor.dtype}"
+        raise SchemaError(
+            f"field '{name}': it is a tensor that is not dense ({form}): pass tensor.to_dense() or .dequantize(), or a "
+            "sparse matrix of SciPy"
+        )
+
+
+def array_of_tensor(name: str, tensor: torch.Tensor) -> np.ndarray:
+    """Return the real numbers of a tensor, those that NumPy has no type for in single precision."""
+    check_tensor(name, tensor)
+    values = tensor.detach().cpu().resolve_neg()
+    known = (torch.float64, torch.float32, torch.float16)
+    return (values.float() if values.is_floating_point() and values.dtype not in known else values).numpy()
 
 
 def _some(columns: Any) -> str:
@@ -126,7 +161,20 @@ def numbers(name: str, data, column: str) -> np.ndarray:
 def categories_of(name: str, column: str, series: pd.Series) -> list[str]:
     """The sorted categories of a column without gaps, as text."""
     require_complete(name, column, series)
-    return sorted(set(label_texts(series)))
+    categories = sorted(set(label_texts(series)))
+    check_distinct(name, column, categories)
+    return categories
+
+
+def check_distinct(name: str, column: Any, labels: Sequence[str]) -> None:
+    """Raise SchemaError where a label is also there as text with a decimal point, such as "1" and "1.0"."""
+    pointed, plain = ([label for label in labels if ("." in label) == there] for there in (True, False))
+    for label, at in zip(pointed, label_codes(f"field '{name}'", pointed, plain), strict=True):
+        if at >= 0:
+            raise SchemaError(
+                f"field '{name}': column {column!r} has the labels {plain[at]!r} and {label!r}, which are one number "
+                "written in two ways; write it in one, or make them differ"
+            )
 
 
 def require_complete(name: str, column: str, series: pd.Series) -> None:

@@ -74,8 +74,7 @@ class Schema:
         check_lengths(data, used)
         states = {}
         for name, place in used.items():
-            others = [c for other, at in used.items() if other != name and at != "X" for c in listed(at)]
-            states[name] = fields[name].learn(name, _without(data, place, others), place)
+            states[name] = fields[name].learn(name, _for_field(name, data, used), place)
         return FittedSchema(Schema(**fields), used, states)
 
 
@@ -103,10 +102,11 @@ def _given(name: str, field: Field, place: Any) -> tuple[Field, Any]:
     return field, columns
 
 
-def _without(data: Any, place: Any, others: list[str]) -> Any:
-    """Return a frame without the columns that other fields read, for a field that reads all of them."""
-    if place != "X" or not isinstance(data, pd.DataFrame):
+def _for_field(name: str, data: Any, places: Mapping[str, Any]) -> Any:
+    """The data for a field; of a frame that it reads whole, without the columns that other fields read."""
+    if places[name] != "X" or not isinstance(data, pd.DataFrame):
         return data
+    others = {c for other, at in places.items() if other != name and at != "X" for c in listed(at)}
     return data.loc[:, [str(column) not in others for column in data.columns]]
 
 
@@ -130,7 +130,10 @@ class FittedSchema:
         """Return the checked values of every field for (new) data; raises SchemaError when they do not fit."""
         check_data(data)
         check_lengths(data, self.places)
-        return {n: self.schema.fields[n].read(n, data, p, self.states[n]) for n, p in self.places.items()}
+        return {
+            name: self.schema.fields[name].read(name, _for_field(name, data, self.places), place, self.states[name])
+            for name, place in self.places.items()
+        }
 
     def sizes(self) -> dict[str, Any]:
         """Return the constructor arguments that the data implies."""

@@ -318,3 +318,33 @@ def test_modalities_and_joined_counts_are_checked_alike():
 def test_the_size_of_minibatches_is_checked(size):
     with pytest.raises((ValueError, TypeError), match="batch_size must be a whole number of at least 1"):
         fi.Loader(read({"x": np.arange(4.0)}, None), np.arange(4), size)
+
+
+# ---- tensors -------------------------------------------------------------------------------------------------------
+TENSORS = [
+    (lambda t: t.to(torch.complex64), "holds complex numbers"),
+    (lambda t: torch.conj(t.to(torch.complex64)), "holds complex numbers"),
+    (lambda t: t.to_sparse(), "is a tensor that is not dense .layout torch.sparse_coo.: pass tensor.to_dense"),
+]
+
+
+@pytest.mark.parametrize(("form", "message"), TENSORS, ids=["complex", "conjugate", "sparse"])
+def test_a_tensor_without_real_numbers_to_read_is_refused_by_name(form, message):
+    x = torch.from_numpy(counts(np.float32))
+    for schema in (MATRIX, Schema(x=Counts())):
+        refused(schema, {"x": form(x)}, None, f"field 'x': it {message}")
+    refused(
+        Schema(x=Matrix(), size=Positive("size")), {"x": x, "size": form(x[:, 0])}, None, f"field 'size': it {message}"
+    )
+    with pytest.raises(SchemaError, match=f"field 'x': it {message}"):
+        read({"x": form(x)}, None)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float8_e5m2, torch.int8, torch.bool])
+def test_tensors_of_small_kinds_are_read(kind):
+    x = torch.from_numpy(np.arange(N * 3).reshape(N, 3) % 2).to(kind)
+    data = {"x": x, "size": (x[:, 0].float() + 1).to(kind)}
+    stores = Schema(x=Matrix(), size=Positive("size")).learn(data).read(data)
+    assert stores["x"].gather(np.arange(N)).tolist() == x.float().tolist()
+    assert stores["size"].gather(np.arange(N)).tolist() == data["size"].float().tolist()
+    read(data, None)

@@ -91,6 +91,22 @@ def test_an_exact_match_comes_first_and_two_that_may_be_meant_are_an_error():
     assert label_texts([True, 1, 1.0, "1", None]).tolist() == ["True", "1", "1", "1", None]
 
 
+@pytest.mark.parametrize(
+    "field", [Category("k"), Categories("k"), Labels("k"), Annotations("k"), Levels("k")], ids=repr
+)
+def test_one_number_written_in_two_ways_is_an_error_that_names_both(field):
+    values = np.array([1, "1", 1.0, "1.0", 2], dtype=object)
+    if isinstance(field, Levels):
+        values = pd.Categorical(values, categories=[1, "1.0", 2], ordered=True)[[0, 3, 4]]
+    with pytest.raises(SchemaError, match="field 'k': column 'k' has the labels '1' and '1.0', which are one number"):
+        Schema(k=field).learn(cells(values))
+    same = np.array([1, "1", 1.0, "1.5", 2], dtype=object)
+    if not isinstance(field, Levels):
+        assert "1.5" in str(Schema(k=field).learn(cells(same)).states)
+    with pytest.raises(ValueError, match="modality 'a': column 'k' has the labels '1' and '1.0'"):
+        join_modalities({"a": cells(values)}, batch="k")
+
+
 @pytest.mark.parametrize("gap", [np.nan, None, -1, -1.0])
 def test_labels_that_are_missing(gap):
     values = pd.Series([0, 1, gap, 1], dtype=object)
@@ -121,11 +137,22 @@ def targets_of(data, field=None):
 @pytest.mark.parametrize(
     "word",
     ["ctrl", "non-targeting", "Non_Targeting", "NT", "nt", "NT-12", "non-targeting_00042", "negative control"]
-    + ["safe-targeting", "Scrambled", "NegCtrl3", "NTC", "neg", "unperturbed", "None", "DMSO", "wild type"],
+    + ["safe-targeting", "Scrambled", "NegCtrl 3", "NTC 2", "NTC", "neg", "unperturbed", "None", "DMSO", "wild type"],
 )
 def test_the_usual_words_are_no_target_with_a_remark(word):
     with pytest.warns(UserWarning, match=f"field 'targets': '{word}' in 'targets' is no gene of the data and read"):
         assert targets_of(guides(["A", word, "B"])).tolist() == [[0], [-1], [1]]
+
+
+@pytest.mark.parametrize("gene", ["WT1", "NT5", "MOCK1", "CTL1", "NEG1", "nt5", "5NT", "NT-5B"])
+def test_a_gene_that_is_not_in_the_data_is_no_control(gene):
+    for split in ({}, {"field": Targets("targets", separator="+")}):
+        with pytest.raises(SchemaError, match=rf"target '{gene}' of cell 'cell1' is none of .*control='{gene}'"):
+            targets_of(guides(["A", gene, "B"]), **split)
+    with pytest.raises(SchemaError, match=rf"target '{gene}' of cell 'cell0' is none of the 3 genes"):
+        targets_of(guides([f"A+{gene}", "B"]), Targets("targets", separator="+"))
+    assert targets_of(guides(["A", gene]), Targets(control=gene)).tolist() == [[0], [-1]]
+    assert targets_of(guides(["A", gene], ("A", gene))).tolist() == [[0], [1]]
 
 
 def test_words_that_are_said_or_missing_need_no_remark():
@@ -197,8 +224,14 @@ YES = [True, False]
         ([1, 2], None, [1, 2, None, None]),
         (pd.array(["a", "b"], dtype="string"), None, ["a", "b", None, None]),
         (pd.array([True, None], dtype="boolean"), YES, [True, None, True, False]),
+        (pd.array([1, None], dtype="Int64"), [0.5, np.nan], [1, None, 0.5, None]),
+        (pd.array([1, None], dtype="Int64"), [3, 4], [1, None, 3, 4]),
+        (pd.array([1, None], dtype="Int64"), YES, ["1", None, "True", "False"]),
+        (pd.array([1.5, None], dtype="Float32"), None, [1.5, None, None, None]),
+        (pd.arrays.SparseArray([1.5, np.nan]), [1, 2], [1.5, None, 1, 2]),
     ],
-    ids=["flags", "flags and text", "numbers and text", "floats", "categories", "mixed", "ints", "strings", "boolean"],
+    ids=["flags", "flags and text", "numbers and text", "floats", "categories", "mixed", "ints", "strings", "boolean"]
+    + ["Int64 and floats", "Int64 and ints", "Int64 and flags", "Float32", "sparse"],
 )
 def test_columns_of_other_kinds_are_joined_and_can_be_written(one, other, expected, tmp_path):
     def assay(genes, column):

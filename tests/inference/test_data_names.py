@@ -71,16 +71,51 @@ def test_frames_are_known_by_their_columns(field, scale, wrap):
     np.testing.assert_array_equal(values_of(learnt.read(wrap(permuted))["x"]), values.astype(np.float32))
     arrays = learnt.read({"x": values})["x"]
     np.testing.assert_array_equal(values_of(arrays), values.astype(np.float32), err_msg="arrays go by position")
-    numbered = pd.DataFrame(values)
-    np.testing.assert_array_equal(values_of(learnt.read(wrap(numbered))["x"]), values.astype(np.float32))
+    with pytest.raises(
+        SchemaError, match=r"'a' of the training data is missing.*an array in a dict is taken by position"
+    ):
+        learnt.read(wrap(pd.DataFrame(values)))  # numbers where there were names
     with pytest.raises(SchemaError, match="3 .*, but 4 were trained on"):
         learnt.read({"x": values[:, :3]})
 
 
-def test_numbers_that_are_given_by_themselves_are_no_names():
-    learnt = Schema(x=Matrix()).learn(annotated(X))
-    assert learnt.states["x"] == {"n_features": 4, "features": None}
-    np.testing.assert_array_equal(values_of(learnt.read(annotated(X, NAMES))["x"]), X.astype(np.float32))
+@pytest.mark.parametrize(("field", "scale"), FIELDS, ids=[type(f).__name__ for f, _ in FIELDS])
+@pytest.mark.parametrize(
+    "wrap", [pd.DataFrame, lambda v: {"x": pd.DataFrame(v)}, annotated], ids=["frame", "dict", "ad"]
+)
+def test_numbers_are_names_once_they_are_out_of_order(field, scale, wrap):
+    def turned(data):
+        if isinstance(data, dict):
+            return {"x": data["x"][ORDER]}
+        return data[ORDER] if isinstance(data, pd.DataFrame) else data[:, ORDER].copy()
+
+    values = np.round(scale * X) if scale > 1 else X
+    plain, permuted = wrap(values), turned(wrap(values))
+    expected = values.astype(np.float32)
+    for trained in (plain, permuted):
+        learnt = Schema(x=field).learn(trained)
+        right = expected if trained is plain else expected[:, ORDER]
+        for new in (plain, permuted):
+            np.testing.assert_array_equal(values_of(learnt.read(new)["x"]), right)
+        np.testing.assert_array_equal(values_of(learnt.read({"x": values})["x"]), expected)  # an array has no names
+    learnt = Schema(x=field).learn(plain)
+    with pytest.raises(SchemaError, match="5 .*, but 4 were trained on"):
+        learnt.read(wrap(np.hstack([values, values[:, :1]])))
+    with pytest.raises(SchemaError, match="'0' of the training data is missing.*an array in a dict"):
+        learnt.read(annotated(values, NAMES))
+
+
+def test_a_fit_says_the_same_of_permuted_columns_without_names():
+    data = anndata.AnnData(np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32))
+    fitted = fi.fit("ppca", data, max_epochs=1, progress=False)
+    bounds = [fitted.bound(d, seed=1).mean() for d in (data, data[:, ::-1].copy())]
+    assert bounds[0] == bounds[1]
+
+
+def test_numbers_of_tables_beside_each_other_are_no_names():
+    both = pd.concat([pd.DataFrame(X[:, :2]), pd.DataFrame(X[:, 2:])], axis=1)
+    learnt = Schema(x=Matrix()).learn(both)
+    np.testing.assert_array_equal(values_of(learnt.read(both)["x"]), X.astype(np.float32))
 
 
 def test_a_fit_without_names_of_features_reads_by_position_as_before():
@@ -147,6 +182,17 @@ def test_what_other_fields_read_is_no_feature():
     read = learnt.read(new.assign(batch="u"))
     np.testing.assert_array_equal(values_of(read["x"]), X.astype(np.float32))
     assert values_of(read["labels"]).tolist() == [-1] * 12
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_the_column_of_labels_is_no_feature_of_a_numbered_frame(at):
+    features = [column for column in range(5) if column != at]
+    data = pd.DataFrame(np.insert(X, at, np.arange(12) % 2, axis=1))
+    learnt = MIXED.learn(data, {"labels": str(at)})
+    assert learnt.sizes()["n_features"] == 4
+    for new in (data, data[data.columns[::-1]], data[features], data[features[::-1] + [at]]):
+        np.testing.assert_array_equal(values_of(learnt.read(new)["x"]), X.astype(np.float32))
+    assert values_of(learnt.read(data)["labels"]).tolist() == [0, 1] * 6
 
 
 def test_labels_by_lot_are_not_predicted_from_themselves():
@@ -219,6 +265,24 @@ def test_series_and_frames_in_a_dict_name_their_cells_alike():
     assert values_of(by_position).tolist() == [1, 1, 0] * 4
     with pytest.raises(SchemaError, match="'y' and 'x' do not name their rows alike"):
         read({"x": x["a"], "y": x["b"][::-1]}, None)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_numbers_of_rows_are_names_once_they_are_out_of_order(text):
+    x, group = pd.DataFrame(X), OBS["group"].reset_index(drop=True)
+    if text:
+        x.index, group.index = x.index.astype(str), group.index.astype(str)
+    schema, shuffled = Schema(x=Matrix(), batch=Category("batch")), group.sample(frac=1, random_state=0)
+    for data in ({"x": x, "batch": shuffled}, {"x": x.loc[shuffled.index], "batch": group}):
+        with pytest.raises(SchemaError, match="'batch' and 'x' do not name their rows alike, in one order"):
+            schema.learn(data)
+    learnt = schema.learn({"x": x, "batch": group})
+    both = {"x": x.loc[shuffled.index], "batch": shuffled}
+    expected = [int(value == "v") for value in shuffled]
+    for data in (both, both | {"x": X}, both | {"batch": shuffled.to_numpy()}):  # an array is taken by position
+        assert values_of(learnt.read(data)["batch"]).tolist() == expected
+    part = {"x": X[:5], "batch": group.iloc[[7, 2, 9, 4, 1]]}
+    assert learnt.read(part)["batch"].shape == (5,)
 
 
 # ---- files on disk -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyro
@@ -227,7 +228,8 @@ def temperature_schedule(temperatures: int | Sequence[float]) -> list[float]:
     if isinstance(temperatures, str) or np.ndim(temperatures) == 0:
         steps = checked_int("temperatures", temperatures, 1)
         return np.linspace(0, 1, steps + 1).tolist()
-    schedule = [checked_real("each of temperatures", t, at_least=0, at_most=1) for t in temperatures]
+    given: Any = temperatures
+    schedule = [checked_real("each of temperatures", t, at_least=0, at_most=1) for t in given]
     rising = all(a < b for a, b in zip(schedule, schedule[1:], strict=False))
     if len(schedule) < 2 or schedule[0] != 0 or schedule[-1] != 1 or not rising:
         raise ValueError("temperatures must rise from 0 to 1")

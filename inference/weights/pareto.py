@@ -25,7 +25,7 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
 
     It is missing (nan) with fewer than 25 draws, which say nothing of a tail, and 0 where the weights are equal up to
     rounding. The tail are the ceil(min(S / 5, 3 sqrt(S))) largest weights; where ties at the cut leave fewer than five
-    of them, it begins at the next smaller weight. Where there is none but zero, no shape can be fitted: k-hat is 0 if
+    of them, it begins at the next smaller weight, and a shape below 0 counts as 0. Where there is none but zero, no shape can be fitted: k-hat is 0 if
     no weight is above sqrt(S) times the mean (where truncation would begin), else infinite.
 
     Raises
@@ -85,7 +85,7 @@ def _of_ties(relative: np.ndarray, cut: float, above: int) -> float:
     tail = np.sort(relative[relative > cut])
     excess = np.exp(tail) - np.exp(cut)
     excess = excess[excess > 0]
-    return float(_shape(excess[None])[0]) if len(excess) >= TAIL else _without_tail(relative)
+    return max(float(_shape(excess[None])[0]), 0.0) if len(excess) >= TAIL else _without_tail(relative)
 
 
 def _without_tail(relative: np.ndarray) -> float:

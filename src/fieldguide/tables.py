@@ -16,6 +16,8 @@ ARROW = (".parquet", ".feather")
 """Endings of the files that pyarrow reads and writes; whatever else is a CSV file."""
 NAMELESS = "Unnamed: 0"
 """What pandas calls a first column without a heading, as an index is written."""
+HEADINGS = ("id", "name", "index", "row", "customer", "user", "cell", "barcode", "context", "key")
+"""Headings of columns that hold names, whatever other file has one of that heading too."""
 MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>")
 """What a missing number is written as, in the columns of a CSV file that hold no names."""
 IdColumn = Annotated[
@@ -105,7 +107,7 @@ def with_names(table: Table, column: str | None = None, options: Collection[str]
         return _checked(frame, frame.index, path)
     if column is None:
         first = frame.columns[0]
-        if first not in options or first == NAMELESS:
+        if first not in options or first == NAMELESS or _names_rows(frame[first]):
             column = first
         elif not alone:
             raise ValueError(
@@ -115,6 +117,16 @@ def with_names(table: Table, column: str | None = None, options: Collection[str]
     if column is None or column not in frame:
         return _as_numbers(frame)
     return _checked(_as_numbers(frame.drop(columns=column)), frame[column], path)
+
+
+def _names_rows(column: Any) -> bool:
+    """Whether a column that two files share holds names: by its heading, or because it is no column of numbers."""
+    import pandas as pd
+
+    heading = str(column.name).lower()
+    if heading in HEADINGS or heading.endswith(("_id", " id", "_name", " name")):
+        return True
+    return bool(pd.to_numeric(column, errors="coerce").isna().any())
 
 
 def _checked(frame: Any, names: Any, path: Path) -> Any:

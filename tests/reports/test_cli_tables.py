@@ -182,3 +182,19 @@ def test_missing_values_are_shown_in_the_terminal(capsys):
     )
     shown = capsys.readouterr().out
     assert "[bold]a" in shown and shown.count("nan") == 3
+
+
+def test_a_column_of_names_may_have_one_heading_in_every_file(tmp_path, capsys, monkeypatch):
+    """Of both files: an id, or words. Numbers under one heading in both may be an option, and are refused."""
+    monkeypatch.chdir(tmp_path)
+    reward = pd.DataFrame([[0.0, 1.0, 2.0], [0.0, 2.0, 3.0]], columns=["0", "1", "2"])
+    cost = pd.DataFrame([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]], columns=["0", "1", "2"])
+    for heading, names in (("customer", [17, 4]), ("id", ["a", "b"]), ("whose", ["a", "b"])):
+        for name, table in (("r.csv", reward), ("c.csv", cost)):
+            table.set_axis(names, axis=0).to_csv(tmp_path / name, index_label=heading)
+        assert main(["allocate", "r.csv", "c.csv", "2", "--output", "out.csv"]) == 0
+        assert pd.read_csv(tmp_path / "out.csv", index_col=0).index.tolist() == names
+    for name, table in (("r.csv", reward), ("c.csv", cost)):
+        table.to_csv(tmp_path / name, index=False)
+    assert main(["allocate", "r.csv", "c.csv", "2"]) == 1
+    assert "one of the options" in capsys.readouterr().err

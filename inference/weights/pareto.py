@@ -25,8 +25,9 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
 
     It is missing (nan) with fewer than 25 draws, which say nothing of a tail, and 0 where the weights are equal up to
     rounding. The tail are the ceil(min(S / 5, 3 sqrt(S))) largest weights; where ties at the cut leave fewer than five
-    of them, it begins at the next smaller weight, and a shape below 0 counts as 0. Where there is none but zero, no shape can be fitted: k-hat is 0 if
-    no weight is above sqrt(S) times the mean (where truncation would begin), else infinite.
+    of them, it begins at the next smaller weight, and a shape below 0 counts as 0. Where there is none but zero, no
+    shape can be fitted: k-hat is 0 if no weight is above sqrt(S) times the mean (where truncation would begin), else
+    infinite.
 
     Raises
     ------

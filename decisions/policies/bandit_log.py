@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from fieldguide.decisions.messages import named, real_array, refuse
 from fieldguide.decisions.policies.policy import Policy, labels, rank_quantile
 from fieldguide.decisions.policies.slates import DESIGNS, coefficients
-from fieldguide.inference.checks.aligning import order_of, unnamed
+from fieldguide.inference.checks.aligning import order_of, shuffled, unnamed
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.rounding import exceeds
 
@@ -184,10 +184,13 @@ class BanditLog:
     def context(self, values: Any) -> np.ndarray:
         """Return checked features of the contexts [n, F], float64: a table is found by the names of its rows."""
         x = read_context(values)
-        if isinstance(values, pd.DataFrame | pd.Series) and not (unnamed(values.index) or self.numbered):
-            return x[order_of("context", values.index, self.rows, "rows of the log")]
-        if len(x) != len(self):
+        table = isinstance(values, pd.DataFrame | pd.Series)
+        if table and not (unnamed(values.index) or self.numbered):
+            x = x[order_of("context", values.index, self.rows, "rows of the log")]
+        elif len(x) != len(self):
             raise ValueError(f"context has {len(x)} rows, the log {len(self)}")
+        elif table and shuffled(values.index):  # numbers out of order are names
+            x = x[order_of("context", values.index, pd.RangeIndex(len(x)), "rows of the log")]
         wrong = np.argwhere(~np.isfinite(x))
         if wrong.size:
             row, column = wrong[0]

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fieldguide.inference.checks.labels import label_texts
+
 
 def unnamed(index: pd.Index) -> bool:
     """Whether an index holds row numbers that pandas gave by itself, which name nothing.
@@ -103,14 +105,17 @@ def order_of(name: str, index: pd.Index, names: pd.Index, what: str = "cells") -
 
 
 def places(name: str, index: pd.Index, names: pd.Index, what: str = "cells") -> np.ndarray:
-    """Return where each of ``names`` stands in ``index`` [N]; names that are equal as text are the same.
+    """Return where each of ``names`` stands in ``index`` [N]; names that are written the same are one.
 
     Raises
     ------
     ValueError
         Naming the first that is missing, or that stands twice.
     """
-    here, wanted = pd.Index(index.astype(str)), pd.Index(names.astype(str))
+    for given in (index, names):
+        if isinstance(given, pd.MultiIndex):
+            raise TypeError(f"{name}: names of {what} of several levels (MultiIndex) cannot be matched: join them")
+    here, wanted = (pd.Index(label_texts(given), dtype=object) for given in (index, names))
     absent = np.flatnonzero(~wanted.isin(here))
     if absent.size:
         raise ValueError(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldguide.inference.checks.aligning import unnamed
+from fieldguide.inference.checks.aligning import shuffled, unnamed
 from fieldguide.inference.checks.labels import label_codes, label_texts
 
 
@@ -60,12 +60,8 @@ def check_one_index(columns: Mapping[Any, Any]) -> None:
 
 
 def _is_shuffled(index: pd.Index) -> bool:
-    """Whether an index holds 0..n-1 in another order: numbers that name rows."""
-    if not len(index) or not str(index[0]).isdigit():
-        return False
-    numbers = index.map(str)
-    ordered = pd.RangeIndex(len(index)).astype(str)
-    return numbers.is_unique and not numbers.equals(ordered) and bool(numbers.isin(ordered).all())
+    """Whether an index holds 0..n-1 in another order, as numbers or as text: they name rows."""
+    return shuffled(pd.Index(pd.to_numeric(pd.Series(index.map(str)), errors="coerce")))
 
 
 def _rows(values: Any) -> int | None:

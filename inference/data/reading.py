@@ -61,7 +61,7 @@ def check_one_index(columns: Mapping[Any, Any]) -> None:
 
 def _is_shuffled(index: pd.Index) -> bool:
     """Whether an index holds 0..n-1 in another order, as numbers or as text: they name rows."""
-    return shuffled(pd.Index(pd.to_numeric(index.map(str), errors="coerce")))
+    return shuffled(pd.Index(pd.to_numeric(pd.Series(index.map(str)), errors="coerce")))
 
 
 def _rows(values: Any) -> int | None:

@@ -201,7 +201,7 @@ POLICIES: list[Row] = [
                 lambda world: [("two", ["ips", "snips"]), ("None", None)],
                 "nope|dm|estimator",
             ),
-            "reward_model": Kind(bad_tables(shares), good_tables(shares), "reward.model|action|row"),
+            "reward_model": Kind(bad_tables(shares), good_tables(shares), "reward.model|action|row").but("None"),
         },
         lambda world: (log(world).reward, shares(world)),
     ),

@@ -157,8 +157,6 @@ def _latents(
         if chosen not in source.latents:
             raise KeyError(f"no latent site '{chosen}'; there are {', '.join(source.latents)}")
         source = source.expect(lambda values: values[chosen], estimator="plugin")
-    if isinstance(source, pd.DataFrame) and obs is not None:
-        source = aligned("latents", source, obs.index)
     z = real_array("latents (a Posterior, a Fit or numbers)", source)
     if z.ndim != 2 or not np.isfinite(z).all():
         raise ValueError(f"latents must be finite numbers [cells, dimensions], not of shape {z.shape}")

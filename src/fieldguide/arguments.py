@@ -5,7 +5,7 @@ import sys
 from ast import literal_eval
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from tyro.conf import Positional, arg
 
@@ -116,7 +116,8 @@ def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:
 
 def _check_kind(name: str, value: Any, annotation: Any) -> None:
     """Raise ValueError where a value is none of the plain types that an argument is annotated with."""
-    kinds = set(get_args(annotation) or (annotation,))
+    parts = (annotation,) if get_origin(annotation) is Annotated else get_args(annotation) or (annotation,)
+    kinds = {part.__origin__ if get_origin(part) is Annotated else part for part in parts}
     if kinds <= set(KINDS) and type(value) not in kinds and not (type(value) is int and float in kinds):
         wanted = " or ".join(KINDS[kind] for kind in KINDS if kind in kinds)
         raise ValueError(f"{name} must be {wanted}, not {value!r}")

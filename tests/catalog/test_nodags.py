@@ -287,7 +287,7 @@ def test_what_cannot_be_answered_is_an_error(cycle):
     with pytest.raises(ValueError, match="kind must be one of"):
         edge_strengths(cycle[1], kind="mass")
     ppca = fit("ppca", {"x": cycle[0].x[:50]}, max_epochs=1, **SETTINGS)
-    with pytest.raises(TypeError, match="PPCA is no graph with cycles"):
+    with pytest.raises(TypeError, match="PPCA is no fit of a graph with cycles"):
         edge_strengths(ppca)
     always = {"x": cycle[0].x[:50], "targets": np.zeros(50, dtype=int)}
     with pytest.raises(ValueError, match="gene number 0 is a target in every training cell"):

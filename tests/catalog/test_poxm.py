@@ -247,8 +247,8 @@ def test_bad_input(world):
         POXM(3, 4, start="cold")
     for wrong, message in (
         ({"distinct": 0}, "distinct must be a whole number of at least 1"),
-        ({"kl": -1.0}, "kl must be at least 0"),
-        ({"cap": 0.0}, "cap must be positive"),
+        ({"kl": -1.0}, "kl must be a number of at least 0"),
+        ({"cap": 0.0}, "cap must be a number above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             OffPolicyValue(**wrong)

@@ -60,11 +60,11 @@ def solve_whole(options: Options, seconds: float = 60.0) -> tuple[Tensor, float,
     core = _core(options)
     shortfall, choice, proven, complete = core.search(monotonic() + seconds / 4)
     if not complete:
-        found, bound, ended = core.highs(until, shortfall)
+        answer, bound, ended = core.highs(until, shortfall)
         proven = max(proven, bound)
-        if found is not None:
-            fallen = core.shortfall(found)
-            choice, shortfall = (found, fallen) if fallen < shortfall else (choice, shortfall)
+        if answer is not None:
+            fallen = core.shortfall(answer)
+            choice, shortfall = (answer, fallen) if fallen < shortfall else (choice, shortfall)
         status = "tolerance" if ended else "time limit"
     else:
         proven, status = shortfall, "optimal"
@@ -113,9 +113,9 @@ class Core:
         within, proven = most * START, 0.0
         while True:
             within = min(within, most)
-            found, whole = self.within(within, until)
-            if found is not None and (fallen := self.shortfall(found)) < best:
-                best, choice = fallen, found
+            nearest, whole = self.within(within, until)
+            if nearest is not None and (fallen := self.shortfall(nearest)) < best:
+                best, choice = fallen, nearest
                 most = min(most, best)
             if not whole:
                 return best, choice, proven, False

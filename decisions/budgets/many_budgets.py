@@ -139,20 +139,20 @@ def _without_money(reward: Tensor, costs: Tensor, budgets: np.ndarray, gap: floa
         raise Infeasible(int(empty[int(costs[empty, row].min(1).values.argmax())]))
     rest = np.flatnonzero(budgets > 0)
     if len(rest):
-        found = solve_many(reward, open_[rest], budgets[rest], gap)
+        solved = solve_many(reward, open_[rest], budgets[rest], gap)
     else:
         choice = respond(reward, open_[:1], [0.0])
         policy = torch.nn.functional.one_hot(choice, reward.shape[1]).double()
         value = float(reward.gather(1, choice[:, None]).sum())
-        found = ManySolution(policy, np.zeros(0), value, np.zeros(0), value, 0)
+        solved = ManySolution(policy, np.zeros(0), value, np.zeros(0), value, 0)
     prices, spent = np.zeros(len(budgets)), np.zeros(len(budgets))
-    prices[rest], spent[rest] = found.multipliers, found.spent
+    prices[rest], spent[rest] = solved.multipliers, solved.spent
     best = net(reward, open_, prices).max(1, keepdim=True).values
     for j in empty:  # what another unit would bring: the largest gain for its cost
         gain = net(reward, costs, prices) - best
         taken = (gain > 0) & (costs[j] > 0)
         prices[j] = float((gain[taken] / costs[j][taken]).max()) if bool(taken.any()) else 0.0
-    return ManySolution(found.policy, prices, found.value, spent, found.dual, found.rounds)
+    return ManySolution(solved.policy, prices, solved.value, spent, solved.dual, solved.rounds)
 
 
 def settle(policy: Tensor, reward: Tensor, costs: Tensor, budgets: np.ndarray) -> None:

@@ -271,11 +271,11 @@ def _known(actions: Any, taken: pd.DataFrame) -> pd.Index:
     if absent.size:
         row, item = absent[0]
         raise ValueError(f"{taken.columns[item]} of row {named(taken.index, row)} is missing, not an action")
-    found = pd.unique(taken.to_numpy().ravel())
+    names = pd.unique(taken.to_numpy().ravel())
     try:
-        return pd.Index(sorted(found))
+        return pd.Index(sorted(names))
     except TypeError as error:
-        kinds = sorted({type(value).__name__ for value in found})
+        kinds = sorted({type(value).__name__ for value in names})
         raise TypeError(
             f"{', '.join(map(str, taken.columns))} holds names of actions of several types ({', '.join(kinds)}), as in "
             f"row {named(taken.index, 0)}: make them one type, or give actions, the list of all"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.policies.estimators import DM, IPS, Feedback, ratio
-from fieldguide.decisions.policies.rare import Range, bernstein, rare
+from fieldguide.decisions.policies.rare import RewardRange, bernstein, rare
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, one_of
 from fieldguide.inference.weights.pareto import khat_limit, pareto_k
 
@@ -37,7 +37,7 @@ def compared(
     """
     terms = {"logging": (feedback.reward.mean(1), None)} | {n: e.terms(feedback) for n, e in estimators.items()}
     ends = intervals(list(terms.values()), level, interval, resamples=resamples, seed=seed)
-    reach = Range.read(reward_range, feedback.reward)
+    reach = RewardRange.read(reward_range, feedback.reward)
     few, notes = rare({"logging": None} | dict(estimators), feedback, level, reach)
     ends = [few.get(name, pair) for name, pair in zip(terms, ends, strict=True)]
     rows = [

@@ -22,7 +22,7 @@ FEW = 10
 
 
 @dataclass(frozen=True)
-class Range:
+class RewardRange:
     """Smallest and largest possible reward, and whether that was said or is what the log shows."""
 
     low: float
@@ -30,7 +30,7 @@ class Range:
     said: bool
 
     @classmethod
-    def read(cls, values: Any, reward: Tensor) -> "Range":
+    def read(cls, values: Any, reward: Tensor) -> "RewardRange":
         """Return a checked range, given or of the rewards [n, l]: 0 and 1 where there are no others."""
         if values is None:
             if bool(((reward == 0) | (reward == 1)).all()):
@@ -71,7 +71,7 @@ def bernstein(terms: Tensor, level: float, width: float) -> float:
 
 
 def rare(
-    estimators: Mapping[str, IPS | DM | None], feedback: Feedback, level: float, reach: Range
+    estimators: Mapping[str, IPS | DM | None], feedback: Feedback, level: float, reach: RewardRange
 ) -> tuple[dict[str, tuple[float, float]], tuple[str, ...]]:
     """Return the intervals of those estimates (None: the log's own mean) that few rewards decide, and a note on them.
 
@@ -81,7 +81,7 @@ def rare(
     if len(reward) < 2:
         return {}, ()
     common = reward.flatten().mode().values
-    found, exact = {}, []
+    intervals, exact = {}, []
     counted = len(reward)
     for name, estimator in estimators.items():
         weight = torch.ones_like(reward) if estimator is None else estimator.weights(feedback)
@@ -90,12 +90,12 @@ def rare(
             continue
         counted = min(counted, other)
         ends, binomial = _interval(estimator, feedback, level, reach)
-        found[name] = ends
+        intervals[name] = ends
         exact += [name] if binomial else []
-    return found, _notes(found, exact, counted, reach, float(common)) if found else ()
+    return intervals, _notes(intervals, exact, counted, reach, float(common)) if intervals else ()
 
 
-def _interval(estimator: Any, feedback: Feedback, level: float, reach: Range) -> tuple[tuple[float, float], bool]:
+def _interval(estimator: Any, feedback: Feedback, level: float, reach: RewardRange) -> tuple[tuple[float, float], bool]:
     """Interval of one estimate, and whether it is that of a binomial share."""
     reward = feedback.reward
     top, bottom = _terms(estimator, feedback)
@@ -126,8 +126,10 @@ def _terms(estimator: Any, feedback: Feedback) -> tuple[Tensor, Tensor | None]:
     return (feedback.reward.mean(1), None) if estimator is None else estimator.terms(feedback)
 
 
-def _notes(found: Mapping[str, Any], exact: list[str], counted: int, reach: Range, common: float) -> tuple[str, ...]:
-    rest = [name for name in found if name not in exact]
+def _notes(
+    intervals: Mapping[str, Any], exact: list[str], counted: int, reach: RewardRange, common: float
+) -> tuple[str, ...]:
+    rest = [name for name in intervals if name not in exact]
     kinds = [f"exact (Clopper-Pearson) for {', '.join(exact)}"] if exact else []
     kinds += [f"empirical Bernstein bounds for {', '.join(rest)}"] if rest else []
     said = "as said" if reach.said else "as far as the log shows: give reward_range if others are possible"

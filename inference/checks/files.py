@@ -55,14 +55,14 @@ def check_output(path: str | Path, inputs: Iterable[Path | None] = ()) -> Path:
 
 def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = ()) -> None:
     """Check several outputs (None are left out): each can be written, none is an input, no two are one file."""
-    inputs, seen = tuple(inputs), {}
+    inputs, taken = tuple(inputs), {}
     for path in outputs:
         if path is None:
             continue
         place = check_output(path, inputs).resolve()
-        if place in seen:
+        if place in taken:
             raise ValueError(f"{path} is given for two outputs; choose another for one of them")
-        seen[place] = path
+        taken[place] = path
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> None:

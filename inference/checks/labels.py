@@ -50,11 +50,11 @@ def label_codes(name: str, values: Any, known: Sequence[str]) -> np.ndarray:
         texts = [str(label), label_text(label)]
         if isinstance(label, bool | np.bool_):
             texts.append(str(int(label)))  # what labels of True and False were called before
-        found = [exact[text] for text in texts if text in exact][:1]
-        found = found or alike.get(_written(label), [])
-        if len(found) > 1:
+        matches = [exact[text] for text in texts if text in exact][:1]
+        matches = matches or alike.get(_written(label), [])
+        if len(matches) > 1:
             raise ValueError(f"{name}: several labels are written {label_text(label)!r}; make them differ")
-        places[at] = found[0] if found else -1
+        places[at] = matches[0] if matches else -1
     return places[codes]
 
 

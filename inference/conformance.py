@@ -28,7 +28,7 @@ from fieldguide.inference.objectives import (
     WakeWake,
 )
 from fieldguide.inference.program import Batch, Program
-from fieldguide.inference.soundness import CELLS, require_groups, require_sound
+from fieldguide.inference.soundness import CELLS, explained, require_groups, require_sound
 from fieldguide.inference.step import Step
 from fieldguide.inference.training.capture import SCALARS, export_step
 from fieldguide.inference.weights.tracing import Substitute
@@ -123,7 +123,7 @@ def _case(entry: Entry, data, arguments: dict[str, Any]) -> _Case:
     program, _ = replace(entry, built=copy.deepcopy(entry.built)).build(schema, arguments)
     batch = dataset.batch(np.arange(min(CELLS, dataset.n_cells)))
     program.prepare([batch])
-    with torch.no_grad(), pyro.validation_enabled(False):
+    with torch.no_grad(), pyro.validation_enabled(False), explained(program, "model or guide", batch):
         weights = weigh(program.eval(), batch, 2)
         guide = pyro.poutine.trace(program.guide).get_trace(batch)
     drawn = [n for n in weights.latents if n not in weights.enumerated]

@@ -47,6 +47,7 @@ def require_sound(program: Program, batch: Batch) -> None:
         require_no_store(guide)
         require_no_store(model)
         fewer = _both(program, {name: values[:-1] for name, values in batch.items()}) if cells > 3 else (guide, model)
+    require_observed(program, model)
     require_in_plate(program, "guide", guide, fewer[0])
     require_in_plate(program, "model", model, fewer[1])
     for name, site in guide.nodes.items():
@@ -61,8 +62,44 @@ def require_sound(program: Program, batch: Batch) -> None:
 
 def _both(program: Program, batch: Batch) -> tuple[Any, Any]:
     """Traces of the guide, and of the model at its draws."""
-    guide = trace_program(program, "guide", batch, 2)
-    return guide, trace_program(program, "model", batch, 2, replay=guide)
+    with explained(program, "guide", batch):
+        guide = trace_program(program, "guide", batch, 2)
+    with explained(program, "model", batch):
+        return guide, trace_program(program, "model", batch, 2, replay=guide)
+
+
+@contextmanager
+def explained(program: Program, role: str, batch: Batch) -> Iterator[None]:
+    """Say what to change where a program asks for a field that is not read, or Pyro finds shapes that do not fit."""
+    name = type(program).__name__
+    try:
+        yield
+    except KeyError as error:
+        field = error.args[0] if error.args else None
+        if not isinstance(field, str) or field in batch:
+            raise
+        there = ", ".join(field for field in batch if field != "index")
+        raise ValueError(
+            f"the {role} of {name} reads '{field}', which is no field of the data: there are {there}"
+        ) from error
+    except ValueError as error:
+        said = str(error).partition("\n")[0]
+        if not said.startswith("Shape mismatch inside plate"):
+            raise
+        raise ValueError(
+            f"the {role} of {name}: {said}: inside the plate a site has one value a cell; where several numbers are "
+            "the value of one cell, as in [cells, features], end the distribution by .to_event(1)"
+        ) from error
+
+
+def require_observed(program: Program, model: Any) -> None:
+    """Raise if the model observes nothing, unless the program has a loss of its own: it would not learn from data."""
+    if type(program).training_loss is Program.training_loss:
+        if not any(is_random(site) and site["is_observed"] for site in model.nodes.values()):
+            raise ValueError(
+                f"the model of {type(program).__name__} observes nothing: give the site of the data obs=batch[FIELD], "
+                "under `with self.cells(batch):`"
+            )
 
 
 def require_no_store(trace: Any) -> None:

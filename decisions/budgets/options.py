@@ -120,11 +120,16 @@ def _rising(cost: np.ndarray, customers: pd.Index, names: pd.Index) -> None:
 
 
 def read_redeemed(values: Any, options: Options) -> Tensor:
-    """Return checked probabilities that options are redeemed, [N, K], or posterior draws of them, [S, N, K]."""
+    """Return checked probabilities that options are redeemed, [N, K], or posterior draws of them, [S, N, K].
+
+    Those of options [K] are of all customers.
+    """
     shape = tuple(options.reward.shape)
     array = in_order("redeemed", values, options.customers, options.names)
+    if array.shape == shape[1:]:
+        array = np.broadcast_to(array, shape)
     if array.shape[-2:] != shape or array.ndim > 3 or not array.size:
-        raise ValueError(f"redeemed must be of shape {shape}, or draws of that, not {array.shape}")
+        raise ValueError(f"redeemed must be of shape {shape[1:]}, {shape}, or draws of that, not {array.shape}")
     place = _place("redeemed", options.customers, options.names)
     for part in array.reshape(-1, *shape):
         refuse(~((part >= 0) & (part <= 1)), part, place, ", not a probability")
@@ -132,7 +137,10 @@ def read_redeemed(values: Any, options: Options) -> Tensor:
 
 
 def in_order(what: str, values: Any, customers: pd.Index, names: pd.Index) -> np.ndarray:
-    """Return numbers in the order of customers and options: a table by its names, a Series by those of options."""
+    """Return numbers in the order of customers and options: a table by its names, a Series by those of options.
+
+    A table of one row, where there are more customers, is of them all, and becomes numbers [K].
+    """
     array = real_array(what, values)
     if isinstance(values, pd.Series):
         _no_others(what, values.index, names)
@@ -140,6 +148,8 @@ def in_order(what: str, values: Any, customers: pd.Index, names: pd.Index) -> np
     if isinstance(values, pd.DataFrame):
         _no_others(what, values.columns, names)
         columns = order_of(what, values.columns, names, "options")
+        if len(values) == 1 < len(customers):
+            return array[0, columns]
         return array[order_of(what, values.index, customers, "customers")][:, columns]
     return array
 

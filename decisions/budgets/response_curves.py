@@ -54,6 +54,8 @@ def response_curve(
     index = pd.RangeIndex(count) if names is None else pd.Index(names)
     if len(index) != count:
         raise ValueError(f"names are {len(index)} for {count} levels")
+    if not index.is_unique:
+        raise ValueError(f"names: level {index[index.duplicated()][0]!r} is there more than once")
     costs = np.arange(count, dtype=np.float64) if cost is None else real_array("cost", cost)
     if isinstance(cost, pd.Series):
         costs = costs[order_of("cost", cost.index, index, "levels")]

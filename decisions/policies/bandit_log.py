@@ -16,6 +16,7 @@ from fieldguide.decisions.policies.slates import DESIGNS, coefficients
 from fieldguide.inference.checks.aligning import order_of, shuffled, unnamed
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.rounding import exceeds
+from fieldguide.inference.checks.rows import row_numbers
 
 
 @dataclass
@@ -210,8 +211,8 @@ class BanditLog:
         return Within(self, candidates)
 
     def take(self, rows: ArrayLike) -> "BanditLog":
-        """Return the log of some rows (numbers, or true and false)."""
-        at = np.asarray(rows)
+        """Return the log of some rows: row numbers, or a mask."""
+        at = row_numbers("rows", rows, len(self), "contexts", names=self.rows)
         action, reward, propensity = (table[at] for table in (self.action, self.reward, self.propensity))
         return BanditLog(action, reward, propensity, self.actions, self.rows[at], self.design, self.numbered)
 

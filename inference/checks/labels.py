@@ -6,6 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+GAPS = frozenset(
+    ("", "nan", "na", "n/a", "nat", "<na>", "none", "null", "unknown", "unlabelled", "unlabeled", "unassigned")
+)
+"""Labels, in small letters, that say that there is none."""
+
 
 def label_text(value: Any) -> str:
     """Return how a label is written: whole numbers without a decimal point, whatever their type.
@@ -25,6 +30,17 @@ def label_texts(values: Any) -> np.ndarray:
     codes, known = _distinct(values)
     texts = np.array([*map(label_text, known), None], dtype=object)  # -1 is the last
     return texts[codes]
+
+
+def says_missing(label: str) -> bool:
+    """Whether a label is what a missing value becomes when it is made text, or a word for a cell without a label.
+
+    Examples
+    --------
+    >>> [says_missing(label) for label in ("nan", "Unknown", "", "unknown receptor", "NA")]
+    [True, True, True, False, True]
+    """
+    return label.strip().lower() in GAPS
 
 
 def label_codes(name: str, values: Any, known: Sequence[str]) -> np.ndarray:

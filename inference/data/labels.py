@@ -10,7 +10,7 @@ from fieldguide.inference.data.fields import Field
 from fieldguide.inference.data.reading import (
     SchemaError,
     cell_name,
-    check_distinct,
+    check_labels,
     column_of,
     has_column,
     listed,
@@ -39,7 +39,7 @@ class Labels(Field):
         if len(used) < 2:
             few = f"only {used[0]!r}" if len(used) else "no label at all"
             raise SchemaError(f"field '{name}': column {place!r} has {few}; at least two classes are needed")
-        check_distinct(name, place, list(used))
+        check_labels(name, place, list(used))
         return {"categories": [str(v) for v in sorted(used, key=_in_order)]}
 
     def read(self, name, data, place, state):
@@ -83,7 +83,7 @@ class Annotations(Labels):
                 )
             values.append(used)
         classes = sorted({str(v) for used in values for v in used}, key=_in_order)
-        check_distinct(name, ", ".join(columns), classes)
+        check_labels(name, ", ".join(columns), classes)
         return {"categories": classes, "annotators": columns}
 
     def read(self, name, data, place, state):

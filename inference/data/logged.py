@@ -10,7 +10,7 @@ from fieldguide.inference.data.fields import Field, Matrix, Positive
 from fieldguide.inference.data.matrices import lacks_matrix, single, whole_numbers
 from fieldguide.inference.data.reading import (
     SchemaError,
-    check_distinct,
+    check_labels,
     codes_of,
     column_of,
     has_column,
@@ -41,7 +41,7 @@ class Levels(Field):
             raise SchemaError(
                 f"field '{name}': column {place!r} has no order: make it numeric or an ordered categorical"
             )
-        check_distinct(name, place, levels)
+        check_labels(name, place, levels)
         if len(levels) < 2:
             raise SchemaError(f"field '{name}': column {place!r} has one level only ({levels[0]})")
         return {"categories": levels}

@@ -196,7 +196,7 @@ def _of_anndata(name: str, data: anndata.AnnData, place: Any) -> tuple[Any, list
     genes = [str(gene) for gene in data.var_names]
     kind, _, key = place.partition("/")
     there = key in data.layers if kind == "layers" else key in data.obsm if kind == "obsm" else place == "X"
-    if place == "X" and data.X is None:
+    if place == "X" and not data.isbacked and data.X is None:
         raise SchemaError(f"field '{name}': the AnnData has no X; {_matrices(data)}")
     if not there:
         raise SchemaError(f"field '{name}': no {place!r} in the AnnData; {_matrices(data, place)}")

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from fieldguide.inference.checks.aligning import shuffled, unnamed
-from fieldguide.inference.checks.labels import label_codes, label_texts
+from fieldguide.inference.checks.labels import label_codes, label_texts, says_missing
+from fieldguide.inference.messages import caution
 
 
 class SchemaError(ValueError):
@@ -158,12 +159,21 @@ def categories_of(name: str, column: str, series: pd.Series) -> list[str]:
     """The sorted categories of a column without gaps, as text."""
     require_complete(name, column, series)
     categories = sorted(set(label_texts(series)))
-    check_distinct(name, column, categories)
+    check_labels(name, column, categories)
     return categories
 
 
-def check_distinct(name: str, column: Any, labels: Sequence[str]) -> None:
-    """Raise SchemaError where a label is also there as text with a decimal point, such as "1" and "1.0"."""
+def check_labels(name: str, column: Any, labels: Sequence[str]) -> None:
+    """Raise SchemaError where a label is also there as text with a decimal point, such as "1" and "1.0".
+
+    A warning says which labels look like missing values, as they are taken for labels.
+    """
+    gaps = [label for label in labels if says_missing(label)]
+    if gaps:
+        caution(
+            f"field '{name}': the label {gaps[0]!r} of column {column!r} is one like the others; if it means that a "
+            "cell has none, make it missing, obs[column].mask(obs[column] == label), or leave these cells out"
+        )
     pointed, plain = ([label for label in labels if ("." in label) == there] for there in (True, False))
     for label, at in zip(pointed, label_codes(f"field '{name}'", pointed, plain), strict=True):
         if at >= 0:

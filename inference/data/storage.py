@@ -143,6 +143,8 @@ class BackedStore(Store):
             raise ValueError("a view of a backed AnnData cannot be read by blocks: use .to_memory(), or the whole file")
         if place != "X" and not place.startswith("layers/"):
             raise ValueError(f"a backed AnnData is read from 'X' or 'layers/NAME', not {place!r}")
+        if place not in data.file._file:
+            raise ValueError(f"there is no {place!r} in the backed file")
         matrix = data.file._file[place]
         if isinstance(matrix, h5py.Group) and matrix.attrs.get("encoding-type") != "csr_matrix":
             raise ValueError(f"{place!r} of the backed file is stored by columns (CSC): convert it to CSR first")

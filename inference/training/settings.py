@@ -6,7 +6,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fieldguide.inference.checks.arguments import checked_flag, checked_int, checked_real, checked_seed, set_fields
+from fieldguide.inference.checks.arguments import (
+    checked_flag,
+    checked_int,
+    checked_real,
+    checked_seed,
+    plain_value,
+    set_fields,
+)
 from fieldguide.inference.checks.files import check_output, checked_path
 from fieldguide.inference.entry import Defaults
 from fieldguide.inference.program import Program
@@ -27,7 +34,7 @@ class Settings:
     epsilon: float = 0.01
     cooldown: float = 0.0
     seed: int = 0
-    early_stopping: int | None = 30
+    early_stopping: Any = 30
     kl_warmup: int = 0
     compile: bool = False
     callbacks: Iterable[Callback] = ()
@@ -36,7 +43,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         path = None if self.checkpoint is None else _place(self.checkpoint)
-        stopping = None if self.early_stopping is False else self.early_stopping
+        stopping = plain_value(self.early_stopping)
+        stopping = None if stopping is False else stopping
         set_fields(
             self,
             max_epochs=checked_int("max_epochs", self.max_epochs, 1),

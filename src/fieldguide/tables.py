@@ -75,6 +75,9 @@ def read_table(path: Path, text: Collection[str] = ()) -> Table:
     if not frame.shape[1]:
         raise ValueError(f"{path} has no columns")
     frame.columns = frame.columns.astype(str)
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        if frame.shape[1] == 1 and mark in frame.columns[0]:
+            raise ValueError(f"{path} is separated by {called}: write it with commas (CSV)")
     return Table(path, frame)
 
 

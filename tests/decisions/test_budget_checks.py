@@ -190,6 +190,18 @@ def test_numbers_of_numpy_and_text_columns_of_numbers_are_read():
     assert first.outcomes(REWARD.to_numpy()[None], [0, 1], seed=np.int64(3)).settings["spent"] == 1
 
 
+def test_one_row_and_a_series_are_of_all_customers():
+    cost, chance = pd.Series({"coupon": 1.0, "none": 0.0}), pd.Series({"coupon": 0.5, "none": 1.0})
+    wide = pd.DataFrame(np.tile(chance[REWARD.columns], (2, 1)), index=REWARD.index, columns=REWARD.columns)
+    plain = allocate(REWARD, [0, 1], 0.7, redeemed=wide)
+    for costs in (cost, cost.to_frame("any").T):
+        for redeemed in (chance, chance.to_frame("any").T, [1.0, 0.5]):
+            assert allocate(REWARD, costs, 0.7, redeemed=redeemed).policy.equals(plain.policy)
+    assert allocate(REWARD[:1], cost.to_frame(REWARD.index[0]).T, 0.7).settings["budget"]
+    with pytest.raises(ValueError, match="cost has no row for"):
+        allocate(REWARD[:1], cost.to_frame("any").T, 0.7)
+
+
 def test_outcomes_and_predictions_refuse_what_they_cannot_read():
     found = allocate(REWARD, [0, 1], 1.0)
     draws = np.stack([REWARD.to_numpy()] * 3)
@@ -221,6 +233,7 @@ def test_curves_refuse_costs_that_are_none():
     for arguments, kind, message in (
         ((draws, [0, NAN, 1]), ValueError, "cost of level 1 is not finite"),
         ((draws, ["a", "b", "c"]), TypeError, "cost must hold numbers; one value is 'a'"),
+        ((draws, None, ["a", "b", "a"]), ValueError, "names: level 'a' is there more than once"),
         ((draws, None, "abc"), TypeError, "names must be a name for each of 3 levels"),
         ((draws, None, None, "x"), TypeError, "level must be a number"),
     ):

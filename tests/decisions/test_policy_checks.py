@@ -55,6 +55,16 @@ def test_parts_of_a_log_are_aligned_with_each_other():
         BanditLog.of(codes, table["reward"][1:], table["propensity"], ACTIONS)
 
 
+def test_rows_that_are_taken_from_a_log_are_there():
+    table, *_ = tables()
+    log = BanditLog.read(table, "action", "reward", "propensity", actions=ACTIONS)
+    mask = pd.Series(np.arange(len(log)) == 1, index=log.rows)
+    assert log.take(shuffled(mask)).rows.tolist() == log.take([1]).rows.tolist() == [log.rows[1]]
+    for rows in ([-1], [len(log)], [0.5], [True], "r0"):
+        with pytest.raises((ValueError, TypeError), match=r"rows (must be row numbers|is a mask of length)"):
+            log.take(rows)
+
+
 def test_actions_that_are_numbers_or_text_of_them_are_the_same():
     table, logging, policy, _ = tables()
     numbers = dict(zip(ACTIONS, range(3), strict=True))

@@ -238,6 +238,8 @@ def test_backed_files_that_cannot_be_read_by_blocks_are_refused(tmp_path):
     small().write_h5ad(tmp_path / "csr.h5ad")
     with pytest.raises(ValueError, match="view of a backed AnnData"):
         SCHEMA.learn(anndata.read_h5ad(tmp_path / "csr.h5ad", backed="r")[:10])
+    with pytest.raises(ValueError, match="view of a backed AnnData"):
+        SCHEMA.learn(anndata.read_h5ad(tmp_path / "csr.h5ad", backed="r")[:, ::-1])
 
 
 def test_a_matrix_that_is_not_canonical_is_read_right_and_left_alone():

@@ -1,5 +1,7 @@
 """1, "1" and 1.0 are one label in every field, in fits made before it was so too; and what says "no target"."""
 
+import warnings
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -114,6 +116,17 @@ def test_labels_that_are_missing(gap):
         learnt = Schema(k=Labels("k")).learn(cells(column.to_numpy()))
         assert learnt.states["k"]["categories"] == ["0", "1"]
         assert learnt.read(cells(column.to_numpy()))["k"].gather(np.arange(4)).tolist() == [0, 1, -1, 1]
+
+
+@pytest.mark.parametrize("word", ["nan", "", "Unknown", "<NA>"])
+@pytest.mark.parametrize("field", [Category("k"), Categories("k"), Labels("k"), Annotations("k")], ids=repr)
+def test_a_label_that_says_that_there_is_none_is_remarked(field, word):
+    with pytest.warns(UserWarning, match=f"field 'k': the label '{word}' of column 'k' is one like the others"):
+        learnt = Schema(k=field).learn(cells(np.array(["T", word, "B", "T"], dtype=object)))
+    assert len(np.ravel(learnt.states["k"]["categories"])) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Schema(k=field).learn(cells(np.array(["T", "unknown receptor", "B", "T"], dtype=object)))
 
 
 def test_an_unseen_label_is_named():

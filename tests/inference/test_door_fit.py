@@ -119,7 +119,29 @@ class Prior(Mean):
         pyro.sample("pilot", dist.Normal(self.loc[0], 1.0), obs=torch.tensor(0.3))
 
 
+class Blind(Mean):
+    def model(self, batch):
+        with self.cells(batch):
+            pyro.sample("z", dist.Normal(self.loc[0], 1.0))
+
+
+class NoEvent(Mean):
+    def model(self, batch):
+        with self.cells(batch):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(self.loc + z[..., None], 1.0), obs=batch["x"])
+
+
+class OtherField(Mean):
+    def guide(self, batch):
+        with self.cells(batch):
+            pyro.sample("z", dist.Normal(self.guide_loc(batch["counts"]).squeeze(-1), 1.0))
+
+
 WRONG = {
+    Blind: "the model of Blind observes nothing: give the site of the data obs=",
+    NoEvent: r"of NoEvent: Shape mismatch inside plate\('cells'\) at site x .*end the distribution by .to_event",
+    OtherField: "guide of OtherField reads 'counts', which is no field of the data: there are x",
     Outside: "site 'x' is observed outside the plate 'cells'.*with self.cells",
     OtherPlate: "site 'x' is observed under the plate 'data', not 'cells'",
     Factor: "site 'penalty' is observed outside the plate 'cells'",
@@ -138,8 +160,16 @@ def test_fit_and_check_name_what_a_program_would_not_count_or_train(program):
     with pytest.raises(ValueError, match=WRONG[program]):
         fit(program, X, callbacks=[lambda p, row: epochs.append(row)], **QUICK)
     assert not epochs and "shift" not in pyro.get_param_store()
-    with pytest.raises(ConformanceError, match=WRONG[program]):
+    with pytest.raises((ConformanceError, ValueError), match=WRONG[program]):
         check(program, X)
+
+
+def test_a_program_with_a_loss_of_its_own_need_not_observe():
+    class Scored(Blind):
+        def training_loss(self, step, objective):
+            return objective(step) + self.loc.square().sum()
+
+    assert np.isfinite(fit(Scored, X, **QUICK).history["train"]).all()
 
 
 def test_a_sound_program_is_left_as_it_was():
@@ -240,6 +270,7 @@ def test_numbers_of_numpy_are_numbers_and_false_is_no_patience():
     )
     assert (settings.max_epochs, settings.learning_rate, settings.seed, settings.early_stopping) == (3, 0.5, 4, None)
     assert {type(v) for v in (settings.max_epochs, settings.seed, settings.kl_warmup)} == {int}
+    assert Settings(max_epochs=1, early_stopping=np.False_).early_stopping is None
     assert len(fit("ppca", X, n_latent=1, early_stopping=False, **QUICK).history) == 2
 
 

@@ -78,6 +78,9 @@ def test_files_that_are_no_table_are_named(content, here, capsys):
     COST.to_csv("cost.csv")
     assert "odd.csv" in fails(capsys, "allocate odd.csv cost.csv 3")
     assert "a folder" in fails(capsys, f"allocate odd.csv cost.csv 3 --output {here}")
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        REWARD.to_csv("odd.csv", sep=mark)
+        assert f"odd.csv is separated by {called}" in fails(capsys, "allocate odd.csv cost.csv 3")
     (here / "folder.csv").mkdir()
     assert "folder.csv is no file" in fails(capsys, "allocate folder.csv cost.csv 3")
 

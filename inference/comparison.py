@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,6 +168,8 @@ def choose(entry, objectives=None, particles: Any = None) -> dict[str, Objective
     particles = None if particles is None else checked_int("particles", particles, at_least=1)
     if isinstance(objectives, str):
         objectives = [objectives]
+    if not isinstance(objectives, Iterable):
+        raise TypeError(f"objectives must be a list of objectives, or a dict by label, not {objectives!r:.60}")
     if not objectives:
         raise ValueError("there is no objective to compare")
     if isinstance(objectives, Mapping):

@@ -139,7 +139,7 @@ class Fit:
         site : str, optional
             A latent site; the program's main one by default.
         """
-        dataset, site = self.read(data), site or self.program.latent
+        dataset, site = self.read(data), self.program.latent if site is None else site
         batch_size = checked_int("batch_size", batch_size, 1)
         parts = []
         with torch.no_grad(), pyro.validation_enabled(False), isolated(self.device, 0):

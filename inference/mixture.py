@@ -229,7 +229,10 @@ def mix(
             raise ValueError(f"weights must be 'equal', 'optimised' or {len(fits)} shares, not {weights!r}")
         mixture = Mixture(fits, equal, defensive)
         return mixture if weights == "equal" or len(fits) == 1 else _optimised(mixture, data, seed)
-    shares = np.asarray(weights, dtype=np.float64)
+    try:
+        shares = np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"weights must be 'equal', 'optimised' or {len(fits)} shares, not {weights!r:.60}") from None
     if shares.shape != (len(fits),):
         raise ValueError(f"weights must be one share for each of {len(fits)} fits, not {shares.size}")
     wrong = shares[~((shares >= 0) & np.isfinite(shares))]

@@ -74,6 +74,8 @@ def three_step(
     >>> list(three_step(study, progress=False).table.index)
     ['elbo', 'iwae', 'mix']
     """
+    if not isinstance(study, Comparison):
+        raise TypeError(f"study must be a Comparison, as compare returns it, not {type(study).__name__}")
     if MIX in study.fits:
         raise ValueError(f"an objective of the comparison has the label '{MIX}', which is that of the mixture")
     families = dict(guide) if isinstance(guide, Mapping) else dict.fromkeys(study.fits, guide)

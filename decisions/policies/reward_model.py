@@ -49,8 +49,11 @@ def predict_rewards(log: Any, context: Any, model: Any = None, folds: Any = 3, s
 
     if not isinstance(log, BanditLog):
         raise TypeError(f"log must be a BanditLog, not {type(log).__name__}")
-    if np.ndim(context) == 1:  # one number a row is one column
-        context = context.to_frame() if isinstance(context, pd.Series) else real_array("context", context)[:, None]
+    if isinstance(context, pd.Series):  # one number a row is one column
+        context = context.to_frame()
+    elif not isinstance(context, pd.DataFrame):
+        context = real_array("context", context)
+        context = context[:, None] if context.ndim == 1 else context
     x, folds, seed = log.context(context), checked_int("folds", folds), checked_int("seed", seed, 0, 2**32 - 1)
     if not 2 <= folds <= len(log):
         raise ValueError(f"folds must be between 2 and the {len(log)} rows, not {folds}")

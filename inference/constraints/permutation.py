@@ -60,7 +60,7 @@ def permutation_test(
     """
     level = checked_real("level", level, above=0, below=1)
     fewest = int(np.ceil(round(1 / level - 1, 9)))
-    n, permutations = checked_int("n", n, 1), checked_int("permutations", permutations, 1)
+    n, permutations = checked_int("n", n, 2), checked_int("permutations", permutations, 1)
     if permutations < fewest:
         raise ValueError(f"permutations={permutations} cannot reach level {level:g}: at least {fewest} are needed")
     rng = np.random.default_rng(checked_seed(seed))

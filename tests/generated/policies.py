@@ -14,6 +14,7 @@ from generated.kinds import (
     flag,
     matrix,
     option,
+    rows,
     seed,
     share,
     thing,
@@ -152,7 +153,57 @@ def _learn(world: World, **given: Any) -> Any:
     return numbers(catalog.learn_policy(**usual | quick | given).table)
 
 
+def slates(world: World) -> pd.DataFrame:
+    """A log of two different actions a context, with the propensities of single draws."""
+    rng, chance = np.random.default_rng(world.seed + 13), shares(world).to_numpy()
+    taken = np.array([rng.choice(len(ACTIONS), 2, replace=False, p=row) for row in chance])
+    drawn = np.take_along_axis(chance, taken, 1)
+    reward = rng.integers(0, 2, taken.shape).astype(float)
+    columns = {"a1": np.array(ACTIONS)[taken[:, 0]], "a2": np.array(ACTIONS)[taken[:, 1]]}
+    columns |= {"r1": reward[:, 0], "r2": reward[:, 1], "p1": drawn[:, 0], "p2": drawn[:, 1]}
+    return pd.DataFrame(columns, index=world.names)
+
+
+def _of_slates(world: World, **given: Any) -> Any:
+    usual = {"action": ["a1", "a2"], "reward": ["r1", "r2"], "propensity": ["p1", "p2"], "design": "plackett_luce"}
+    log = decisions.BanditLog.read(**{"data": slates(world), "actions": ACTIONS} | usual | given)
+    return numbers(decisions.evaluate_policy(log, shares(world), resamples=20))
+
+
+def _bad_slates(world: World) -> Values:
+    table = slates(world)
+    values: Values = [(f"no {column}", table.drop(columns=column)) for column in table.columns]
+    values += [("an action twice", table.assign(a2=table["a1"])), ("too probable", table.assign(p1=0.7, p2=0.7))]
+    return [
+        *values,
+        ("a missing action", _cell(table, world, "a2", None)),
+        ("nan", _cell(table, world, "r2", math.nan)),
+    ]
+
+
+def _columns(*right: str) -> Kind:
+    wrong = [("one", right[0]), ("three", [*right, right[0]]), ("unknown", [right[0], "nope"]), ("a number", 3)]
+    return Kind(lambda world: wrong, lambda world: [("a tuple", right)], "nope|action|reward|propensit|column|shape")
+
+
 POLICIES: list[Row] = [
+    Row(
+        "slates",
+        _of_slates,
+        {
+            "data": Kind(
+                _bad_slates,
+                lambda world: [("another order", slates(world)[["p2", "a1", "r1", "a2", "p1", "r2"]])],
+                "a1|a2|r1|r2|p1|p2|action|propensit|reward",
+            ),
+            "design": option("plackett_luce"),
+            "action": _columns("a1", "a2"),
+            "reward": _columns("r1", "r2"),
+            "propensity": _columns("p1", "p2"),
+        },
+        lambda world: (slates(world),),
+    ),
+    Row("BanditLog.take", lambda world, **given: log(world).take(**{"rows": [0]} | given).reward, {"rows": rows()}),
     Row(
         "BanditLog.read",
         lambda world, **given: decisions.BanditLog.read(**{"data": logged(world), "actions": ACTIONS} | given).reward,

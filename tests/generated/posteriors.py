@@ -33,7 +33,107 @@ def _permuted(world: World, **given: Any) -> float:
     return inference.permutation_test(**usual | given).p_value
 
 
+def _refit(world: World, **given: Any) -> Any:
+    usual = {"objective": "iwae", "max_epochs": 1, "progress": False}
+    return world.fit("ppca").refit(**usual | given).latent(world.data("ppca"))
+
+
+def _study(world: World, **given: Any) -> inference.Comparison:
+    usual = {"entry": "ppca", "data": world.data("ppca"), "objectives": ["elbo", "iwae"], "draws": 30}
+    return inference.compare(**usual | {"max_epochs": 1, "progress": False} | given)
+
+
+def _three_steps(world: World, **given: Any) -> Any:
+    usual = {"study": world.once("study", lambda: _study(world)), "max_epochs": 1, "progress": False}
+    return inference.three_step(**usual | given).table["bound"]
+
+
+def _of_mixture(world: World, **given: Any) -> Any:
+    mixture = inference.mix([world.fit("ppca")] * 2, [0.5, 0.5])
+    return mixture.posterior(**{"data": world.data("ppca"), "particles": 20} | given).log_weights
+
+
+FAMILY = Kind(
+    lambda world: [("a word", "nope"), ("a number", 3), ("nothing", "")],
+    lambda world: [("None", None), ("student", "student_t")],
+    "guide|famil|nope",
+)
+OBJECTIVES = Kind(
+    lambda world: [
+        ("unknown", ["elbo", "nope"]),
+        ("a number", 3),
+        ("numbers", [3]),
+        ("none", []),
+        ("a dict of numbers", {"a": 3}),
+    ],
+    lambda world: [
+        ("one", ["elbo"]),
+        ("twice", ["elbo", "elbo"]),
+        ("named", {"a": "elbo", "b": inference.IWAE(2)}),
+        ("a tuple", ("elbo", "chi")),
+    ],
+    "nope|objective|3",
+)
+
+
 POSTERIOR: list[Row] = [
+    Row(
+        "Fit.refit",
+        _refit,
+        {
+            "objective": option("iwae", "elbo", says="objective|step|loss"),
+            "guide": FAMILY,
+            "max_epochs": count(1, right=(1, 2), optional=True),
+            "batch_size": count(1, right=(8,), optional=True),
+            "learning_rate": real((0.25,), above=0, optional=True),
+            "seed": seed().but("None"),
+            "device": option("cpu", "auto"),
+            "progress": flag().but("None"),
+            "nope": Kind(lambda world: [("given", 1)], lambda world: []),
+        },
+    ),
+    Row(
+        "Fit.held_out_loss",
+        lambda world, **given: world.fit("ppca").held_out_loss(**given),
+        {"batch_size": count(1, right=(3,))},
+    ),
+    Row(
+        "compare",
+        lambda world, **given: _study(world, **given).table["bound"],
+        {
+            "objectives": OBJECTIVES,
+            "particles": count(1, right=(2, 3), optional=True),
+            "draws": count(1, right=(30, 40)),
+            "cells": count(1, right=(5, 500)),
+            "validation": Kind(HELD_OUT.wrong, real((0.125, 0.25), above=0).right),
+            "seed": seed(),
+            "progress": flag().but("None"),
+            "max_epochs": count(1, right=(1, 2), optional=True),
+        },
+        lambda world: (world.data("ppca"),),
+    ),
+    Row(
+        "three_step",
+        _three_steps,
+        {
+            "study": thing(lambda world: world.once("study", lambda: _study(world)), "study|comparison"),
+            "guide": FAMILY,
+            "weights": option("optimised", "equal", optional=True),
+            "prior": real((0.0, 0.25), at_least=0, below=1, flag=True),
+            "progress": flag().but("None"),
+            "max_epochs": count(1, right=(1, 2), optional=True),
+        },
+    ),
+    Row(
+        "Mixture.posterior",
+        _of_mixture,
+        {
+            "particles": count(3, right=(3, 20)),
+            "seed": seed(),
+            "data": thing(lambda world: world.data("ppca")).but("None"),
+        },
+        lambda world: (world.data("ppca"),),
+    ),
     Row(
         "Fit.posterior",
         lambda world, **given: world.fit("scvi").posterior(**{"particles": 5} | given).log_weights,

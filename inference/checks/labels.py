@@ -76,6 +76,8 @@ def label_codes(name: str, values: Any, known: Sequence[str]) -> np.ndarray:
 
 def _distinct(values: Any) -> tuple[np.ndarray, list]:
     """Codes int64 [N], -1 where a label is missing, and the distinct labels; 1, True and 1.0 are distinct."""
+    if isinstance(values, pd.MultiIndex):
+        values = values.to_flat_index()
     series = values if isinstance(values, pd.Series) else pd.Series(values)
     if series.dtype != object:
         codes, distinct = pd.factorize(series)

@@ -26,6 +26,13 @@ IdColumn = Annotated[
 ]
 
 
+COMMENT = "begins with a comment: its first line must be the headings of the columns"
+
+
+class UnreadableTable(ValueError):
+    """A file is no table; the message names it and says why."""
+
+
 @dataclass
 class Table:
     """A table as it was read: its first column may hold the names of its rows, or may be like the others."""
@@ -65,20 +72,38 @@ def read_table(path: Path, text: Collection[str] = ()) -> Table:
         if path.suffix in ARROW:
             frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_feather(path)
         else:
-            names = [str(name) for name in pd.read_csv(path, nrows=0).columns]
+            names = _headings(path)
             written = {names[0], *text} & set(names)
             missing = {name: MISSING for name in names if name not in written}
             frame = pd.read_csv(path, dtype=dict.fromkeys(written, str), keep_default_na=False, na_values=missing)
+    except UnreadableTable:
+        raise
     except Exception as error:
         kind = path.suffix[1:] if path.suffix in ARROW else "CSV"
         raise ValueError(f"{path} cannot be read as a {kind} file: {' '.join(str(error).split())}") from error
     if not frame.shape[1]:
         raise ValueError(f"{path} has no columns")
+    if path.suffix not in ARROW and not isinstance(frame.index, pd.RangeIndex) and str(frame.columns[0])[:1] == "#":
+        raise UnreadableTable(f"{path} {COMMENT}")
+    if isinstance(frame.index, pd.MultiIndex) or isinstance(frame.columns, pd.MultiIndex):
+        said = "its rows or columns have names of several levels (MultiIndex)"
+        said = said if path.suffix in ARROW else "its rows have more columns than its first line has headings"
+        raise UnreadableTable(f"{path}: {said}; write one column of names, and a heading for each column")
     frame.columns = frame.columns.astype(str)
-    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
-        if frame.shape[1] == 1 and mark in frame.columns[0]:
-            raise ValueError(f"{path} is separated by {called}: write it with commas (CSV)")
     return Table(path, frame)
+
+
+def _headings(path: Path) -> list[str]:
+    """Names of the columns of a CSV file, by its first line."""
+    import pandas as pd
+
+    names = [str(name) for name in pd.read_csv(path, nrows=0).columns]
+    if len(names) == 1 and names[0].startswith("#"):
+        raise UnreadableTable(f"{path} {COMMENT}")
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and mark in names[0]:
+            raise UnreadableTable(f"{path} is separated by {called}: write it with commas (CSV)")
+    return names
 
 
 def with_names(table: Table, column: str | None = None, options: Collection[str] = (), whole: bool = False) -> Any:

@@ -31,7 +31,7 @@ def independence(
     nuisance: str | Sequence[str] | Mapping[str, Any],
     given: Any = None,
     *,
-    obs: pd.DataFrame | None = None,
+    obs: Any = None,
     site: str | None = None,
     folds: int = 5,
     trees: int = 100,
@@ -141,9 +141,7 @@ def independence(
 
 
 # ---- what is asked ----------------------------------------------------------------------------------------
-def _latents(
-    source: Any, site: str | None, obs: pd.DataFrame | None
-) -> tuple[np.ndarray, pd.DataFrame | None, pd.Index | None]:
+def _latents(source: Any, site: str | None, obs: Any) -> tuple[np.ndarray, pd.DataFrame | None, pd.Index | None]:
     """Latents, and the columns and the names of the cells, as far as there are any."""
     own = None  # columns of the cells, or nothing but their names
     if isinstance(source, pd.DataFrame) and not unnamed(source.index):

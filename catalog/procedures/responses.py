@@ -56,9 +56,7 @@ def response(fitted: Any, data: Any = None) -> pd.DataFrame:
     return table
 
 
-def response_ensemble(
-    data: Any, members: Any = 20, *, fields: Mapping[str, Any] | None = None, seed: Any = 0, **settings
-) -> list[Fit]:
+def response_ensemble(data: Any, members: Any = 20, *, fields: Any = None, seed: Any = 0, **settings) -> list[Fit]:
     """Fit ``incentives`` several times, each to the data under random weights: what one fit cannot know about itself.
 
     The weighted likelihood bootstrap (Newton and Raftery 1994): in each member every customer counts by an independent

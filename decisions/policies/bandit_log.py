@@ -52,10 +52,10 @@ class BanditLog:
     def read(
         cls,
         data: Any,
-        action: str | Sequence[str] = "action",
-        reward: str | Sequence[str] = "reward",
-        propensity: str | Sequence[str] = "propensity",
-        actions: Sequence | pd.Index | None = None,
+        action: Any = "action",
+        reward: Any = "reward",
+        propensity: Any = "propensity",
+        actions: Any = None,
         design: str = "iid",
     ) -> "BanditLog":
         """Return the log that a table holds, one row a context.
@@ -110,8 +110,8 @@ class BanditLog:
         action: ArrayLike,
         reward: ArrayLike,
         propensity: ArrayLike,
-        actions: Sequence | pd.Index | int,
-        rows: Sequence | pd.Index | None = None,
+        actions: Any,
+        rows: Any = None,
         design: str = "iid",
     ) -> "BanditLog":
         """Return the log of arrays [n] or [n, l], with codes of actions; see `read`."""
@@ -201,7 +201,7 @@ class BanditLog:
             raise ValueError(f"context of row {named(self.rows, row)}, column {column} is {x[row, column]}")
         return x
 
-    def within(self, candidates: Policy) -> "Within":
+    def within(self, candidates: Any) -> "Within":
         """Return the log beside the candidates of each context (those of the logging policy, by `Policy.top`).
 
         They are found by the names of rows and actions; ValueError where those of the log are not among them.

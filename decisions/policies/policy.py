@@ -207,7 +207,7 @@ def _rows_of(name: str, index: pd.Index, rows: pd.Index) -> np.ndarray:
     return order_of(name, index, rows, "rows")
 
 
-def labels(names: pd.Index | Sequence | int, what: str = "actions") -> pd.Index:
+def labels(names: Any, what: str = "actions") -> pd.Index:
     """Return names as an index; a number stands for so many numbered ones."""
     if isinstance(names, pd.Index):
         return names

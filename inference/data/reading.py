@@ -152,7 +152,7 @@ def _some(columns: Any) -> str:
     return ", ".join(texts[:30]) + (", ..." if len(texts) > 30 else "") if texts else "none"
 
 
-def numbers(name: str, data, column: str) -> np.ndarray:
+def numbers(name: str, data, column: Any) -> np.ndarray:
     """A column of finite numbers, float64 [N]."""
     series = column_of(name, data, column)
     try:

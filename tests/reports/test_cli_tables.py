@@ -201,3 +201,24 @@ def test_a_column_of_names_may_have_one_heading_in_every_file(tmp_path, capsys, 
         table.to_csv(tmp_path / name, index=False)
     assert main(["allocate", "r.csv", "c.csv", "2"]) == 1
     assert "one of the options" in capsys.readouterr().err
+
+
+def test_files_that_are_no_csv_by_their_first_line(capsys):
+    COST.to_csv("cost.csv", index=False)
+    for content, said in (
+        ("id;none;one;two\nu0;0,5;1,5;2,5\nu1;0,1;2,5;3,5\n", "is separated by semicolons"),
+        ("# by hand\nid,none,one,two\nu0,0.1,0.2,0.3\n", "begins with a comment: its first line must be the headings"),
+        ("# by hand, today\nid,none,one,two\nu0,0.1,0.2,0.3\n", "begins with a comment"),
+        ("id,none\nu0,0.1,0.2,0.3\n", "its rows have more columns than its first line has headings"),
+    ):
+        with open("reward.csv", "w") as file:
+            file.write(content)
+        assert said in fails(capsys, "allocate reward.csv cost.csv 3.5")
+
+
+def test_a_parquet_file_with_names_of_several_levels(capsys):
+    pytest.importorskip("pyarrow")
+    COST.to_csv("cost.csv", index=False)
+    REWARD.set_axis(pd.MultiIndex.from_product([["a"], [1, 2, 3]])).to_parquet("reward.parquet")
+    said = fails(capsys, "allocate reward.parquet cost.csv 3.5")
+    assert "reward.parquet: its rows or columns have names of several levels (MultiIndex)" in said

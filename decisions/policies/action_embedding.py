@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.messages import named, real_array
+from fieldguide.decisions.messages import named, real_array, require_unmasked
 from fieldguide.decisions.policies.bandit_log import BanditLog
 from fieldguide.decisions.policies.policy import Policy
 from fieldguide.inference.checks.aligning import missing, order_of, unnamed
@@ -58,6 +58,7 @@ class Embedding:
                 raise ValueError(f"embedding has no action {named(absent, 0)}")
             categories = categories.iloc[order_of("embedding", categories.index, log.actions, "actions")]
         if not isinstance(categories, pd.DataFrame):
+            require_unmasked("embedding", categories)
             categories = np.asarray(categories)
             if categories.ndim not in (1, 2):
                 raise ValueError(

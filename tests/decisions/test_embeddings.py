@@ -181,3 +181,5 @@ def test_embeddings_are_found_by_name_and_are_of_a_log():
         half.aligned(log)
     with pytest.raises(ValueError, match=r"embedding is of \(6, 1\) items and 3 actions, the log of \(2, 1\) and 3"):
         value(Embedding(seen.to_numpy()[:, None], chance.to_numpy()), log.take([0, 3]))
+    with pytest.raises(ValueError, match=r"embedding: the value at \[1\] is masked"):
+        value(np.ma.masked_array([0, 1, 1], [0, 1, 0]))

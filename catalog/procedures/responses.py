@@ -83,28 +83,27 @@ def response_ensemble(data: Any, members: Any = 20, *, fields: Any = None, seed:
     check_data(data)
     if fields is not None and not isinstance(fields, Mapping):
         raise TypeError(f"fields must be a mapping from fields to places, not {fields!r:.60}")
-    table, column, given = _weights(data, (fields or {}).get("weight", ...))
+    column, given = _weights(data, (fields or {}).get("weight", ...))
     places, fits = {**(fields or {}), "weight": str(column)}, []
     for member in range(members):
         random = np.random.default_rng([seed, member]).exponential(size=n_rows(data))
         weights = given * np.maximum(random, 1e-6)
-        if isinstance(table, pd.DataFrame):
-            weighted = table.copy()
+        if isinstance(data, anndata.AnnData):
+            weighted = data.copy()
+            weighted.obs[column] = weights
+        elif isinstance(data, pd.DataFrame):
+            weighted = data.copy()
             weighted[column] = weights
         else:
-            weighted = {**table, column: weights}
-        if isinstance(data, anndata.AnnData):
-            copied = data.copy()
-            copied.obs = weighted
-            weighted = copied
+            weighted = {**data, column: weights}
         fits.append(fit("incentives", weighted, fields=places, seed=seed + member, **({"progress": False} | settings)))
         if fits[-1].interrupted:
             raise KeyboardInterrupt
     return fits
 
 
-def _weights(data: Any, place: Any) -> tuple[Any, Any, Any]:
-    """The table of the data, the column for weights (a new one, where there are none), and the weights that were given.
+def _weights(data: Any, place: Any) -> tuple[Any, Any]:
+    """The column for weights (a new one, where there are none), and the weights that were given.
 
     ``place`` is that of the field ``weight``: None switches given weights off, ``...`` says nothing.
     """
@@ -112,11 +111,11 @@ def _weights(data: Any, place: Any) -> tuple[Any, Any, Any]:
     place = (place.place or ...) if isinstance(place, RowWeight) else place
     there = {str(column): column for column in table}
     if place is None:
-        return table, next(name for k in count() if (name := f"weight{k or ''}") not in there), 1.0
+        return next(name for k in count() if (name := f"weight{k or ''}") not in there), 1.0
     if place is ... and "weight" not in there:
-        return table, "weight", 1.0
+        return "weight", 1.0
     place = "weight" if place is ... else str(place) if isinstance(place, int | np.integer) else place
-    return table, there.get(place, place) if isinstance(place, str) else place, numbers("weight", data, place)
+    return there.get(place, place) if isinstance(place, str) else place, numbers("weight", data, place)
 
 
 def response_draws(fitted: Any, data: Any = None, draws: Any = 200, seed: Any = 0) -> np.ndarray:

@@ -273,7 +273,6 @@ def test_fields_are_set_to_one_number():
         ({1: X["x"], "1": X["x"]}, "several fields are called '1'"),
         ({"x": X["x"], "index": np.arange(60)}, "field 'index' has the name of the numbers of the cells"),
         ({"x": X["x"], "id": np.full(60, 2**63 + 5, np.uint64)}, "field 'id': 9223372036854775813 is beyond"),
-        ({"x": X["x"], "b": pd.Series(np.arange(60)).iloc[::-1]}, "'b' numbers its rows in another order, and 'x'"),
     ],
 )
 def test_fields_of_a_dict_that_would_be_lost(data, message):

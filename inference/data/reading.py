@@ -50,15 +50,8 @@ def check_one_index(columns: Mapping[Any, Any]) -> None:
     """
     indices = {k: values.index for k, values in columns.items() if isinstance(values, pd.Series | pd.DataFrame)}
     named = {key: index for key, index in indices.items() if not unnamed(index)}
-    turned = next((key for key, index in named.items() if shuffled(index)), None)
-    if turned is not None:
+    if any(shuffled(index) for index in named.values()):
         named = indices
-        array = next((key for key, values in columns.items() if key not in indices and _rows(values)), None)
-        if array is not None:
-            raise SchemaError(
-                f"{turned!r} numbers its rows in another order, and {array!r} does not number them: put {turned!r} in "
-                f"order by {turned}.sort_index(), or pass {turned}.to_numpy(), which is taken by position"
-            )
     first = next(iter(named), None)
     for key, index in named.items():
         if index.equals(named[first]):

@@ -158,9 +158,12 @@ def _no_others(what: str, given: pd.Index, names: pd.Index) -> None:
     """An option that rewards do not have is more likely a slip than a spare one."""
     if unnamed(given):
         return
-    odd = missing(given, names).append(missing(names, given))
-    if len(odd):
-        raise ValueError(f"{what} names options other than those of reward, such as {named(odd, 0)}")
+    lacking, extra = missing(given, names), missing(names, given)
+    if len(lacking):
+        beside = f"; it has {named(extra, 0)}, which reward does not have" if len(extra) else ""
+        raise ValueError(f"{what} has no option {named(lacking, 0)}{beside}")
+    if len(extra):
+        raise ValueError(f"{what} has the option {named(extra, 0)}, which reward does not have")
 
 
 def _cost(values: Any, shape: tuple[int, ...], customers: pd.Index, names: pd.Index, what: str) -> np.ndarray:

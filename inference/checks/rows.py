@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from fieldguide.inference.checks.aligning import aligned
+from fieldguide.inference.checks.arguments import first_masked
 
 
 def row_numbers(
@@ -49,6 +50,9 @@ def row_numbers(
         values = np.zeros(()) if isinstance(rows, str | bytes | dict | set | pd.DataFrame) else np.asarray(rows)
     except ValueError:  # a list of lists of different lengths
         values = np.zeros(())
+    masked = first_masked(rows)
+    if masked is not None:
+        raise ValueError(f"{name} must be {asked}; the value at {masked} of it is masked")
     if values.ndim == 0:
         raise TypeError(f"{name} must be {asked}, not {type(rows).__name__} {rows!r:.60}")
     if values.ndim != 1:

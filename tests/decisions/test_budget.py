@@ -238,7 +238,10 @@ NAMED = pd.DataFrame([[0.1, 0.2], [0.3, 0.4]], index=["ann", "bob"], columns=["n
         ({"cost": [[1, 2], [0, 3]], "budget": 0.5, "integer": True}, "infeasible: the cheapest options cost 1 in all"),
         ({"budget": -1.0}, "budget must be a number of at least 0, not -1"),
         ({"budget": float("nan")}, "budget must be a number of at least 0, not nan"),
-        ({"cost": pd.Series({"none": 0, "voucher": 1})}, "names options other than those of reward, such as 'coupon'"),
+        (
+            {"cost": pd.Series({"none": 0, "voucher": 1})},
+            "cost has no option 'coupon'; it has 'voucher', which reward does not have",
+        ),
         ({"reward": NAMED.iloc[:0]}, "there are no customers"),
         ({"reward": NAMED.set_axis(["ann", "ann"])}, "customer 'ann' is there more than once"),
         ({"cost": [1, 0], "increasing": True}, r"cost of option 'coupon' \(0\) is not above that of 'none' \(1\)"),

@@ -167,7 +167,7 @@ REWARD = pd.DataFrame([[0.1, 0.2], [0.3, 0.4]], index=["ann", "bob"], columns=["
         ({"reward": REWARD.to_numpy() * 1j}, TypeError, "reward must hold real numbers, not complex128"),
         ({"cost": [0, "one"]}, TypeError, "cost must hold numbers; one value is 'one'"),
         ({"cost": REWARD.set_axis(["ann", "eve"])}, ValueError, "cost has no row for 'bob', one of the customers"),
-        ({"cost": REWARD.set_axis(["none", "none"], axis=1)}, ValueError, "cost names options other than"),
+        ({"cost": REWARD.set_axis(["none", "none"], axis=1)}, ValueError, "cost has no option 'coupon'"),
         ({"level": "low"}, TypeError, "level must be a number in .0, 1., not 'low'"),
         ({"integer": 1}, TypeError, "integer must be True or False"),
         ({"increasing": "yes"}, TypeError, "increasing must be True or False"),

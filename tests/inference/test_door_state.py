@@ -252,6 +252,8 @@ def test_masks_are_aligned_by_their_names_whatever_their_type(kind):
     assert fitted.validation_rows.tolist() == fitted.posterior(particles=3).rows(mask).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="cells must be row numbers .*; value 2 of it is .* among True and False"):
         fitted.posterior(particles=3).rows([True, False, 5])
+    with pytest.raises(ValueError, match=r"the value at \[1\] of it is masked"):
+        fitted.posterior(particles=3).rows(np.ma.masked_array([3, 4], [False, True]))
 
 
 def test_fields_are_set_to_one_number():

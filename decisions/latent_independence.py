@@ -10,7 +10,7 @@ import torch
 
 from fieldguide.decisions.cells import column
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.messages import real_array
+from fieldguide.decisions.messages import real_array, require_unmasked
 from fieldguide.inference import Fit, permutation_test
 from fieldguide.inference.checks.aligning import aligned, unnamed
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
@@ -31,7 +31,7 @@ def independence(
     nuisance: str | Sequence[str] | Mapping[str, Any],
     given: Any = None,
     *,
-    obs: pd.DataFrame | None = None,
+    obs: Any = None,
     site: str | None = None,
     folds: int = 5,
     trees: int = 100,
@@ -141,9 +141,7 @@ def independence(
 
 
 # ---- what is asked ----------------------------------------------------------------------------------------
-def _latents(
-    source: Any, site: str | None, obs: pd.DataFrame | None
-) -> tuple[np.ndarray, pd.DataFrame | None, pd.Index | None]:
+def _latents(source: Any, site: str | None, obs: Any) -> tuple[np.ndarray, pd.DataFrame | None, pd.Index | None]:
     """Latents, and the columns and the names of the cells, as far as there are any."""
     own = None  # columns of the cells, or nothing but their names
     if isinstance(source, pd.DataFrame) and not unnamed(source.index):
@@ -160,6 +158,8 @@ def _latents(
     z = real_array("latents (a Posterior, a Fit or numbers)", source)
     if z.ndim != 2 or not np.isfinite(z).all():
         raise ValueError(f"latents must be finite numbers [cells, dimensions], not of shape {z.shape}")
+    if obs is not None and not isinstance(obs, pd.DataFrame):
+        raise TypeError(f"obs must be a DataFrame, one row a cell, not {type(obs).__name__}")
     if obs is not None and own is not None:
         obs = aligned("obs", obs, own.index)
     table = own if obs is None else obs
@@ -168,7 +168,16 @@ def _latents(
 
 def _values(nuisance: Mapping[str, Any], names: pd.Index | None) -> dict[str, Any]:
     """Values by name, in the order of the cells."""
-    return {str(name): np.asarray(aligned(f"nuisance {name!r}", values, names)) for name, values in nuisance.items()}
+    return {str(name): _labels(f"nuisance {name!r}", values, names) for name, values in nuisance.items()}
+
+
+def _labels(what: str, values: Any, names: pd.Index | None) -> np.ndarray:
+    """Numbers or labels of the cells [N], in their order."""
+    require_unmasked(what, values)
+    array = np.asarray(aligned(what, values, names))
+    if array.ndim != 1:
+        raise ValueError(f"{what} must have one value for each of the cells, not an array of shape {array.shape}")
+    return array
 
 
 def _groups(
@@ -180,10 +189,7 @@ def _groups(
     if isinstance(given, str):
         series = column(table, given, "given")
     else:
-        values = np.asarray(aligned("given", given, cells))
-        if values.ndim != 1:
-            raise ValueError(f"given must have one value for each of {n} cells, not an array of shape {values.shape}")
-        series = pd.Series(values)
+        series = pd.Series(_labels("given", given, cells))
     _check(series, "given", n)
     if pd.api.types.is_float_dtype(series.dtype):
         raise ValueError("given must be a column of categories, not of numbers")
@@ -194,6 +200,8 @@ def _groups(
 def _check(series: pd.Series, name: str, n: int) -> None:
     if len(series) != n:
         raise ValueError(f"{name!r} has {len(series)} values for {n} cells")
+    if series.dtype.kind == "c":
+        raise TypeError(f"{name!r} must hold real numbers or categories, not {series.dtype}")
     missing = series.isna().to_numpy()
     if pd.api.types.is_float_dtype(series.dtype):
         missing = missing | ~np.isfinite(series.to_numpy(dtype=np.float64, na_value=np.nan))

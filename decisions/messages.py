@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from fieldguide.inference.checks.arguments import first_masked
+
 
 def named(index: pd.Index, place: int | np.integer) -> str:
     """Return the name at a place of an index, as Python writes it.
@@ -45,6 +47,8 @@ def real_array(name: str, values: Any) -> np.ndarray:
     ------
     TypeError
         Naming the argument and, of a table, row and column of the first value that is no number.
+    ValueError
+        For rows of different lengths, and a value that is masked.
 
     Examples
     --------
@@ -55,6 +59,7 @@ def real_array(name: str, values: Any) -> np.ndarray:
         values = values.detach().cpu().numpy()
     if isinstance(values, pd.DataFrame | pd.Series):
         return _of_table(name, values)
+    require_unmasked(name, values)
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -68,6 +73,13 @@ def real_array(name: str, values: Any) -> np.ndarray:
     except (TypeError, ValueError):
         wrong = next(value for value in array.ravel().tolist() if not _is_number(value))
         raise TypeError(f"{name} must hold numbers; one value is {wrong!r:.60}") from None
+
+
+def require_unmasked(name: str, values: Any) -> None:
+    """Raise ValueError for an array in which a value is masked, which would be read as the number under the mask."""
+    at = first_masked(values)
+    if at is not None:
+        raise ValueError(f"{name}: the value at {at} is masked; fill in what is masked, or leave its row out")
 
 
 def _of_table(name: str, values: Any) -> np.ndarray:

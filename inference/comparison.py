@@ -1,21 +1,25 @@
 """Fit one program under several objectives, from one start and on the same cells, and lay the results side by side."""
 
+import copy
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference.checks.arguments import checked_int, checked_seed
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
+from fieldguide.inference.data.reading import n_rows
 from fieldguide.inference.entry import as_entry
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fitting import fit
 from fieldguide.inference.objectives import SHORT_NAMES, Objective, resolve
 from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.training.settings import for_several
 from fieldguide.inference.weights.pareto import khat_limit
 
 DEFINITIONS = {
@@ -65,7 +69,7 @@ class Comparison:
 def compare(
     entry,
     data,
-    objectives: Sequence[Any] | Mapping[str, Any] | None = None,
+    objectives: Any = None,
     *,
     particles: Any = None,
     draws: Any = 1000,
@@ -80,7 +84,8 @@ def compare(
 
     Parameters
     ----------
-    entry : str, Entry or Program class
+    entry : str, Entry, Program class or Program
+        Of a program that is built, each objective fits a copy.
     data : AnnData, DataFrame or dict of arrays
         Never changed.
     objectives : sequence of str or objectives, or mapping of label to either, optional
@@ -111,18 +116,22 @@ def compare(
     --------
     ``compare("scvi", adata, ["elbo", IWAE(5), IWAE(50)]).table`` has the rows elbo, iwae and iwae-2.
     """
-    chosen = choose(entry, objectives, particles)
-    if settings.get("constraints") is not None:
-        settings["constraints"] = tuple(settings["constraints"])  # read by every fit
+    chosen, settings = choose(entry, objectives, particles), for_several("compare", settings)
+    if "objective" in settings:
+        raise TypeError("compare takes objectives, a list, and not objective")
+    declared = as_entry(entry)
     draws = checked_int("draws", draws, at_least=25)  # a tail cannot be fitted to fewer
     cells, seed = checked_int("cells", cells, at_least=2), checked_seed(seed)
+    if isinstance(data, anndata.AnnData | pd.DataFrame | Mapping) and np.ndim(validation) == 0:
+        held = int(checked_real("validation", validation, at_least=0, below=1) * n_rows(data))
+        _evaluated(np.arange(held), cells, seed)
     fits: dict[str, Fit] = {}
     held_out: dict[str, Posterior] = {}
     for number, (label, objective) in enumerate(chosen.items(), 1):
         if progress:
             print(f"[{number}/{len(chosen)}] fitting under {label}: {objective}", file=sys.stderr, flush=True)
         fits[label] = fitted = fit(
-            entry,
+            replace(declared, built=copy.deepcopy(declared.built)),
             data,
             objective=objective,
             validation=validation,
@@ -176,6 +185,9 @@ def choose(entry, objectives=None, particles: Any = None) -> dict[str, Objective
         odd = [label for label in map(str, objectives) if not re.fullmatch(r"[\w.+-]+", label)]
         if odd:
             raise ValueError(f"label {odd[0]!r} of an objective: letters, digits and . + - _ only (it names files)")
+        twice = pd.Index([str(label) for label in objectives])
+        if twice.has_duplicates:
+            raise ValueError(f"two objectives have the label {twice[twice.duplicated()][0]!r}")
         return {str(label): _with_particles(resolve(wanted), particles) for label, wanted in objectives.items()}
     labelled: dict[str, Objective] = {}
     for wanted in objectives:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.posterior import ELEMENTS, Posterior
 from fieldguide.inference.program import Program
 from fieldguide.inference.randomness import isolated, stream
-from fieldguide.inference.soundness import few_cells, require_sound
+from fieldguide.inference.soundness import few_cells, require_same_model, require_sound
 from fieldguide.inference.training.held_out import mean_loss
 from fieldguide.inference.training.settings import Settings
 from fieldguide.inference.training.trainer import launch, train
@@ -71,6 +72,8 @@ class Fit:
         Where the parameters of a program that was built by its user started; a guide can start there again.
     restarts : DataFrame or None
         Seeds and held-out losses of all fits of which this is the best; see `fieldguide.inference.fit_best`.
+    cells : str
+        Digest of the names of the cells in their order; empty where they have none.
     """
 
     program: Program
@@ -87,9 +90,12 @@ class Fit:
     constraints: tuple[Constraint, ...] = ()
     annotation: Any = None
     restarts: pd.DataFrame | None = None
+    cells: str = ""
 
     def __post_init__(self) -> None:
         self.entry = as_entry(self.entry)
+        if self.dataset is not None:
+            self.cells = cells_of(self.dataset.obs)
 
     @property
     def name(self) -> str:
@@ -112,6 +118,7 @@ class Fit:
         if data is None:
             if self.dataset is None:
                 raise ValueError("this fit was loaded from a file and holds no data: pass the data")
+            self.dataset.require_unchanged()
             return self.dataset
         return read(data, self.schema)
 
@@ -272,6 +279,11 @@ class Fit:
             raise ValueError(
                 f"the guide is fitted to the {cells} cells of the first fit, but the data has {dataset.n_cells}"
             )
+        if self.cells and dataset.obs is not None and cells_of(dataset.obs) != self.cells:
+            raise ValueError(
+                "data: these are not the cells of the first fit in their order, by their names; which are held out is "
+                "known by their places: put them in that order"
+            )
         target, purpose = resolve(objective), "fresh guide"
         with isolated(fabric.device, stream(chosen.seed, purpose)), pyro.validation_enabled(False):
             made_of = (self.entry, self.schema, self.arguments, self.initial)
@@ -280,7 +292,10 @@ class Fit:
             rows = (self.train_rows, self.validation_rows)
             fresh = Fit(program, entry, self.schema, target, arguments, dataset, *rows, initial=self.initial)
             fresh.constraints = self.constraints if constraints is None else checked_constraints(constraints)
-            require_sound(program, few_cells(dataset, self.train_rows, program))
+            few = few_cells(dataset, self.train_rows, program)
+            require_sound(program, few)
+            if isinstance(guide, Program):
+                require_same_model(self.program, program, few)
             with frozen_model(program):
                 columns = self.annotation if data is None else data
                 train(fresh, chosen, fabric, columns, purpose, guide_training)
@@ -320,16 +335,24 @@ class Fit:
             "history": self.history.reset_index().to_json(orient="table", index=False, double_precision=15),
             "train_rows": self.train_rows.tolist(),
             "validation_rows": self.validation_rows.tolist(),
+            "cells": self.cells,
         }
 
     def write(self, adata: anndata.AnnData, key: str = "fieldguide") -> None:
         """Write the latent means into ``adata.obsm[key + "_latent"]`` and the settings into ``adata.uns[key]``."""
+        if not isinstance(adata, anndata.AnnData):
+            raise TypeError(f"adata must be an AnnData, not {type(adata).__name__}")
         adata.obsm[f"{key}_latent"] = self.latent(adata)
         adata.uns[key] = {"entry": self.name, "objective": str(self.objective)}
 
     def __repr__(self) -> str:
         cells = f"{len(self.train_rows)} cells and {len(self.validation_rows)} held out"
         return f"<Fit of {self.name} by {self.objective}: {len(self.history)} epochs on {cells}>"
+
+
+def cells_of(obs: pd.DataFrame | None) -> str:
+    """Return a digest of the names of cells in their order; empty where they have none."""
+    return "" if obs is None else sha256("\0".join(map(str, obs.index)).encode()).hexdigest()
 
 
 def _latents(trace) -> list[str]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyro
 
-from fieldguide.inference.checks.arguments import checked_int, checked_real
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.checks.rows import row_numbers
 from fieldguide.inference.constraints import Constraint, checked_constraints
 from fieldguide.inference.data.minibatches import Loader, read
@@ -127,11 +127,11 @@ def fit(
         defaults,
         {
             "max_epochs": max_epochs,
-            "batch_size": batch_size,
+            "batch_size": checked_int("batch_size", batch_size, 1),
             "learning_rate": learning_rate,
             "epsilon": epsilon,
             "cooldown": cooldown,
-            "seed": seed,
+            "seed": checked_seed(seed),
             "early_stopping": early_stopping,
             "kl_warmup": kl_warmup,
             "compile": compile,

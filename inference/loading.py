@@ -1,5 +1,6 @@
 """A fit from its file."""
 
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 
 from fieldguide.inference.checkpoint import read_constraints, read_file, read_objective
 from fieldguide.inference.checks.files import checked_path
-from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.data.fields import Field
+from fieldguide.inference.data.schema import FittedSchema, Schema
 from fieldguide.inference.entry import as_entry
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.messages import caution
@@ -76,7 +78,8 @@ def _from(path: Path, tensors: dict[str, torch.Tensor], content: dict[str, Any],
         raise ValueError(f"{path} does not fit this version of {content['program']}: {error}") from None
     schema = None
     if content["schema"] is not None:
-        schema = FittedSchema(entry.schema, content["schema"]["places"], content["schema"]["states"])
+        fields = _fields(entry.schema, content["schema"]["fields"])
+        schema = FittedSchema(fields, content["schema"]["places"], content["schema"]["states"])
     history = pd.read_json(StringIO(content["history"]), orient="table", precise_float=True)
     return Fit(
         program=built.eval(),
@@ -91,4 +94,23 @@ def _from(path: Path, tensors: dict[str, torch.Tensor], content: dict[str, Any],
         initial=initial,
         constraints=read_constraints(content.get("constraints", [])),
         interrupted=bool(content.get("interrupted", False)),
+        cells=content.get("cells", ""),
     )
+
+
+def _fields(schema: Schema, written: dict[str, dict[str, Any]]) -> Schema:
+    """The schema of the entry, with fields of the kinds that were trained on where these are others."""
+    known, fields = {kind.__name__: kind for kind in _kinds(Field)}, {}
+    for name, settings in written.items():
+        own = schema.fields.get(name)
+        if own is not None and type(own).__name__ == settings["kind"]:
+            fields[name] = own
+        else:
+            fields[name] = known[settings["kind"]](**{k: v for k, v in settings.items() if k != "kind"})
+    return Schema(**fields)
+
+
+def _kinds(kind: type[Field]) -> Iterator[type[Field]]:
+    for known in kind.__subclasses__():
+        yield known
+        yield from _kinds(known)

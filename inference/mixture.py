@@ -219,28 +219,39 @@ def mix(
     if odd is not None:
         raise TypeError(f"fits must be a list of fits of one model; one of them is {odd!r:.60}")
     same_model(fits)
+    shares, defensive = checked_shares(weights, prior, len(fits))
+    seed, mixture = checked_seed(seed), Mixture(fits, shares, defensive)
+    optimised = isinstance(weights, str) and weights == "optimised" and len(fits) > 1
+    return _optimised(mixture, data, seed) if optimised else mixture
+
+
+def checked_shares(weights: Any, prior: Any, count: int) -> tuple[np.ndarray, float]:
+    """Return the shares of so many guides among themselves [J], equal ones for a word, and that of the prior.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If these are none.
+    """
     plain = isinstance(prior, bool | np.bool_)
     defensive = (0.05 if prior else 0.0) if plain else checked_real("prior", prior, at_least=0, below=1)
-    seed = checked_seed(seed)
-    equal = np.full(len(fits), 1 / len(fits))
-    weights = "equal" if weights is None else weights
-    if isinstance(weights, str):
-        if weights not in ("equal", "optimised"):
-            raise ValueError(f"weights must be 'equal', 'optimised' or {len(fits)} shares, not {weights!r}")
-        mixture = Mixture(fits, equal, defensive)
-        return mixture if weights == "equal" or len(fits) == 1 else _optimised(mixture, data, seed)
+    asked = f"weights must be 'equal', 'optimised' or {count} shares, not {weights!r:.60}"
+    if weights is None or isinstance(weights, str):
+        if weights not in (None, "equal", "optimised"):
+            raise ValueError(asked)
+        return np.full(count, 1 / count), defensive
     try:
         shares = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"weights must be 'equal', 'optimised' or {len(fits)} shares, not {weights!r:.60}") from None
-    if shares.shape != (len(fits),):
-        raise ValueError(f"weights must be one share for each of {len(fits)} fits, not {shares.size}")
+        raise TypeError(asked) from None
+    if shares.shape != (count,):
+        raise ValueError(f"weights must be one share for each of {count} fits, not {shares.size}")
     wrong = shares[~((shares >= 0) & np.isfinite(shares))]
     if wrong.size:
         raise ValueError(f"weights must be shares of at least 0, not {wrong[0]:g}")
     if abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f"weights must sum to one (the prior takes its share of the whole), not {shares.sum():g}")
-    return Mixture(fits, shares / shares.sum(), defensive)
+    return shares / shares.sum(), defensive
 
 
 def _optimised(mixture: Mixture, data, seed: int) -> Mixture:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -11,13 +13,13 @@ from fieldguide.inference.program import Batch
 
 
 def with_overrides(batch: Batch, overrides: Mapping[str, Any], schema: FittedSchema | None = None) -> Batch:
-    """Return the minibatch with these fields set to a number for all cells, or to one for each.
+    """Return the minibatch with these fields set to a number for all cells.
 
     Parameters
     ----------
     batch : dict of str to Tensor [B, ...]
-    overrides : mapping of str to number or array [B]
-        Of a field of categories: their codes.
+    overrides : mapping of str to number
+        Of a field of categories: a code. Of one with several values a cell, also one number for each of them.
     schema : FittedSchema, optional
         Says how many categories a field has.
 
@@ -30,9 +32,10 @@ def with_overrides(batch: Batch, overrides: Mapping[str, Any], schema: FittedSch
     """
     if not isinstance(overrides, Mapping):
         raise TypeError(f"overrides must be a mapping of fields to values, not {type(overrides).__name__}")
-    unknown = sorted(set(overrides) - set(batch), key=str)
+    known = sorted(set(batch) - {"index"})
+    unknown = sorted(set(overrides) - set(known), key=str)
     if unknown:
-        raise KeyError(f"no field '{unknown[0]}' to override; the program reads {', '.join(sorted(batch))}")
+        raise KeyError(f"no field '{unknown[0]}' to override; the program reads {', '.join(known)}")
     states = {} if schema is None else schema.states
     new = {}
     for name, value in overrides.items():
@@ -45,6 +48,8 @@ def with_overrides(batch: Batch, overrides: Mapping[str, Any], schema: FittedSch
 def _constant(name: str, value: Any, field: Tensor, categories: int | None) -> Tensor:
     """A value as the field holds it."""
     kind = "finite" if field.is_floating_point() else "whole"
+    if isinstance(value, bool | np.bool_ | pd.Series):
+        raise TypeError(f"overrides: field '{name}' is set to one number for all cells, not to {value!r:.60}")
     try:
         exact = torch.as_tensor(value).to(torch.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -54,7 +59,7 @@ def _constant(name: str, value: Any, field: Tensor, categories: int | None) -> T
     if categories is not None and not ((exact >= 0) & (exact < categories)).all():
         raise ValueError(f"overrides: field '{name}' has {categories} categories, numbered from 0, not {value!r}")
     try:
-        return exact.to(field.device, field.dtype).expand_as(field).contiguous()
+        return exact.to(field.device, field.dtype).expand(field.shape[1:]).expand_as(field).contiguous()
     except RuntimeError:
-        shapes = f"{tuple(field.shape)}, not {tuple(exact.shape)}"
+        shapes = f"{tuple(field.shape[1:])} in each cell, not {tuple(exact.shape)}"
         raise ValueError(f"overrides: field '{name}' has the shape {shapes}") from None

@@ -161,8 +161,8 @@ class Posterior:
             Decode the same draws with these fields set to a constant, such as ``{"batch": 0}``; the weights remain
             those of the data as it is.
         """
-        cells = self.rows(cells)
-        size, device = self.chunk_size, self.device
+        self.dataset.require_unchanged()
+        cells, size, device = self.rows(cells), self.chunk_size, self.device
         self.program.eval()
         for number, start in enumerate(range(0, len(cells), size)):
             rows = cells[start : start + size]

@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
+
+ONE_THREAD = RLock()
+"""Pyro's stack of handlers and torch's random state belong to the process: one thread at a time."""
 
 PURPOSES = {
     "training": (1, 0, (7919,)),
@@ -31,8 +35,11 @@ def stream(seed: int, purpose: str, *numbers: int) -> int:
 
 @contextmanager
 def isolated(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Random numbers of their own, from a seed where one is given; afterwards the global state is as it was."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    """Random numbers of their own, from a seed where one is given; afterwards the global state is as it was.
+
+    Other threads wait meanwhile.
+    """
+    with ONE_THREAD, torch.random.fork_rng([device] if device.type == "cuda" else []):
         if seed is not None:
             torch.manual_seed(seed)
         yield

@@ -6,9 +6,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
+from fieldguide.inference.entry import as_entry
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.fitting import fit
-from fieldguide.inference.program import Program
+from fieldguide.inference.training.settings import for_several
 
 
 def fit_best(
@@ -52,8 +53,9 @@ def fit_best(
     ([0, 1], True)
     """
     restarts, seed = checked_int("restarts", restarts, 1), checked_seed(seed)
-    if isinstance(entry, Program):
-        raise TypeError(f"{type(entry).__name__} is already built: give its class, so that every fit starts anew")
+    entry, settings = as_entry(entry), for_several("fit_best", settings)
+    if entry.built is not None:
+        raise TypeError(f"{entry.name} is already built: give its class, so that every fit starts anew")
     best: Fit | None = None
     rows: list[dict[str, Any]] = []
     for number in range(restarts):

@@ -4,13 +4,14 @@ A site outside the data plate, or a parameter that nothing trains, makes no erro
 the numbers are wrong. `fieldguide.inference.fit` looks before the first epoch, and so does `check`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from pyro.distributions import Unit
 
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.program import Batch, Program, batch_size
@@ -42,6 +43,8 @@ def require_sound(program: Program, batch: Batch) -> None:
         Naming the site or parameter, with what to change.
     """
     cells = batch_size(batch)
+    require_groups(program)
+    require_one_type(program, batch)
     with torch.no_grad(), _undisturbed(program):
         guide, model = _both(program, batch)
         require_no_store(guide)
@@ -57,7 +60,6 @@ def require_sound(program: Program, batch: Batch) -> None:
                 f"site '{name}' is inside the plate '{program.plate}' in the {where}: put it under "
                 "`with self.cells(batch):` in both, or in neither"
             )
-    require_groups(program)
 
 
 def _both(program: Program, batch: Batch) -> tuple[Any, Any]:
@@ -84,6 +86,11 @@ def explained(program: Program, role: str, batch: Batch) -> Iterator[None]:
         ) from error
     except ValueError as error:
         said = str(error).partition("\n")[0]
+        if "collide at dim" in said or "both vectorized and non-vectorized" in said:
+            raise ValueError(
+                f"the {role} of {name}: {said}: the plate '{program.plate}' is the innermost, dim=-1, others are "
+                "outside of it, and the attribute `depth` of the program is the number of all of them"
+            ) from error
         if not said.startswith("Shape mismatch inside plate"):
             raise
         raise ValueError(
@@ -100,6 +107,31 @@ def require_observed(program: Program, model: Any) -> None:
                 f"the model of {type(program).__name__} observes nothing: give the site of the data obs=batch[FIELD], "
                 "under `with self.cells(batch):`"
             )
+
+
+def require_one_type(program: Program, batch: Batch) -> None:
+    """Raise if parameters and data are floating-point numbers of different types."""
+    types = {name: values.dtype for name, values in batch.items() if values.is_floating_point()}
+    own = next((p.dtype for p in program.parameters() if p.is_floating_point()), None)
+    for name, dtype in types.items():
+        if own is not None and dtype != own:
+            raise ValueError(
+                f"field '{name}' holds {dtype}, and the parameters of {type(program).__name__} are {own}: build it "
+                "under torch.set_default_dtype(torch.float32)"
+            )
+
+
+def require_same_model(program: Program, other: Program, batch: Batch) -> None:
+    """Raise ValueError unless two programs give the same draws the same density under their models."""
+    with torch.no_grad(), _undisturbed(program), _undisturbed(other):
+        guide = trace_program(other, "guide", batch, 2)
+        models = [trace_program(p, "model", batch, 2, replay=guide) for p in (program, other)]
+        one, two = (float(model.log_prob_sum()) for model in models)
+    if abs(one - two) > 1e-4 * max(abs(one), abs(two), 1.0):
+        raise ValueError(
+            f"the model of the program with the new guide is another one: it gives the same draws a log density of "
+            f"{two:.6g}, and the model of the fit {one:.6g}; build it with the same arguments"
+        )
 
 
 def require_no_store(trace: Any) -> None:
@@ -120,6 +152,8 @@ def require_in_plate(program: Program, role: str, trace: Any, fewer: Any) -> Non
     """
     plate = f"'{program.plate}'"
     for name, site in trace.nodes.items():
+        if is_random(site) and in_plate(program, site):
+            _require_vectorised(program, role, name, site, fewer.nodes.get(name, site))
         if not is_random(site) or in_plate(program, site) or name not in fewer.nodes:
             continue
         if _shapes(site) == _shapes(fewer.nodes[name]):
@@ -133,6 +167,23 @@ def require_in_plate(program: Program, role: str, trace: Any, fewer: Any) -> Non
         )
 
 
+def _require_vectorised(program: Program, role: str, name: str, site: Any, fewer: Any) -> None:
+    """Raise for a site of a loop over the cells, and for a factor that is one number for all cells together."""
+    if any(frame.name == program.plate and not frame.vectorized for frame in site["cond_indep_stack"]):
+        raise ValueError(
+            f"site '{name}' of the {role} is in a loop over the plate '{program.plate}': write all cells at once, "
+            "under `with self.cells(batch):`"
+        )
+    if isinstance(site["fn"], Unit):
+        many, few = site["fn"].log_factor, fewer["fn"].log_factor
+        alike = all(bool((values == values[..., :1]).all()) for values in (many, few))
+        if alike and not torch.equal(many[..., 0], few[..., 0]):
+            raise ValueError(
+                f"factor '{name}' of the {role} is one number for all cells, and would count once for each: leave out "
+                "the sum over cells, or put it outside the plate"
+            )
+
+
 def _shapes(site: Any) -> tuple:
     return tuple(site["value"].shape), tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
 
@@ -142,6 +193,10 @@ def require_groups(program: Program) -> None:
     if not any(True for _ in program.parameters()):
         raise ValueError(f"{type(program).__name__} has no parameter: there is nothing to train")
     groups = program.groups()
+    if not isinstance(groups, Mapping):
+        raise TypeError(
+            f"groups() of {type(program).__name__} must return a dict of lists of parameters, not {groups!r:.60}"
+        )
     names = {id(p): n for n, p in program.named_parameters()}
     home: dict[int, str] = {}
     for group, members in groups.items():
@@ -162,8 +217,9 @@ def require_groups(program: Program) -> None:
 
 @contextmanager
 def _undisturbed(program: Program) -> Iterator[None]:
-    """In evaluation mode, with a parameter store of its own; afterwards each module is in the mode it was in."""
+    """In evaluation mode, with a parameter store of its own; afterwards modes and buffers are what they were."""
     modes = {module: module.training for module in program.modules()}
+    buffers = {buffer: buffer.clone() for buffer in program.buffers()}
     program.eval()
     try:
         with pyro.validation_enabled(False), pyro.get_param_store().scope():
@@ -171,3 +227,5 @@ def _undisturbed(program: Program) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for buffer, before in buffers.items():
+            buffer.copy_(before)

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from fieldguide.inference.comparison import Comparison, comparison_table
 from fieldguide.inference.fitted import Fit
-from fieldguide.inference.mixture import Mixture, mix
+from fieldguide.inference.fresh_guide import with_fresh_guide
+from fieldguide.inference.mixture import Mixture, checked_shares, mix
 from fieldguide.inference.posterior import Posterior
+from fieldguide.inference.randomness import isolated
+from fieldguide.inference.training.settings import for_several
 
 MIX = "mix"
 CARRIED = ("batch_size", "learning_rate", "device", "compile")
@@ -82,11 +86,16 @@ def three_step(
     unknown = sorted(set(families) - set(study.fits))
     if unknown:
         raise KeyError(f"guide names '{unknown[0]}', but the comparison has {', '.join(study.fits)}")
+    checked_shares(weights, prior, len(study.fits))  # whatever is wrong is told before the work
+    settings = for_several("three_step", settings)
     chosen = str(study.table["bound"].idxmax())
     first, seed = study.fits[chosen], int(study.settings.get("seed", 0))
     shared = {name: value for name, value in study.settings.get("fit", {}).items() if name in CARRIED}
     shared |= {"early_stopping": None, "seed": seed, "max_epochs": -(-len(first.history) // 2)}
     settings = shared | settings
+    with isolated(torch.device("cpu"), 0):
+        for family in families.values():
+            with_fresh_guide(first.program, first.entry, first.schema, first.arguments, first.initial, family)
     fits: dict[str, Fit] = {}
     for number, (label, fitted) in enumerate(study.fits.items(), 1):
         if progress:

@@ -103,7 +103,7 @@ class LearnedPolicy:
             rows = context.index
         context = _as_learnt(context, self.features)
         context = context if hasattr(context, "tocsr") else read_context(context)
-        index = labels(np.shape(context)[0] if rows is None else rows)
+        index = labels(np.shape(context)[0] if rows is None else rows, "rows")
         if len(index) != np.shape(context)[0]:
             raise ValueError(f"rows are {len(index)} names for {np.shape(context)[0]} contexts")
         candidates = Policy.read(logging, self.actions, index, "logging", whole=False).top(self.top)

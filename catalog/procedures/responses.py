@@ -1,6 +1,7 @@
 """What an incentive would bring: the response at every level, and draws of it that say how sure that is."""
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import anndata
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fieldguide.catalog.incentives import Incentives
-from fieldguide.decisions.messages import real_array
 from fieldguide.decisions.policies.policy import TrainedOn
 from fieldguide.inference import Dataset, Fit, fit
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
+from fieldguide.inference.data.logged import RowWeight
+from fieldguide.inference.data.reading import check_data, n_rows, numbers
 from fieldguide.inference.messages import caution
 
 PRECISIONS = np.geomspace(1e-2, 1e3, 21)
@@ -54,9 +56,7 @@ def response(fitted: Any, data: Any = None) -> pd.DataFrame:
     return table
 
 
-def response_ensemble(
-    data: Any, members: Any = 20, *, fields: Mapping[str, Any] | None = None, seed: Any = 0, **settings
-) -> list[Fit]:
+def response_ensemble(data: Any, members: Any = 20, *, fields: Any = None, seed: Any = 0, **settings) -> list[Fit]:
     """Fit ``incentives`` several times, each to the data under random weights: what one fit cannot know about itself.
 
     The weighted likelihood bootstrap (Newton and Raftery 1994): in each member every customer counts by an independent
@@ -66,7 +66,8 @@ def response_ensemble(
     Parameters
     ----------
     data, fields
-        As for `fieldguide.inference.fit`.
+        As for `fieldguide.inference.fit`. ``{"weight": None}`` leaves out weights that the data have; the random ones
+        are then in a column of their own.
     members : int
     seed : int
         Of the weights; member m is fitted with ``seed + m``.
@@ -79,25 +80,42 @@ def response_ensemble(
     response of 0.86 to 0.94 of customers and levels (10 members: 0.85 to 0.94), those of one fit of 0.46 to 0.70.
     """
     members, seed = checked_int("members", members, at_least=2), checked_seed(seed)
-    if not isinstance(data, anndata.AnnData | pd.DataFrame | dict):
-        raise TypeError(f"data must be AnnData, a DataFrame or a dict of arrays, not {type(data).__name__}")
-    column = (fields or {}).get("weight") or "weight"
-    table = data.obs if isinstance(data, anndata.AnnData) else data
-    count = len(next(iter(data.values()))) if isinstance(data, dict) else len(table)
-    given = real_array(f"weight (column {column!r})", table[column]) if column in table else np.ones(count)
-    fits = []
+    check_data(data)
+    if fields is not None and not isinstance(fields, Mapping):
+        raise TypeError(f"fields must be a mapping from fields to places, not {fields!r:.60}")
+    column, given = _weights(data, (fields or {}).get("weight", ...))
+    places, fits = {**(fields or {}), "weight": str(column)}, []
     for member in range(members):
-        random = np.random.default_rng([seed, member]).exponential(size=count)
-        weights = {column: given * np.maximum(random, 1e-6)}
+        random = np.random.default_rng([seed, member]).exponential(size=n_rows(data))
+        weights = given * np.maximum(random, 1e-6)
         if isinstance(data, anndata.AnnData):
             weighted = data.copy()
-            weighted.obs[column] = weights[column]
+            weighted.obs[column] = weights
+        elif isinstance(data, pd.DataFrame):
+            weighted = data.copy()
+            weighted[column] = weights
         else:
-            weighted = data | weights if isinstance(data, dict) else data.assign(**weights)
-        fits.append(fit("incentives", weighted, fields=fields, seed=seed + member, **({"progress": False} | settings)))
+            weighted = {**data, column: weights}
+        fits.append(fit("incentives", weighted, fields=places, seed=seed + member, **({"progress": False} | settings)))
         if fits[-1].interrupted:
             raise KeyboardInterrupt
     return fits
+
+
+def _weights(data: Any, place: Any) -> tuple[Any, Any]:
+    """The column for weights (a new one, where there are none), and the weights that were given.
+
+    ``place`` is that of the field ``weight``: None switches given weights off, ``...`` says nothing.
+    """
+    table = data.obs if isinstance(data, anndata.AnnData) else data
+    place = (place.place or ...) if isinstance(place, RowWeight) else place
+    there = {str(column): column for column in table}
+    if place is None:
+        return next(name for k in count() if (name := f"weight{k or ''}") not in there), 1.0
+    if place is ... and "weight" not in there:
+        return "weight", 1.0
+    place = "weight" if place is ... else str(place) if isinstance(place, int | np.integer) else place
+    return there.get(place, place) if isinstance(place, str) else place, numbers("weight", data, place)
 
 
 def response_draws(fitted: Any, data: Any = None, draws: Any = 200, seed: Any = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from fieldguide.decisions.budgets.outcomes import outcomes
 from fieldguide.decisions.budgets.spending import expected_cost, solve_within
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.messages import real_array
-from fieldguide.inference.checks.aligning import order_of, unnamed
+from fieldguide.inference.checks.aligning import missing, order_of, unnamed
 from fieldguide.inference.checks.arguments import checked_flag, checked_real, one_of
 from fieldguide.inference.checks.rounding import SLACK, exceeds
 
@@ -93,7 +93,7 @@ class Allocation(Decision):
             raise ValueError(f"reward must be customers x options, not of shape {table.shape}")
         frame = isinstance(reward, pd.DataFrame)
         given, index = (reward.columns, reward.index) if frame else (pd.RangeIndex(table.shape[1]), None)
-        if len(given) != len(names) or not (unnamed(given) or given.astype(str).isin(names.astype(str)).all()):
+        if len(given) != len(names) or not (unnamed(given) or missing(names, given).empty):
             raise ValueError(f"options are {list(given)}, and were {list(names)}")
         return pd.DataFrame(table[:, order_of("reward", given, names, "options")], index=index, columns=names)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.decisions.messages import named, real_array, refuse
-from fieldguide.inference.checks.aligning import order_of, unnamed
+from fieldguide.inference.checks.aligning import missing, order_of, unnamed
 from fieldguide.inference.checks.arguments import checked_real
 
 DEFAULT = "budget"
@@ -158,9 +158,9 @@ def _no_others(what: str, given: pd.Index, names: pd.Index) -> None:
     """An option that rewards do not have is more likely a slip than a spare one."""
     if unnamed(given):
         return
-    odd = names[~names.astype(str).isin(given.astype(str))].append(given[~given.astype(str).isin(names.astype(str))])
+    odd = missing(given, names).append(missing(names, given))
     if len(odd):
-        raise ValueError(f"{what} names options other than those of reward, such as {odd[0]!r}")
+        raise ValueError(f"{what} names options other than those of reward, such as {named(odd, 0)}")
 
 
 def _cost(values: Any, shape: tuple[int, ...], customers: pd.Index, names: pd.Index, what: str) -> np.ndarray:

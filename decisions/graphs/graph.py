@@ -13,8 +13,9 @@ from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_acyclic, topological_order
 from fieldguide.decisions.graphs.distances import structural_hamming_distance, structural_intervention_distance
 from fieldguide.decisions.graphs.figures import edge_map
-from fieldguide.decisions.graphs.program import read_edges
+from fieldguide.decisions.graphs.program import by_name, read_edges
 from fieldguide.decisions.messages import real_array
+from fieldguide.inference.checks.aligning import missing, order_of, unnamed
 from fieldguide.inference.checks.arguments import checked_flag, checked_real
 
 SID_LARGEST = 150
@@ -195,7 +196,8 @@ def graph_scores(estimated: Any, true: ArrayLike, sid: Any = None) -> pd.Series:
     """
     table = estimated.edges if isinstance(estimated, Graph) else estimated
     sid = None if sid is None else checked_flag("sid", sid)
-    truth = _match(true, table)
+    table = by_name(table, "the estimated graph")
+    truth = _match(by_name(true, "the true graph"), table)
     edges = real_array("estimated", table)
     if edges.ndim != 2 or edges.shape[0] != edges.shape[1] or edges.shape != truth.shape:
         raise ValueError(f"estimated and true edges must be tables [d, d], not {edges.shape} and {truth.shape}")
@@ -227,10 +229,12 @@ def graph_scores(estimated: Any, true: ArrayLike, sid: Any = None) -> pd.Series:
 
 def _match(true: Any, table: Any) -> np.ndarray:
     if isinstance(true, pd.DataFrame) and isinstance(table, pd.DataFrame):
-        absent = next((g for g in table.index if g not in true.index or g not in true.columns), None)
-        if absent is not None:
-            raise ValueError(f"the true graph has no gene {absent!r}")
-        true = true.loc[table.index, table.index]
+        absent = missing(true.index, table.index)
+        if len(absent) and not (unnamed(true.index) and len(true) == len(table)):
+            raise ValueError(f"the true graph has no gene {absent[0]!r}")
+        rows = order_of("the true graph", true.index, table.index, "genes")
+        square = true.shape[0] == true.shape[1]  # its columns are in the order of its rows
+        true = true.iloc[rows, rows if square else order_of("the true graph", true.columns, table.index, "genes")]
     values = real_array("true", true)
     if not np.isin(values, (0, 1)).all():
         raise ValueError("true edges must be 0 or 1")

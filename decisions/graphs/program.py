@@ -9,7 +9,8 @@ import pandas as pd
 from torch import Tensor
 
 from fieldguide.decisions.messages import real_array
-from fieldguide.inference.checks.aligning import places, unnamed
+from fieldguide.inference.checks.aligning import order_of, places, shuffled, unnamed
+from fieldguide.inference.checks.labels import label_texts
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.program import Batch
 
@@ -81,7 +82,7 @@ def read_edges(source: Any, genes: Any = None) -> Edges:
     settled: Callable[[], Any] = _unsettled
     if hasattr(source, "program"):
         program: GraphProgram = graph_program(source, "edge_weights")
-        genes = known_genes(source) if genes is None else genes
+        genes = _agreed(genes, known_genes(source))
         settled = getattr(program, "settled_edges", settled)
         source = getattr(program, "edge_probabilities", program.edge_weights)()
     if isinstance(source, tuple) and len(source) == 2:
@@ -92,8 +93,8 @@ def read_edges(source: Any, genes: Any = None) -> Edges:
             raise ValueError(f"weights into and out of factors must both be [d, m], not {shapes}")
         return Edges((into, out_of), settled, genes)
     if isinstance(source, pd.DataFrame):
-        source = _by_name(source)
-        genes = source.index if genes is None else genes
+        source = by_name(source)
+        genes = _agreed(genes, source.index)
     table = _probabilities(source)
     if table.shape[0] != table.shape[1]:
         raise ValueError(f"probabilities of edges are a square table (row to column), not {table.shape}")
@@ -104,11 +105,33 @@ def _unsettled() -> None:
     """What says of its edges no more than their probabilities."""
 
 
-def _by_name(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its columns in the order of its rows, where both have names."""
-    if unnamed(table.index) or unnamed(table.columns) or table.shape[0] != table.shape[1]:
+def _agreed(genes: Any, own: Any) -> Any:
+    """The names of the genes: those given, where the source has none or the same ones; ValueError for others."""
+    if genes is None or own is None or unnamed(pd.Index(own)) or not _listed(genes):
+        return own if genes is None else genes
+    given, known = label_texts(pd.Index(genes)), label_texts(pd.Index(own))
+    numbers = [str(number) for number in range(len(known))]
+    if len(given) == len(known) and known.tolist() != numbers:  # numbers are of AnnData, which names all genes
+        other = np.flatnonzero(given != known)
+        if other.size:
+            raise ValueError(
+                f"genes has {given[other[0]]!r} where the source has {known[other[0]]!r}: leave genes out, or put them "
+                "in its order; names that the source has are not replaced"
+            )
+    return genes
+
+
+def _listed(genes: Any) -> bool:
+    return not isinstance(genes, str) and np.ndim(genes) == 1
+
+
+def by_name(table: Any, what: str = "the graph") -> Any:
+    """Return a table [d, d] with its columns in the order of its rows, by their names; anything else as it is."""
+    if not isinstance(table, pd.DataFrame) or table.shape[0] != table.shape[1]:
         return table
-    return table.iloc[:, places("the columns of the graph", table.columns, table.index, "rows")]
+    if unnamed(table.index) and not shuffled(table.columns):
+        return table
+    return table.iloc[:, order_of(f"the columns of {what}", table.columns, table.index, "rows")]
 
 
 def _pair_by_name(source: tuple[Any, Any], genes: Any) -> tuple[Any, Any, Any]:
@@ -118,7 +141,7 @@ def _pair_by_name(source: tuple[Any, Any], genes: Any) -> tuple[Any, Any, Any]:
         return into, out_of, genes
     if not (unnamed(into.index) or unnamed(out_of.index)):
         out_of = out_of.iloc[places("the second table", out_of.index, into.index, "genes of the first")]
-        genes = into.index if genes is None else genes
+        genes = _agreed(genes, into.index)
     if not (unnamed(into.columns) or unnamed(out_of.columns)):
         out_of = out_of.iloc[:, places("the second table", out_of.columns, into.columns, "factors of the first")]
     return into, out_of, genes

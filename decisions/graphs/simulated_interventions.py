@@ -9,6 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.graphs.program import GraphProgram, gene_names, graph_program
+from fieldguide.decisions.messages import real_array
+from fieldguide.inference.checks.aligning import missing, order_of, unnamed
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.data.interventions import NONE
 from fieldguide.inference.fitted import Fit
@@ -37,7 +39,7 @@ def sample_under(
         Of a program with a method ``simulate``: "dcdfg" or "nodags".
     targets : sequence of genes
         Names, or numbers where the data had none; empty for no intervention.
-    values : array [T] or [n, T], or mapping of gene to value, optional
+    values : array [T] or [n, T], Series, DataFrame, or mapping of gene to value, optional
         What the targets are forced to, in the units of the data. Left out if there are none, and for a fit with
         ``interventions="imperfect"``, where a target has the gain, shift and scale that were learnt.
     n : int
@@ -110,10 +112,13 @@ def _values(values: ArrayLike | Mapping | None, targets: list, n: int) -> np.nda
         if absent is not None or len(values) != len(targets):
             raise ValueError(f"values are for {list(values)}, targets are {targets}")
         values = [values[t] for t in targets]
-    try:
-        table = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"values must be numbers, one for each target, not {values!r:.60}") from None
+    table = real_array("values", values)
+    if isinstance(values, pd.Series | pd.DataFrame):  # by the names of the targets, where it has them
+        given, wanted = values.index if isinstance(values, pd.Series) else values.columns, pd.Index(targets)
+        others = pd.Index([]) if unnamed(given) else missing(wanted, given).append(missing(given, wanted))
+        if len(others):
+            raise ValueError(f"values are for {list(given)}, targets are {targets}")
+        table = table[..., order_of("values", given, wanted, "targets")]
     if table.shape not in ((len(targets),), (n, len(targets))):
         raise ValueError(f"values have shape {table.shape}; {len(targets)} targets and {n} cells need one or both")
     if not np.isfinite(table).all():

@@ -22,7 +22,7 @@ from fieldguide.decisions.labels.rejection import (
     rejection_curve,
     risk_coverage,
 )
-from fieldguide.inference.checks.aligning import aligned, places, unnamed
+from fieldguide.inference.checks.aligning import aligned, order_of, shuffled, unnamed
 from fieldguide.inference.checks.arguments import checked_real, checked_text, one_of
 from fieldguide.inference.checks.labels import label_texts
 from fieldguide.inference.data.labels import Labels
@@ -283,11 +283,14 @@ def _truth(truth: ArrayLike, cells: pd.Index) -> np.ndarray:
 
 def _loss_by_name(loss: Any, names: np.ndarray) -> Any:
     """A table of losses with decisions and true classes in the order of the classes, where it has their names."""
-    if not isinstance(loss, pd.DataFrame) or unnamed(loss.index) or unnamed(loss.columns):
+    if not isinstance(loss, pd.DataFrame):
         return loss
     classes = pd.Index(names)
-    rows = places("the rows of loss", loss.index, classes, "classes")
-    return loss.iloc[rows, places("the columns of loss", loss.columns, classes, "classes")]
+    for index in (loss.index, loss.columns):
+        if unnamed(index) and not (shuffled(classes) and len(index) == len(classes)):
+            return loss
+    rows = order_of("the rows of loss", loss.index, classes, "classes")
+    return loss.iloc[rows, order_of("the columns of loss", loss.columns, classes, "classes")]
 
 
 def _class_names(posterior: Posterior, n_classes: int) -> list[str]:

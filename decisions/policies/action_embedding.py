@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fieldguide.decisions.messages import named, real_array
+from fieldguide.decisions.messages import named, real_array, require_unmasked
 from fieldguide.decisions.policies.bandit_log import BanditLog
 from fieldguide.decisions.policies.policy import Policy
-from fieldguide.inference.checks.aligning import order_of, unnamed
+from fieldguide.inference.checks.aligning import missing, order_of, unnamed
 
 ROUNDING = 1e-4
 
@@ -25,10 +25,14 @@ class Embedding:
         Code of the embedding of each logged item.
     chance : float64 [K, E]
         Probability of each embedding, given the action; 0 and 1 where the action fixes it.
+    rows, actions : Index [n], Index [K], optional
+        Of the log that it was made for.
     """
 
     observed: np.ndarray
     chance: np.ndarray
+    rows: pd.Index | None = None
+    actions: pd.Index | None = None
 
     @classmethod
     def of_categories(cls, categories: Any, log: BanditLog) -> "Embedding":
@@ -49,11 +53,12 @@ class Embedding:
             if not categories.index.is_unique:
                 raise ValueError(f"embedding has action {categories.index[categories.index.duplicated()][0]!r} twice")
             by_position = unnamed(categories.index) and len(categories) == len(log.actions)
-            absent = log.actions[~log.actions.astype(str).isin(categories.index.astype(str))]
+            absent = missing(categories.index, log.actions)
             if len(absent) and not by_position:
-                raise ValueError(f"embedding has no action {absent[0]!r}")
+                raise ValueError(f"embedding has no action {named(absent, 0)}")
             categories = categories.iloc[order_of("embedding", categories.index, log.actions, "actions")]
         if not isinstance(categories, pd.DataFrame):
+            require_unmasked("embedding", categories)
             categories = np.asarray(categories)
             if categories.ndim not in (1, 2):
                 raise ValueError(
@@ -62,11 +67,11 @@ class Embedding:
         table = pd.DataFrame(categories)
         if len(table) != len(log.actions):
             raise ValueError(f"embedding is for {len(table)} actions, the log has {len(log.actions)}")
-        missing = np.flatnonzero(table.isna().any(axis=1))
-        if missing.size:
-            raise ValueError(f"embedding of action {named(log.actions, missing[0])} is missing")
+        gaps = np.flatnonzero(table.isna().any(axis=1))
+        if gaps.size:
+            raise ValueError(f"embedding of action {named(log.actions, gaps[0])} is missing")
         codes = table.groupby(list(table.columns), sort=False, observed=True).ngroup().to_numpy()
-        return cls(codes[log.action], np.eye(codes.max() + 1)[codes])
+        return cls(codes[log.action], np.eye(codes.max() + 1)[codes], log.rows, log.actions)
 
     @classmethod
     def of_draws(cls, observed: ArrayLike, chance: ArrayLike, log: BanditLog) -> "Embedding":
@@ -74,10 +79,10 @@ class Embedding:
 
         Parameters
         ----------
-        observed : int array [n] or [n, l]
-            Codes of the embeddings that were seen.
-        chance : array [K, E]
-            Probability of each embedding, given the action.
+        observed : int array [n] or [n, l], Series or DataFrame
+            Codes of the embeddings that were seen; a table is found by the names of its rows.
+        chance : array or DataFrame [K, E]
+            Probability of each embedding, given the action; a table is found by the names of the actions.
         log : BanditLog
 
         Raises
@@ -87,6 +92,10 @@ class Embedding:
             logged action cannot have.
         """
         codes, table = real_array("observed", observed), real_array("chance", chance)
+        if isinstance(observed, pd.Series | pd.DataFrame):
+            codes = codes[order_of("observed", observed.index, log.rows, "rows of the log")]
+        if isinstance(chance, pd.DataFrame):
+            table = table[order_of("chance", chance.index, log.actions, "actions")]
         if not (codes == np.floor(codes)).all():
             raise ValueError("observed must hold codes of embeddings, whole numbers")
         shown = codes.astype(np.int64)
@@ -108,7 +117,21 @@ class Embedding:
                 f"embedding {shown[row, item]} of row {named(log.rows, row)} has probability 0 for its action "
                 f"{named(log.actions, log.action[row, item])}"
             )
-        return cls(shown, table)
+        return cls(shown, table, log.rows, log.actions)
+
+    def aligned(self, log: BanditLog) -> "Embedding":
+        """Return the embedding for the rows and actions of a log, in their order; ValueError if it is of others."""
+        seen, chance = self.observed, self.chance
+        if self.rows is not None and not self.rows.equals(log.rows):
+            seen = seen[order_of("embedding", self.rows, log.rows, "rows of the log")]
+        if self.actions is not None and not self.actions.equals(log.actions):
+            chance = chance[order_of("embedding", self.actions, log.actions, "actions")]
+        if seen.shape != log.action.shape or len(chance) != len(log.actions):
+            raise ValueError(
+                f"embedding is of {seen.shape} items and {len(chance)} actions, the log of {log.action.shape} and "
+                f"{len(log.actions)}: make it of this log"
+            )
+        return Embedding(seen, chance, log.rows, log.actions)
 
     def probability(self, policy: Policy) -> np.ndarray:
         """Return how likely each observed embedding is under a policy, ``sum_a pi(a | x) p(e | a)``, [n, l]."""

@@ -1,6 +1,6 @@
 """A log of decisions and what came of them, checked: actions, rewards and the probabilities they were taken with."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from fieldguide.decisions.policies.policy import Policy, labels, rank_quantile
 from fieldguide.decisions.policies.slates import DESIGNS, coefficients
 from fieldguide.inference.checks.aligning import order_of, shuffled, unnamed
 from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.labels import label_codes, label_text
 from fieldguide.inference.checks.rounding import exceeds
 from fieldguide.inference.checks.rows import row_numbers
 
@@ -51,10 +52,10 @@ class BanditLog:
     def read(
         cls,
         data: Any,
-        action: str | Sequence[str] = "action",
-        reward: str | Sequence[str] = "reward",
-        propensity: str | Sequence[str] = "propensity",
-        actions: Sequence | pd.Index | None = None,
+        action: Any = "action",
+        reward: Any = "reward",
+        propensity: Any = "propensity",
+        actions: Any = None,
         design: str = "iid",
     ) -> "BanditLog":
         """Return the log that a table holds, one row a context.
@@ -80,20 +81,22 @@ class BanditLog:
             raise TypeError(f"data must be a DataFrame or AnnData, not {type(data).__name__}")
         if not len(table):
             raise ValueError("the log is empty: data has no rows")
-        names = [
-            [c] if isinstance(c, str) or not isinstance(c, Sequence) else list(c) for c in (action, reward, propensity)
-        ]
+        names = [_columns(part) for part in (action, reward, propensity)]
         if len({len(n) for n in names}) > 1 or not names[0]:
             raise ValueError(f"action, reward and propensity need a column for each item: {names}")
         for column in (c for columns in names for c in columns):
-            if column not in table:
+            if not isinstance(column, Hashable) or column not in table:
                 raise ValueError(f"no column {column!r}; there are {', '.join(map(str, table.columns))}")
         for column in (c for columns in names for c in columns):
             if isinstance(table[column], pd.DataFrame):
                 raise ValueError(f"data have several columns {column!r}: make their names differ")
         taken = table[names[0]]
+        if actions is None and design == "plackett_luce" and len(names[0]) > 1:
+            raise ValueError(
+                "actions must list all actions of a design without replacement, also those that were never drawn"
+            )
         known = _known(actions, taken)
-        codes = np.stack([known.get_indexer(taken.iloc[:, k]) for k in range(len(names[0]))], 1)
+        codes = np.stack([_codes(names[0][k], taken.iloc[:, k], known) for k in range(len(names[0]))], 1)
         unknown = np.argwhere(codes < 0)
         if unknown.size:
             row, item = unknown[0]
@@ -107,8 +110,8 @@ class BanditLog:
         action: ArrayLike,
         reward: ArrayLike,
         propensity: ArrayLike,
-        actions: Sequence | pd.Index | int,
-        rows: Sequence | pd.Index | None = None,
+        actions: Any,
+        rows: Any = None,
         design: str = "iid",
     ) -> "BanditLog":
         """Return the log of arrays [n] or [n, l], with codes of actions; see `read`."""
@@ -121,7 +124,7 @@ class BanditLog:
         if not codes.shape == gained.shape == chance.shape:
             shapes = f"action {codes.shape}, reward {gained.shape} and propensity {chance.shape}"
             raise ValueError(f"{shapes} differ in shape")
-        index = labels(len(codes) if rows is None else rows)
+        index = labels(len(codes) if rows is None else rows, "rows")
         if len(index) != len(codes):
             raise ValueError(f"rows are {len(index)} names for {len(codes)} contexts")
         numbered = unnamed(index)
@@ -186,7 +189,7 @@ class BanditLog:
         """Return checked features of the contexts [n, F], float64: a table is found by the names of its rows."""
         x = read_context(values)
         table = isinstance(values, pd.DataFrame | pd.Series)
-        if table and not (unnamed(values.index) or self.numbered):
+        if table and not self.numbered and (not unnamed(values.index) or shuffled(self.rows)):
             x = x[order_of("context", values.index, self.rows, "rows of the log")]
         elif len(x) != len(self):
             raise ValueError(f"context has {len(x)} rows, the log {len(self)}")
@@ -198,8 +201,10 @@ class BanditLog:
             raise ValueError(f"context of row {named(self.rows, row)}, column {column} is {x[row, column]}")
         return x
 
-    def within(self, candidates: Policy) -> "Within":
+    def within(self, candidates: Any) -> "Within":
         """Return the log beside the candidates of each context (those of the logging policy, by `Policy.top`).
+
+        They are found by the names of rows and actions; ValueError where those of the log are not among them.
 
         Examples
         --------
@@ -208,13 +213,16 @@ class BanditLog:
         >>> within.place.tolist(), within.share.round(6).tolist()
         ([[-1], [0]], [[4.0], [2.0]])
         """
-        return Within(self, candidates)
+        if not isinstance(candidates, Policy):
+            raise TypeError(f"candidates must be a Policy, as Policy.top returns it, not {type(candidates).__name__}")
+        return Within(self, candidates.aligned(self.actions, self.rows, "candidates"))
 
     def take(self, rows: ArrayLike) -> "BanditLog":
         """Return the log of some rows: row numbers, or a mask."""
         at = row_numbers("rows", rows, len(self), "contexts", names=self.rows)
         action, reward, propensity = (table[at] for table in (self.action, self.reward, self.propensity))
-        return BanditLog(action, reward, propensity, self.actions, self.rows[at], self.design, self.numbered)
+        names = pd.Index(self.rows.to_numpy()[at]) if self.numbered else self.rows[at]  # numbers of the whole log
+        return BanditLog(action, reward, propensity, self.actions, names, self.design, self.numbered)
 
 
 @dataclass(frozen=True)
@@ -264,6 +272,21 @@ def read_context(values: Any) -> np.ndarray:
     return x
 
 
+def _columns(names: Any) -> list:
+    """Names of columns: one, or several."""
+    listed = isinstance(names, Sequence | np.ndarray | pd.Index) and not isinstance(names, str)
+    return list(names) if listed else [names]
+
+
+def _codes(column: Any, taken: pd.Series, known: pd.Index) -> np.ndarray:
+    """Places of actions among the known ones, which may be written otherwise (1, "1", 1.0); -1 where they are none."""
+    codes = known.get_indexer(taken)
+    other = codes < 0
+    if other.any():
+        codes[other] = label_codes(str(column), taken[other], [label_text(action) for action in known])
+    return codes
+
+
 def _known(actions: Any, taken: pd.DataFrame) -> pd.Index:
     """Names of all actions: those given, or those that occur, in order."""
     if actions is not None:
@@ -301,8 +324,10 @@ def _own_rows(rows: Any, *parts: Any) -> Any:
 
 def _wide(name: str, values: Any, rows: Any) -> np.ndarray:
     table = real_array(name, values)
-    if isinstance(values, pd.Series | pd.DataFrame) and rows is not None and not unnamed(values.index):
-        table = table[order_of(name, values.index, labels(rows), "rows of the log")]
+    if isinstance(values, pd.Series | pd.DataFrame) and rows is not None:
+        names = labels(rows, "rows")
+        if not unnamed(values.index) or shuffled(names):
+            table = table[order_of(name, values.index, names, "rows of the log")]
     if table.ndim not in (1, 2):
         raise ValueError(f"{name} must be of shape (rows,) or (rows, items), not {table.shape}")
     return table[:, None] if table.ndim == 1 else table

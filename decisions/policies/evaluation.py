@@ -119,6 +119,7 @@ def evaluate_policy(
     rho = None if logging is None else log.drawn_by(logging)
     if embedding is not None and not isinstance(embedding, Embedding):
         embedding = Embedding.of_categories(embedding, log)
+    embedding = None if embedding is None else embedding.aligned(log)
     candidates = None if top is None else rho.top(top)
     q = None if reward_model is None else read_table(reward_model, log.actions, log.rows, "reward_model")
     masses = None if candidates is None else pi.among(candidates).probability.sum(1)
@@ -194,7 +195,7 @@ def _chosen(estimators: Any, log: Feedback) -> dict[str, IPS | DM]:
         raise TypeError(f"estimators must be a list of names such as ['ips', 'snips'], not {estimators!r}")
     chosen = dict(estimators) if isinstance(estimators, Mapping) else {}
     for name in () if chosen else estimators:
-        if name not in ESTIMATORS:
+        if not isinstance(name, str) or name not in ESTIMATORS:
             raise ValueError(f"no estimator {name!r}; there are {', '.join(ESTIMATORS)}")
         chosen[name] = ESTIMATORS[name]
     if not chosen:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from fieldguide.decisions.messages import named, real_array
-from fieldguide.inference.checks.aligning import order_of, unnamed
+from fieldguide.inference.checks.aligning import missing, order_of, unnamed
 from fieldguide.inference.checks.arguments import checked_int, checked_real
 from fieldguide.inference.checks.rounding import SLACK
 
@@ -79,7 +79,7 @@ class Policy:
         ValueError
             Naming row and action.
         """
-        names, index = labels(actions), labels(rows)
+        names, index = labels(actions), labels(rows, "rows")
         if isinstance(values, Policy):
             return values.aligned(names, index, name)
         trained = getattr(values, "attrs", {}).get("trained_on")
@@ -101,14 +101,19 @@ class Policy:
         return cls(None, table, names, index, None if trained is None else pd.Index(trained))
 
     def aligned(self, actions: pd.Index, rows: pd.Index, name: str = "policy") -> "Policy":
-        """Return the policy for these rows, in this order; the actions must be the same."""
-        if not self.actions.equals(actions):
+        """Return the policy for these rows and actions, in this order, found by their names."""
+        if len(self.actions) != len(actions) or len(missing(self.actions, actions)):
             raise ValueError(f"{name} is over {len(self.actions)} actions, which are not the {len(actions)} of the log")
-        if self.rows.equals(rows):
+        if self.rows.equals(rows) and self.actions.equals(actions):
             return self
-        at = _rows_of(name, self.rows, rows)
-        codes = None if self.codes is None else self.codes[at]
-        return Policy(codes, self.probability[at], self.actions, rows, self.trained_on)
+        at = np.arange(len(self)) if self.rows.equals(rows) else _rows_of(name, self.rows, rows)
+        codes, probability = self.codes, self.probability[at]
+        order = order_of(name, self.actions, actions, "actions")
+        if codes is None:
+            probability = probability[:, order]
+        else:
+            codes = np.argsort(order)[codes[at]]
+        return Policy(codes, probability, actions, rows, self.trained_on)
 
     def __len__(self) -> int:
         return len(self.probability)
@@ -189,22 +194,28 @@ def read_table(values: Any, actions: pd.Index, rows: pd.Index, name: str) -> np.
 
 def _actions_of(name: str, index: pd.Index, actions: pd.Index) -> np.ndarray:
     """Places of the actions in an index; columns numbered by pandas are taken by position."""
-    absent = actions[~actions.astype(str).isin(index.astype(str))]
+    absent = missing(index, actions)
     if len(absent) and not (unnamed(index) and len(index) == len(actions)):
         raise ValueError(f"{name} has no column for action {named(absent, 0)}")
     return order_of(name, index, actions, "actions")
 
 
 def _rows_of(name: str, index: pd.Index, rows: pd.Index) -> np.ndarray:
-    absent = rows[~rows.astype(str).isin(index.astype(str))]
+    absent = missing(index, rows)
     if len(absent) and not (unnamed(index) and len(index) == len(rows)):
         raise ValueError(f"{name} has no row {named(absent, 0)}")
     return order_of(name, index, rows, "rows")
 
 
-def labels(names: pd.Index | Sequence | int) -> pd.Index:
+def labels(names: Any, what: str = "actions") -> pd.Index:
     """Return names as an index; a number stands for so many numbered ones."""
-    return pd.RangeIndex(names) if isinstance(names, int) else pd.Index(names)
+    if isinstance(names, pd.Index):
+        return names
+    if isinstance(names, int | np.integer) and not isinstance(names, bool):
+        return pd.RangeIndex(checked_int(what, names, at_least=0))
+    if isinstance(names, str | bytes | dict | set) or not np.iterable(names) or getattr(names, "ndim", 1) != 1:
+        raise TypeError(f"{what} must be a list of names, or how many there are, not {names!r:.60}")
+    return pd.Index(names)
 
 
 def ranked(logging: ArrayLike, count: int | None = None) -> np.ndarray:

@@ -62,6 +62,8 @@ def predict_rewards(log: Any, context: Any, model: Any = None, folds: Any = 3, s
         raise ValueError(f"all rewards are {log.reward.flat[0]:g}: there is nothing to learn")
     if model is None:
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000) if binary else Ridge())
+    if isinstance(model, type):
+        raise TypeError(f"model must be an estimator, not the class {model.__name__}: make one, {model.__name__}()")
     if not hasattr(model, "fit"):
         raise TypeError(f"model must be a scikit-learn estimator, not {type(model).__name__}")
     classes = is_classifier(model)

@@ -123,6 +123,18 @@ def checked_text(name: str, value: Any) -> str:
     return str(value)
 
 
+def first_masked(values: Any) -> list[int] | None:
+    """Return where the first masked value of a masked array stands; None where none is, and for all else.
+
+    Examples
+    --------
+    >>> first_masked(np.ma.masked_array([[1.0, 2.0]], [[False, True]])), first_masked([1.0])
+    ([0, 1], None)
+    """
+    masked = np.argwhere(np.ma.getmaskarray(values)) if isinstance(values, np.ma.MaskedArray) else np.zeros((0, 1))
+    return masked[0].tolist() if len(masked) else None
+
+
 def set_fields(instance: Any, **values: Any) -> None:
     """Set the fields of a frozen dataclass to their checked values, while it is made."""
     for name, value in values.items():

@@ -78,6 +78,8 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path  # what a link names is replaced, not the link
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"could not write {path}: it is a folder, give the name of a file")
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, f"could not write {path}: it is no file")
     if not path.parent.is_dir():

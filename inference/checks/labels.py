@@ -1,6 +1,6 @@
 """Labels as users write them: 1, "1" and 1.0 are one label, and an exact match comes first."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,8 @@ def label_codes(name: str, values: Any, known: Sequence[str]) -> np.ndarray:
 
 def _distinct(values: Any) -> tuple[np.ndarray, list]:
     """Codes int64 [N], -1 where a label is missing, and the distinct labels; 1, True and 1.0 are distinct."""
+    if isinstance(values, pd.MultiIndex):
+        values = values.to_flat_index()
     series = values if isinstance(values, pd.Series) else pd.Series(values)
     if series.dtype != object:
         codes, distinct = pd.factorize(series)
@@ -84,6 +86,8 @@ def _distinct(values: Any) -> tuple[np.ndarray, list]:
     missing, codes = series.isna().to_numpy(), np.full(len(series), -1, dtype=np.int64)
     for row, value in enumerate(series.to_numpy()):
         if not missing[row]:
+            if not isinstance(value, Hashable):
+                raise TypeError(f"a label is text or a number, and that of row {row} is {value!r:.60}")
             codes[row] = known.setdefault((type(value), value), len(known))
     return codes, [value for _, value in known]
 

@@ -51,19 +51,23 @@ def row_numbers(
         values = np.zeros(())
     if values.ndim == 0:
         raise TypeError(f"{name} must be {asked}, not {type(rows).__name__} {rows!r:.60}")
-    if isinstance(rows, pd.Series) and rows.dtype in (bool, "boolean") and len(rows) == n_rows:
-        values = np.asarray(aligned(name, rows, names))
     if values.ndim != 1:
         raise ValueError(f"{name} must be {asked}, not an array of shape {values.shape}")
     if values.size == 0:
         if empty:
             return np.zeros(0, dtype=np.int64)
         raise ValueError(f"{name} is empty: it must be {asked}")
-    if values.dtype == object and all(isinstance(v, bool | np.bool_) for v in values):
-        values = values.astype(bool)
+    if values.dtype == object or isinstance(rows, list | tuple):
+        flags = np.array([isinstance(v, bool | np.bool_) for v in rows])
+        if flags.any() and not flags.all():
+            at = int(np.argmin(flags))
+            raise ValueError(f"{name} must be {asked}; value {at} of it is {values[at]!r} among True and False")
+        values = values.astype(bool) if flags.all() else values
     if values.dtype == bool:
         if len(values) != n_rows:
             raise ValueError(f"{name} is a mask of length {len(values)}, but there are {n_rows} {what}")
+        if isinstance(rows, pd.Series):
+            values = aligned(name, pd.Series(values, index=rows.index), names).to_numpy()
         if not (empty or values.any()):
             raise ValueError(f"{name} is a mask that holds none of the {n_rows} {what}")
         return np.flatnonzero(values)

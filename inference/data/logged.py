@@ -59,6 +59,10 @@ class Levels(Field):
 class Outcome(Field):
     """A numeric column that only training needs, as it is; float32 [N]. New data may lack it: then it is 0."""
 
+    def learn(self, name, data, place):
+        column_of(name, data, place)  # training does need it
+        return {}
+
     def read(self, name, data, place, state):
         if not has_column(data, place):
             return DenseStore(np.zeros(n_rows(data), dtype=np.float32))
@@ -68,6 +72,10 @@ class Outcome(Field):
 @dataclass(frozen=True)
 class RowWeight(Positive):
     """A positive column that says how much each row counts in training; float32 [N]. New data may lack it: then 1."""
+
+    def learn(self, name, data, place):
+        column_of(name, data, place)  # a place that was given is meant
+        return {}
 
     def read(self, name, data, place, state):
         if not has_column(data, place):

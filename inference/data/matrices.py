@@ -12,7 +12,15 @@ import scipy.sparse as sp
 import torch
 
 from fieldguide.inference.checks.aligning import unnamed
-from fieldguide.inference.data.reading import SchemaError, array_of_tensor, cell_name, column_at, column_of, listed
+from fieldguide.inference.data.reading import (
+    SchemaError,
+    array_of_tensor,
+    cell_name,
+    check_unmasked,
+    column_at,
+    column_of,
+    listed,
+)
 from fieldguide.inference.data.storage import BackedStore
 
 LARGEST = 2**24
@@ -305,9 +313,7 @@ def real_array(name: str, raw: Any, data: Any = None, names: list[str] | None = 
     """Return an array of real numbers, of any shape; SchemaError names what is none."""
     if isinstance(raw, torch.Tensor):
         return array_of_tensor(name, raw)
-    if isinstance(raw, np.ma.MaskedArray) and np.ma.getmaskarray(raw).any():
-        at = np.argwhere(np.ma.getmaskarray(raw))[0].tolist()
-        raise SchemaError(f"field '{name}': the value at {at} is masked; fill in what is masked, or leave its cell out")
+    check_unmasked(name, raw)
     try:
         values = np.asarray(raw)
     except ValueError:

@@ -38,6 +38,21 @@ class Dataset:
         self.n_cells = next(iter(lengths.values()))
         if self.n_cells == 0:
             raise ValueError("the data has no cells")
+        self.marks: dict[str, int] | None = None
+
+    def remember(self) -> "Dataset":
+        """Note what the values are, for `require_unchanged`: they may be those of the user's own arrays."""
+        self.marks = {name: store.mark() for name, store in self.stores.items()}
+        return self
+
+    def require_unchanged(self) -> None:
+        """Raise ValueError, naming the field, where values were changed in place since they were read."""
+        for name, mark in (self.marks or {}).items():
+            if self.stores[name].mark() != mark:
+                raise ValueError(
+                    f"field '{name}': the data were changed in place since they were read (as sc.pp.log1p does): pass "
+                    "them as they were, or fit on a copy"
+                )
 
     @property
     def backed(self) -> bool:
@@ -83,13 +98,23 @@ def read(data, schema: FittedSchema | None) -> Dataset:
         if not len(data):
             raise ValueError("the data has no cells: there is no array in it")
         check_one_index(dict(data))
-        return Dataset({str(name): _array(str(name), values) for name, values in data.items()}, None, None)
+        return Dataset({name: _array(name, values) for name, values in _named(data)}, None, None).remember()
     stores = schema.read(data)
     labelled = isinstance(data, anndata.AnnData)
     obs = data.obs if labelled else data if isinstance(data, pd.DataFrame) else None
     genes = next((s["genes"] for s in schema.states.values() if s.get("genes")), None)
     names = pd.Index(genes) if genes else None
-    return Dataset(stores, obs, names)
+    return Dataset(stores, obs, names).remember()
+
+
+def _named(data: Any) -> Iterator[tuple[str, Any]]:
+    """Fields by name as text, each of which is there once."""
+    names = pd.Index([str(name) for name in data])
+    if names.has_duplicates:
+        raise ValueError(f"several fields are called {names[names.duplicated()][0]!r}")
+    if "index" in names:
+        raise ValueError("field 'index' has the name of the numbers of the cells: call it something else")
+    return zip(names, (values for _, values in data.items()), strict=True)
 
 
 def _array(name: str, values: Any) -> Store:
@@ -99,6 +124,8 @@ def _array(name: str, values: Any) -> Store:
         array = values
     else:
         plain = real_array(name, dense(values))
+        if plain.dtype == np.uint64 and plain.size and plain.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"field '{name}': {plain.max()} is beyond the whole numbers of 64 bits")
         array = DenseStore(plain.astype(np.int64) if plain.dtype.kind == "u" else plain).values
     if array.dim() == 0:
         raise TypeError(f"field '{name}' is a single number, not an array with one row a cell")

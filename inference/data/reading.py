@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from fieldguide.inference.checks.aligning import shuffled, unnamed
+from fieldguide.inference.checks.arguments import first_masked
 from fieldguide.inference.checks.labels import label_codes, label_texts, says_missing
 from fieldguide.inference.messages import caution
 
@@ -49,20 +50,17 @@ def check_one_index(columns: Mapping[Any, Any]) -> None:
     """
     indices = {k: values.index for k, values in columns.items() if isinstance(values, pd.Series | pd.DataFrame)}
     named = {key: index for key, index in indices.items() if not unnamed(index)}
-    if any(_is_shuffled(index) for index in named.values()):
+    if any(shuffled(index) for index in named.values()):
         named = indices
     first = next(iter(named), None)
     for key, index in named.items():
-        if first is not None and not (index.equals(named[first]) or index.map(str).equals(named[first].map(str))):
+        if index.equals(named[first]):
+            continue
+        if not np.array_equal(label_texts(index), label_texts(named[first])):
             raise SchemaError(
                 f"{key!r} and {first!r} do not name their rows alike, in one order: put {key!r} in order by "
                 f"{key}.loc[{first}.index], or pass arrays, which are taken by position"
             )
-
-
-def _is_shuffled(index: pd.Index) -> bool:
-    """Whether an index holds 0..n-1 in another order, as numbers or as text: they name rows."""
-    return shuffled(pd.Index(pd.to_numeric(pd.Series(index.map(str)), errors="coerce")))
 
 
 def _rows(values: Any) -> int | None:
@@ -108,10 +106,18 @@ def column_of(name: str, data, column: Any) -> pd.Series:
     values = table[column]
     if isinstance(values, pd.Series):
         return values
+    check_unmasked(name, values)
     values = array_of_tensor(name, values) if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.ndim != 1:
         raise SchemaError(f"field '{name}': {column!r} must have one value for each cell, not the shape {values.shape}")
     return pd.Series(values)
+
+
+def check_unmasked(name: str, values: Any) -> None:
+    """Raise SchemaError for an array in which a value is masked, which would be read as the number under the mask."""
+    at = first_masked(values)
+    if at is not None:
+        raise SchemaError(f"field '{name}': the value at {at} is masked; fill in what is masked, or leave its cell out")
 
 
 def check_tensor(name: str, tensor: torch.Tensor) -> None:
@@ -139,7 +145,7 @@ def _some(columns: Any) -> str:
     return ", ".join(texts[:30]) + (", ..." if len(texts) > 30 else "") if texts else "none"
 
 
-def numbers(name: str, data, column: str) -> np.ndarray:
+def numbers(name: str, data, column: Any) -> np.ndarray:
     """A column of finite numbers, float64 [N]."""
     series = column_of(name, data, column)
     try:

@@ -6,6 +6,7 @@ rows are cheap to read together (`windows`).
 
 from collections.abc import Iterator
 from typing import Any
+from zlib import crc32
 
 import anndata
 import h5py
@@ -18,6 +19,9 @@ BLOCK = 512
 """Rows that a backed file reads at once: large enough that disk access is sequential."""
 WINDOW = 32 * BLOCK
 """Rows of a backed file that are held in memory and shuffled together."""
+
+MARKED = 2**16
+"""Values of a store that its mark is of."""
 
 
 class Store:
@@ -44,6 +48,10 @@ class Store:
         """Return a store of these rows only, in memory."""
         raise NotImplementedError
 
+    def mark(self) -> int:
+        """Return a digest of some of the values, by which a change of all of them is seen; 0 of what is on disk."""
+        return 0
+
 
 class DenseStore(Store):
     """A dense array [N, ...]."""
@@ -66,6 +74,10 @@ class DenseStore(Store):
 
     def load(self, rows):
         return DenseStore(self.values[torch.from_numpy(rows)])
+
+    def mark(self):
+        flat = self.values.reshape(-1)
+        return _mark(flat[:: len(flat) // MARKED + 1].cpu().numpy())
 
 
 class SparseStore(Store):
@@ -110,6 +122,13 @@ class SparseStore(Store):
 
     def load(self, rows):
         return SparseStore(self.matrix[rows])
+
+    def mark(self):
+        return _mark(self.matrix.data[:: len(self.matrix.data) // MARKED + 1])
+
+
+def _mark(values: np.ndarray) -> int:
+    return crc32(np.ascontiguousarray(values).tobytes())
 
 
 class BackedStore(Store):

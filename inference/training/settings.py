@@ -1,6 +1,6 @@
 """How a program is trained: the settings that `fieldguide.inference.fit` and `Fit.refit` have in common."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -74,6 +74,21 @@ class Settings:
         asked = {name: value for name, value in given.items() if value is not None or name == "early_stopping"}
         own = {name: value for name, value in vars(defaults).items() if value is not None and name != "validation"}
         return cls(**{**otherwise, **own, **asked})
+
+
+def for_several(function: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of several fits: what can be read once only becomes a tuple.
+
+    Raises
+    ------
+    TypeError
+        For a checkpoint, which each fit would write over.
+    """
+    if settings.get("checkpoint") is not None:
+        raise TypeError(f"checkpoint is no setting of {function}: each of its fits would write over it")
+    listed = {name: settings[name] for name in ("callbacks", "constraints") if name in settings}
+    many = {name: tuple(v) if isinstance(v, Iterator) else v for name, v in listed.items()}
+    return {**settings, **many}
 
 
 def _callbacks(callbacks: Any) -> tuple[Callback, ...]:

@@ -274,9 +274,13 @@ def launch(device: str):
     ------
     ValueError
         For a device that is not known or not there.
+    RuntimeError
+        Where torch keeps no gradients.
     """
     from lightning_fabric import Fabric
 
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise RuntimeError("a fit is trained by gradients: call it outside torch.no_grad() and torch.inference_mode()")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else str(device)
     try:
         chosen = torch.device(name)

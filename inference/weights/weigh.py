@@ -189,7 +189,7 @@ def _trace_both(program: Program, batch: Batch, particles: int, kind: Kind) -> _
         continuous = {n: v for n, v in cut.draws.items() if n not in in_guide}
         scored = frozen_guide_trace(program, batch, particles, [discrete, Rejoin(continuous)], state)
     model = trace_program(program, "model", batch, particles, [discrete], replay=scored)
-    _require_same_sites(program, model, drawn + [n for n in discrete.sites if n not in in_guide])
+    _require_same_sites(program, model, drawn + [n for n in discrete.sites if n not in in_guide], batch)
     return _Traces(guide, scored, model, discrete, cut, drawn, in_guide, kind, batch)
 
 
@@ -311,12 +311,14 @@ def _require_reparameterised(guide, latents: list[str]) -> None:
             )
 
 
-def _require_same_sites(program: Program, model, latents: list[str]) -> None:
+def _require_same_sites(program: Program, model, latents: list[str], batch: Batch) -> None:
     wanted = [n for n, s in model.nodes.items() if is_random(s) and not s["is_observed"]]
     missing = sorted(set(wanted) - set(latents))
     extra = sorted(set(latents) - set(model.nodes))
     if missing or extra:
+        data = [name for name in missing if name in batch]
+        hint = f"; {data[0]!r} is a field of the data: give it obs=batch[{data[0]!r}] in the model" if data else ""
         raise ValueError(
             f"{type(program).__name__}: latent sites of model and guide differ; "
-            f"missing from the guide: {missing or 'none'}; missing from the model: {extra or 'none'}"
+            f"missing from the guide: {missing or 'none'}; missing from the model: {extra or 'none'}{hint}"
         )

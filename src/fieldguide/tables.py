@@ -98,7 +98,7 @@ def read_table(path: Path, text: Collection[str] = (), column: str | None = None
         raise ValueError(f"{path} has no columns")
     for names, what in ((frame.index, "rows"), (frame.columns, "columns")):
         if isinstance(names, pd.MultiIndex):
-            raise ValueError(f"the {what} of {path} have names of several levels (MultiIndex): join them into one")
+            raise ValueError(f"{path}: its {what} have names of several levels (MultiIndex): join them into one")
     frame.columns = frame.columns.astype(str)
     return Table(path, frame)
 
@@ -136,8 +136,10 @@ def _check_lines(path: Path, content: str) -> None:
             raise NotATable(f"{path} is separated by {called}: write it with commas (CSV), and with decimal points")
     if odd is None:
         return
+    if comment:
+        raise NotATable(f"{path} begins with a comment: its first line must be the headings of the columns")
     counts = "1 field" if len(odd) == 1 else f"{len(odd)} fields"
-    if comment or width == 1:
+    if width == 1:
         why = f"headings come first, so remove what stands above them in line {first}"
     elif len(odd) > width:
         why = "decimal commas, a trailing comma, or no heading for the names?"

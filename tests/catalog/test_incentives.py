@@ -12,6 +12,7 @@ from fieldguide.catalog.data.coupons import coupon_sim
 from fieldguide.catalog.incentives import SHAPES, Incentives
 from fieldguide.decisions import BanditLog, OptimisticValue, allocate, evaluate_policy
 from fieldguide.inference import Constraint, Penalty, SchemaError, fit, hsic
+from fieldguide.inference.data.logged import RowWeight
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +250,27 @@ def test_bad_input(train, fits):
         response(fit("ppca", {"x": data.X}, max_epochs=1, progress=False))
     bare = {"x": train.data.X[:5]}
     assert response(fits["concave"], train.data[:5]).shape == response(fits["concave"], bare).shape
+
+
+def test_random_weights_of_an_ensemble_are_no_feature_and_always_there():
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"f0": rng.normal(size=40), "level": np.arange(40) % 2, "response": rng.integers(0, 2, 40)})
+    fits = response_ensemble(data, 2, fields={"weight": None}, max_epochs=1)
+    assert fits[0].schema.states["x"]["features"] == ["f0"]
+    assert fits[0].dataset.stores["weight"].values.std() > 0.5
+    data["weight"] = 7.0
+    off = response_ensemble(data, 2, fields={"x": ["f0"], "weight": None}, max_epochs=1)
+    assert off[0].schema.places["weight"] == "weight1" and off[0].dataset.stores["weight"].values.mean() < 2
+    for place in ("weight", RowWeight("weight"), RowWeight()):
+        told = response_ensemble(data, 2, fields={"x": ["f0"], "weight": place}, max_epochs=1)
+        torch.testing.assert_close(told[0].dataset.stores["weight"].values, off[0].dataset.stores["weight"].values * 7)
+    numbered = data.rename(columns={"weight": 3})
+    third = response_ensemble(numbered, 2, fields={"x": ["f0"], "weight": 3}, max_epochs=1)
+    torch.testing.assert_close(third[0].dataset.stores["weight"].values, told[0].dataset.stores["weight"].values)
+    for fields, kind, message in (
+        ({"weight": "W"}, SchemaError, "field 'weight': no column 'W' in obs; there are f0, level, response, weight"),
+        ({"weight": ["weight"]}, SchemaError, "field 'weight' is read from one column"),
+        (["weight"], TypeError, "fields must be a mapping from fields to places"),
+    ):
+        with pytest.raises(kind, match=message):
+            response_ensemble(data, 2, fields=fields, max_epochs=1)

@@ -192,8 +192,12 @@ def test_equal_seeds_saving_and_a_step_that_updates_what_it_names(world, tmp_pat
     again = load(tmp_path / "policy.safetensors")
     assert again.objective == OffPolicyValue()
     np.testing.assert_array_equal(
-        policy_of(again, made.context[:20], candidates.aligned(candidates.actions, pd.RangeIndex(20))).probability,
-        policy_of(first, made.context[:20], candidates.aligned(candidates.actions, pd.RangeIndex(20))).probability,
+        policy_of(
+            again, made.context[:20], candidates.aligned(candidates.actions, pd.Index(np.arange(20)))
+        ).probability,
+        policy_of(
+            first, made.context[:20], candidates.aligned(candidates.actions, pd.Index(np.arange(20)))
+        ).probability,
     )
     sparse = fit("poxm", data, **settings | {"n_actions": SPARSE + 1})
     start = fit("poxm", data, **settings | {"n_actions": SPARSE + 1, "max_epochs": 1, "learning_rate": 1e-12})

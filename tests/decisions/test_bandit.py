@@ -288,5 +288,8 @@ def test_two_policies_of_a_real_shop_find_each_other():
 
 def test_a_log_without_rows_is_refused():
     log = BanditLog.of(action=[0, 1], reward=[0, 1], propensity=[0.5, 0.5], actions=2)
+    with pytest.raises(ValueError, match="rows is a mask that holds none of the 2 contexts"):
+        log.take([False, False])
+    none = BanditLog(log.action[:0], log.reward[:0], log.propensity[:0], log.actions, log.rows[:0])
     with pytest.raises(ValueError, match="the log has no rows"):
-        evaluate_policy(log.take([False, False]), [0.5, 0.5])
+        evaluate_policy(none, [0.5, 0.5])

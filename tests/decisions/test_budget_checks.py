@@ -239,3 +239,29 @@ def test_curves_refuse_costs_that_are_none():
     ):
         with pytest.raises(kind, match=message):
             response_curve(*arguments)
+
+
+def test_options_and_customers_are_found_however_they_are_written():
+    reward = pd.DataFrame([[0.1, 0.5, 0.9], [0.2, 0.8, 0.9]], columns=["0", "1", "2"])
+    cost = pd.Series([0.0, 1.0, 2.0])
+    wanted = allocate(reward, cost, 3.0)
+    for rewards, prices in (
+        (reward[["2", "0", "1"]], cost),  # "2", "0", "1" are names, and pandas' 0, 1, 2 are those
+        (reward.set_axis([0.0, 1.0, 2.0], axis=1), cost.set_axis(["0", "1", "2"])[::-1]),
+        (reward, cost.set_axis([0.0, 1.0, 2.0])[::-1]),
+        (reward, pd.DataFrame([cost, cost]).set_axis([0.0, 1.0, 2.0], axis=1).set_axis([1.0, 0.0])),
+    ):
+        assert allocate(rewards, prices, 3.0).value == pytest.approx(wanted.value)
+    assert (wanted.predict(reward.set_axis([0.0, 1.0, 2.0], axis=1), cost) == wanted.predict(reward, cost)).all()
+    longer = pd.Series([0.0, 1.0, 2.0, 3.0])
+    for call in (
+        lambda: allocate(reward.to_numpy(), longer, 3.0),
+        lambda: response_curve(np.ones((4, 2, 3)), longer),
+        lambda: allocate(reward.to_numpy(), pd.DataFrame([cost] * 5).reset_index(drop=True), 3.0),
+    ):
+        with pytest.raises(
+            ValueError, match="cost has [45] rows or columns for [32] .*, and both are numbered by pandas"
+        ):
+            call()
+    with pytest.raises(ValueError, match=r"cost: the value at \[2\] is masked"):
+        allocate([[1.0, 2.0, 3.0]], np.ma.masked_array([0.0, 1.0, 2.0], [0, 0, 1]), 5.0)

@@ -155,3 +155,31 @@ def test_bad_embeddings():
     one = torch.ones(1, 1).double()
     with pytest.raises(ValueError, match="MIPS needs an embedding"):
         MIPS().terms(Feedback(one, one.log(), one.log()))
+
+
+def test_embeddings_are_found_by_name_and_are_of_a_log():
+    names = list("abcdef")
+    log = BanditLog.of([0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 9], [0.5, 0.3, 0.2] * 2, ["x", "y", "z"], rows=names)
+    seen = pd.Series([0, 1, 1, 1, 0, 0], index=names)
+    chance = pd.DataFrame([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], index=["x", "y", "z"])
+
+    def value(embedding, log=log):
+        settings = {"logging": [0.5, 0.3, 0.2], "estimators": ["mips"], "interval": "normal"}
+        return evaluate_policy(log, [0.3, 0.3, 0.4], embedding=embedding, **settings).table.loc["mips", "value"]
+
+    right = value(Embedding.of_draws(seen, chance, log))
+    assert value(Embedding.of_draws(seen.to_numpy(), chance.to_numpy(), log)) == right
+    assert value(Embedding.of_draws(seen[::-1], chance.loc[["z", "x", "y"]], log)) == right
+    turned = log.take([5, 0, 1, 2, 3, 4])
+    assert value(Embedding.of_draws(seen, chance, log), turned) == pytest.approx(right, rel=1e-12)
+    other = BanditLog.of(2 - turned.action, turned.reward, turned.propensity[::-1], ["z", "y", "x"], rows=turned.rows)
+    moved = Embedding.of_draws(seen, chance, log).aligned(other)
+    assert moved.observed[:, 0].tolist() == [0, 0, 1, 1, 1, 0] and moved.chance[0].tolist() == [0.5, 0.5]
+    half = Embedding.of_draws(seen, chance, log).aligned(log.take([0, 3]))
+    assert half.observed[:, 0].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="embedding has no row for 'b', one of the rows of the log"):
+        half.aligned(log)
+    with pytest.raises(ValueError, match=r"embedding is of \(6, 1\) items and 3 actions, the log of \(2, 1\) and 3"):
+        value(Embedding(seen.to_numpy()[:, None], chance.to_numpy()), log.take([0, 3]))
+    with pytest.raises(ValueError, match=r"embedding: the value at \[1\] is masked"):
+        value(np.ma.masked_array([0, 1, 1], [0, 1, 0]))

@@ -264,3 +264,27 @@ def test_the_settled_graph_is_asked_for_only_where_it_is_used():
     assert len(causal_graph(fitted, acyclic=False).table) == 2
     with pytest.raises(RuntimeError, match="nothing is settled"):
         causal_graph(fitted)
+
+
+def test_both_tables_are_read_by_the_names_of_rows_and_columns():
+    graph = pd.DataFrame([[0, 1, 0], [0, 0, 1], [0, 0, 0]], index=list("abc"), columns=list("abc"))
+    moved = graph.loc[list("bca"), list("cab")]
+    for estimated, true in ((graph[list("cab")], graph), (graph, graph[list("cab")]), (moved, graph), (graph, moved)):
+        assert graph_scores(estimated, true)["shd"] == 0
+    assert graph_scores(moved, graph.loc[list("bca"), list("bca")].to_numpy())["shd"] == 0
+    assert graph_scores(graph, graph.set_axis(range(3)).set_axis(range(3), axis=1))["shd"] == 0  # by position
+    numbered = graph.set_axis(["2", "0", "1"]).set_axis(["2", "0", "1"], axis=1)
+    plain = pd.DataFrame([[0, 1, 0], [0, 0, 0], [1, 0, 0]])  # 2 -> 0 -> 1
+    assert graph_scores(numbered, plain)["shd"] == graph_scores(plain, numbered)["shd"] == 0
+    with pytest.raises(ValueError, match="columns of the true graph has no row for 'c'"):
+        graph_scores(graph, graph.rename(columns={"c": "x"}))
+
+
+def test_names_that_a_graph_has_are_not_replaced():
+    graph = pd.DataFrame([[0, 0.9], [0, 0]], index=list("ab"), columns=list("ab"))
+    assert list(causal_graph(graph, genes=["a", "b"]).edges.index) == ["a", "b"]
+    assert list(causal_graph(graph.set_axis(range(2)).set_axis(range(2), axis=1), genes=["u", "v"]).edges) == ["u", "v"]
+    pair = (pd.DataFrame(np.ones((2, 1)), index=list("ab")), pd.DataFrame(np.ones((2, 1)), index=list("ab")))
+    for source in (graph, pair):
+        with pytest.raises(ValueError, match="genes has 'b' where the source has 'a': leave genes out"):
+            causal_graph(source, genes=["b", "a"])

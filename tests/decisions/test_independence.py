@@ -150,3 +150,18 @@ def test_latents_must_be_a_matrix_of_numbers():
         independence(Z[:, 0], {"s": Z[:, 1]})
     with pytest.raises(ValueError, match="names nothing"):
         independence(Z, [])
+
+
+@pytest.mark.parametrize(
+    ("nuisance", "change", "kind", "message"),
+    [
+        ({"y": Z}, {}, ValueError, "nuisance 'y' must have one value for each of the cells, not an array of shape"),
+        ({"y": np.ma.masked_array(Z[:, 0], np.arange(N) == 3)}, {}, ValueError, r"nuisance 'y': the value at \[3\] is"),
+        ({"y": Z[:, 0] + 1j}, {}, TypeError, "'y' must hold real numbers or categories, not complex128"),
+        ("y", {"obs": {"y": Z[:, 0]}}, TypeError, "obs must be a DataFrame, one row a cell, not dict"),
+    ],
+    ids=["two columns", "masked", "complex", "dict"],
+)
+def test_nuisances_that_are_none(nuisance, change, kind, message):
+    with pytest.raises(kind, match=message):
+        independence(Z, nuisance, **FAST, **change)

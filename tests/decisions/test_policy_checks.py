@@ -6,8 +6,8 @@ import pytest
 
 from fieldguide.decisions import BanditLog, OptimisticValue, evaluate_policy, predict_rewards
 from fieldguide.decisions.policies.estimators import SNIPS, ClippedIPS, ShrinkageDR, SwitchDR, Translated
-from fieldguide.decisions.policies.policy import rank_quantile
-from fieldguide.inference.checks.aligning import order_of, unnamed
+from fieldguide.decisions.policies.policy import Policy, rank_quantile
+from fieldguide.inference.checks.aligning import aligned, order_of, unnamed
 
 ROWS, ACTIONS = [f"r{i}" for i in range(60)], ["a", "b", "c"]
 
@@ -204,3 +204,116 @@ def test_settings_of_estimators_and_shares():
     ranks = np.arange(1, 101)[:, None]
     for share in np.arange(1, 101) / 100:  # 0.07 * 100 is 7.000000000000001
         assert rank_quantile(ranks, np.ones((100, 1)), float(share)) == round(100 * share)
+
+
+def test_numbers_in_another_order_are_names_also_as_text():
+    """Actions "0", "1", "10", "11", "2", ... beside a table that pandas numbered 0..11."""
+    action = np.arange(240) % 12
+    log = BanditLog.read(pd.DataFrame({"action": action.astype(str), "reward": action == 2, "propensity": 1 / 12}))
+    policy = np.eye(12)[2]
+    for table in (pd.DataFrame([policy]), pd.DataFrame([policy], columns=map(str, range(12))), pd.Series(policy)):
+        assert evaluate_policy(log, table, interval="normal").table.loc["snips", "value"] == 1
+    shares = pd.Series([1 / 3, 2 / 3, 1])
+    kept = BanditLog.of([0, 1, 2], [1, 2, 3], shares, 3, rows=["10", "11", "12"])  # a subset: by position
+    assert kept.propensity[:, 0].tolist() == shares.tolist()
+    for rows in ([2, 0, 1], ["2", "0", "1"]):
+        for action, given in (([0, 1, 2], rows), (pd.Series([0, 1, 2], index=rows), None)):
+            log = BanditLog.of(action, pd.Series([10.0, 20.0, 30.0]), [0.3] * 3, 3, rows=given)
+            assert log.reward[:, 0].tolist() == [30, 10, 20]
+            assert log.context(pd.DataFrame({"x": [10.0, 20.0, 30.0]}))[:, 0].tolist() == [30, 10, 20]
+    assert order_of("x", pd.RangeIndex(3), pd.Index(["2", "0", "1"])).tolist() == [2, 0, 1]
+    assert aligned("x", pd.Series([7, 8, 9]), pd.Index(["2", "0", "1"])).tolist() == [9, 7, 8]
+    assert aligned("x", pd.Series([7, 8, 9], index=["2", "0", "1"]), None).tolist() == [8, 9, 7]
+
+
+def test_labels_of_actions_and_rows_are_found_however_they_are_written():
+    action = np.arange(60) % 3
+    table = pd.DataFrame({"action": action, "reward": action == 2, "propensity": 1 / 3})
+    policy = pd.DataFrame(np.random.default_rng(0).dirichlet(np.ones(3), 60), columns=list("123"))
+    wanted = evaluate_policy(BanditLog.read(table), policy.set_axis(range(3), axis=1), interval="normal").table
+    for log in (BanditLog.read(table.assign(action=action + 1.0)), BanditLog.read(table.assign(action=action + 1))):
+        pd.testing.assert_frame_equal(evaluate_policy(log, policy, interval="normal").table, wanted)
+    text = BanditLog.read(table, actions=["0", "1", "2"])
+    assert text.action[:, 0].tolist() == action.tolist() and text.actions.tolist() == ["0", "1", "2"]
+    assert BanditLog.read(table, ["action"], np.array(["reward"]), pd.Index(["propensity"])).reward.sum() == 20
+    rows = BanditLog.read(table.set_axis(np.arange(60) + 1.0))
+    for index in (np.arange(60) + 1, (np.arange(60) + 1).astype(str)):
+        moved = policy.set_axis(index).set_axis(range(3), axis=1)[::-1]
+        pd.testing.assert_frame_equal(evaluate_policy(rows, moved, interval="normal").table, wanted)
+    levels = pd.MultiIndex.from_product([range(6), range(10)])
+    several = BanditLog.read(table.set_axis(levels))
+    named = policy.set_axis(levels).set_axis(range(3), axis=1)
+    pd.testing.assert_frame_equal(evaluate_policy(several, named, interval="normal").table, wanted)
+    with pytest.raises(TypeError, match="policy: names of rows of several levels .MultiIndex. cannot be matched"):
+        evaluate_policy(several, named[::-1])
+
+
+def test_tables_without_names_that_are_longer_than_the_log_are_refused():
+    table, logging, policy, _ = tables()
+    log = BanditLog.read(table[::2].reset_index(drop=True), actions=ACTIONS)
+    whole = policy.reset_index(drop=True)
+    for given in ({"policy": whole}, {"policy": policy[::2], "reward_model": whole}, {"logging": whole}):
+        usual = {"policy": np.full(3, 1 / 3)} | {k: v.reset_index(drop=True) for k, v in given.items()}
+        with pytest.raises(ValueError, match=f"{[*given][-1]} has 60 .* for 30 rows, and both are numbered by pandas"):
+            evaluate_policy(log, interval="normal", **usual)
+    with pytest.raises(ValueError, match="policy has 60"):
+        evaluate_policy(log, Policy.read(whole, log.actions, 60))
+    first = BanditLog.read(table.reset_index(drop=True)).take(range(30))  # numbers of a log that it is a part of
+    named = evaluate_policy(BanditLog.read(table[:30]), policy, interval="normal").table
+    pd.testing.assert_frame_equal(evaluate_policy(first, whole, interval="normal").table, named)
+
+
+def test_candidates_are_found_by_the_names_of_rows_and_actions():
+    log = BanditLog.of([0, 1, 2, 0], [0, 1, 2, 3], [0.5, 0.3, 0.2, 0.5], list("xyz"), rows=list("abcd"))
+    rho = pd.DataFrame([[0.1, 0.2, 0.7], [0.3, 0.2, 0.5], [0.2, 0.5, 0.3], [0.5, 0.3, 0.2]], list("dcba"), list("xyz"))
+    wanted = log.within(Policy.read(rho, list("xyz"), list("abcd")).top(2))
+    for actions in ("xyz", "zxy"):
+        found = log.within(Policy.read(rho, list(actions), list("dcba")).top(2))
+        assert found.place.tolist() == wanted.place.tolist() == [[0], [0], [0], [-1]]
+        np.testing.assert_array_equal(found.candidates.codes, wanted.candidates.codes)
+    for actions, rows, message in (
+        ("xyw", "abcd", "candidates is over 3 actions, which are not the 3 of the log"),
+        ("xyz", "abce", "candidates has no row 'd'"),
+    ):
+        other = Policy.read(np.full(3, 1 / 3), list(actions), list(rows)).top(2)
+        with pytest.raises(ValueError, match=message):
+            log.within(other)
+    with pytest.raises(TypeError, match="candidates must be a Policy"):
+        log.within(rho)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: BanditLog.of([0, 1], [0, 1], [0.5] * 2, "ab"), TypeError, "actions must be a list of names.*'ab'"),
+        (lambda: BanditLog.of([0, 1], [0, 1], [0.5] * 2, 2.0), TypeError, "actions must be a list of names.*2.0"),
+        (lambda: BanditLog.of([0], [0], [0.5], 2, rows="a"), TypeError, "rows must be a list of names"),
+        (
+            lambda: BanditLog.of([0, 1], np.ma.masked_array([1.0, 999.0], [0, 1]), [0.5] * 2, 2),
+            ValueError,
+            r"reward: the value at \[1\] is masked",
+        ),
+        (
+            lambda: BanditLog.read(slates(), ["a", "b"], ["r", "s"], ["p", "p"], design="plackett_luce"),
+            ValueError,
+            "actions must list all actions of a design without replacement",
+        ),
+        (lambda: BanditLog.read(slates(), [["a"]], "r", "p"), ValueError, r"no column \['a'\]; there are a, b"),
+        (lambda: predict_rewards(simple(), np.zeros((4, 1)), dict), TypeError, "not the class dict: make one, dict()"),
+        (lambda: evaluate_policy(simple(), [0.5, 0.5], estimators=[["ips"]]), ValueError, "no estimator .'ips'."),
+    ],
+)
+def test_arguments_that_are_none(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+    assert len(BanditLog.of([0, 1], [0, 1], [0.5, 0.5], np.int64(2)).actions) == 2
+    items = BanditLog.read(slates(), ["a", "b"], ["r", "s"], ["p", "p"], [0, 1, 2], design="plackett_luce")
+    assert len(items.actions) == 3
+
+
+def slates():
+    return pd.DataFrame({"a": [0, 1], "b": [1, 2], "r": [0, 1], "s": [0, 1], "p": [0.3, 0.3]})
+
+
+def simple():
+    return BanditLog.of([0, 1, 0, 1], [0, 1, 1, 0], [0.5] * 4, 2)

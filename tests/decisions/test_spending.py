@@ -172,7 +172,7 @@ GOOD = {"reward": [[0.1, 0.5], [0.2, 0.6]], "cost": [0.0, 1.0], "budget": 1.0, "
         ),
         ({"redeemed": [[0.0, 0.5], [0.0, 1.6]]}, "redeemed of option 1 for customer 1 is 1.6, not a probability"),
         ({"redeemed": [[0.0, 0.5], [0.0, np.nan]]}, "redeemed of option 1 for customer 1 is nan, not a probability"),
-        ({"redeemed": [0.0, 0.5]}, r"redeemed must be of shape \(2, 2\), or draws of that, not \(2,\)"),
+        ({"redeemed": [0.0, 0.5, 0.5]}, r"redeemed must be of shape \(2,\), \(2, 2\), or draws of that, not \(3,\)"),
         ({"cost": [1.0, 1.0], "redeemed": np.full((2, 2), 0.4), "overspend": 0.1}, "infeasible: even the options of"),
     ],
     ids=["probabilities", "delta", "integer", "several", "above one", "missing", "shape", "budget"],

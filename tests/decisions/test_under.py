@@ -1,6 +1,7 @@
 """Cells drawn under interventions never made: against closed forms of linear systems, and gene by gene."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -135,3 +136,16 @@ def test_what_cannot_be_drawn(world):
         graph_ensemble([other])
     with pytest.raises(TypeError, match=r"it needs a method one_step\(batch\)"):
         interventional_scores(other)
+
+
+def test_values_of_a_table_are_found_by_the_names_of_their_targets(world):
+    fitted, targets = chain(world), ["gene3", "gene0"]
+    wanted = sample_under(fitted, targets, {"gene0": 1.0, "gene3": 2.0}, n=3)
+    series = pd.Series({"gene0": 1.0, "gene3": 2.0})
+    for values in (series, series[::-1], pd.DataFrame([series] * 3), pd.Series([2.0, 1.0]), [2.0, 1.0]):
+        pd.testing.assert_frame_equal(sample_under(fitted, targets, values, n=3), wanted)
+    for values in (series.rename({"gene0": "gene1"}), pd.Series({"gene0": 1.0, "gene3": 2.0, "gene4": 0.0})):
+        with pytest.raises(ValueError, match=r"values are for \['gene[01]', 'gene3'.*targets are \['gene3', 'gene0'\]"):
+            sample_under(fitted, targets, values, n=3)
+    with pytest.raises(ValueError, match=r"values: the value at \[0\] is masked"):
+        sample_under(fitted, targets, np.ma.masked_array([1.0, 2.0], [1, 0]), n=3)

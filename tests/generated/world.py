@@ -139,9 +139,10 @@ def _joined(world: World) -> ad.AnnData:
 
 def assays(world: World) -> dict[str, ad.AnnData]:
     """Two assays, of which the second lacks three genes."""
-    full, narrow = _counts(world), counts(world)[:, :-3]
-    narrow[:, 0] += narrow.sum(1) == 0
-    return {"seq": full, "spatial": annotated(world, narrow)}
+    full, narrow = counts(world), counts(world)[:, :-3]
+    for matrix in (full, narrow):  # no cell is empty on the genes of both
+        matrix[:, 0] += matrix[:, : narrow.shape[1]].sum(1) == 0
+    return {"seq": annotated(world, full), "spatial": annotated(world, narrow)}
 
 
 def _slates(world: World) -> ad.AnnData:

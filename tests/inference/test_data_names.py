@@ -8,8 +8,8 @@ import scipy.sparse as sp
 
 import fieldguide.inference as fi
 from fieldguide.inference import Category, Counts, Labels, Matrix, Schema, SchemaError
-from fieldguide.inference.data.fields import UnitInterval, Values
-from fieldguide.inference.data.logged import Items, Outcome
+from fieldguide.inference.data.fields import Continuous, UnitInterval, Values
+from fieldguide.inference.data.logged import Items, Levels, Outcome, RowWeight
 from fieldguide.inference.data.minibatches import read
 
 NAMES = ["a", "b", "c", "d"]
@@ -162,7 +162,9 @@ def test_extra_columns_may_have_one_name_and_trained_ones_may_not():
 
 
 # ---- columns that other fields read ------------------------------------------------------------------------------
-MIXED = Schema(x=Matrix(), labels=Labels("labels"), batch=Category("batch", optional=True), response=Outcome("got"))
+MIXED = Schema(
+    x=Matrix(), labels=Labels("labels"), batch=Category("batch", optional=True), response=Outcome("got", True)
+)
 
 
 def table(**columns):
@@ -308,3 +310,36 @@ def test_a_backed_matrix_is_checked_and_never_taken_in_another_order(tmp_path, s
     data = written(X, NAMES)
     with pytest.raises(SchemaError, match="field 'x': no 'layers/none' in the AnnData; matrices are at 'X'"):
         schema.learn(data, {"x": "layers/none"})
+
+
+def test_cells_that_are_numbered_in_another_order_are_known_by_their_numbers():
+    """AnnData names its cells "0", "1", ...: of a permuted one these are names beside a Series that pandas numbered."""
+    order = np.random.default_rng(1).permutation(12)
+    moved = anndata.AnnData(X)[order].copy()
+    mask = pd.Series(np.arange(12) < 3)
+    fitted = fi.fit("ppca", moved, n_latent=1, max_epochs=1, progress=False, validation=mask)
+    assert sorted(moved.obs_names[fitted.validation_rows]) == ["0", "1", "2"]
+    part = anndata.AnnData(X)[6:].copy()  # names "6" to "11": these are no rows of a Series of six
+    fitted = fi.fit("ppca", part, n_latent=1, max_epochs=1, progress=False, validation=mask[:6])
+    assert sorted(fitted.validation_rows) == [0, 1, 2]
+
+
+def test_what_training_needs_is_where_it_was_said_to_be():
+    data = pd.DataFrame({"f0": RNG.normal(size=12), "level": np.arange(12) % 2, "response": 1.0, "w": 2.0})
+    for name, place in (("weight", "W"), ("response", "W"), ("weight", RowWeight("W"))):
+        with pytest.raises(SchemaError, match=f"field '{name}': no column 'W' in obs; there are f0, level"):
+            fi.fit("incentives", data, fields={"x": ["f0"], name: place}, max_epochs=1, progress=False)
+    learnt = Schema(weight=RowWeight("weight", optional=True), level=Levels("level")).learn(data)
+    assert list(learnt.places) == ["level"]  # at its usual place it may be absent
+    hidden = {"x": X, "level": np.ma.masked_array(np.arange(12) % 2, np.arange(12) == 1), "response": np.ones(12)}
+    with pytest.raises(SchemaError, match=r"field 'level': the value at \[1\] is masked"):
+        fi.fit("incentives", hidden, max_epochs=1, progress=False)
+
+
+def test_series_whose_rows_have_names_of_several_levels():
+    levels = pd.MultiIndex.from_product([range(3), range(4)])
+    one, two = (pd.Series(OBS["size"].to_numpy(), index=levels) for _ in range(2))
+    columns = {"one": one, "two": two}
+    assert Schema(both=Continuous()).learn(columns, {"both": ["one", "two"]}).states
+    with pytest.raises(SchemaError, match="'two' and 'one' do not name their rows alike"):
+        Schema(both=Continuous()).learn({"one": one, "two": two[::-1]}, {"both": ["one", "two"]})

@@ -11,6 +11,7 @@ from fieldguide.catalog.ppca import PPCA
 from fieldguide.inference import IWAE, Constraint, Program, fit, fit_best, hsic, load
 from fieldguide.inference.conformance import ConformanceError, check
 from fieldguide.inference.constraints import checked_constraints
+from fieldguide.inference.overrides import with_overrides
 from fieldguide.inference.soundness import CELLS, require_sound
 from fieldguide.inference.training.settings import Settings
 
@@ -231,8 +232,8 @@ def test_rows_of_a_posterior_are_whole_and_in_range():
         for ask in (posterior.draw, posterior.expect):
             with pytest.raises((ValueError, TypeError), match=message):
                 ask("z" if ask == posterior.draw else torch.clone, cells=rows if isinstance(rows, str) else list(rows))
-    with pytest.raises(ValueError, match="overrides: field 'index' holds whole numbers, not 0.7"):
-        list(posterior.chunks(overrides={"index": 0.7}))
+    with pytest.raises(ValueError, match="overrides: field 'code' holds whole numbers, not 0.7"):
+        with_overrides({"code": torch.zeros(3, dtype=torch.int64)}, {"code": 0.7})
     with pytest.raises(ValueError, match="draws must be a whole number of at least 1, not 0"):
         posterior.draw("z", draws=0)
 

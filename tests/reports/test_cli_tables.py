@@ -108,10 +108,11 @@ def test_files_that_are_no_table_are_named(content, here, capsys):
         ("none,a\nk1,0,2\nk2,0,2\n", "odd.csv, line 2 has 3 fields and the header 2"),  # names without a heading
         ("id,none,a\n\nk1,0,2\nk2,0,2,50\n", "odd.csv, line 4 has 4 fields and the header 3"),
         ('id,none,a\n"k\n1",0,2\nk2,0\n', "odd.csv, line 4 has 2 fields and the header 3: is something missing?"),
-        ("# made by R\nid,none,a\nk1,0,2\n", "odd.csv, line 2 has 3 fields and the header 1: headings come first"),
+        ("made by R\nid,none,a\nk1,0,2\n", "odd.csv, line 2 has 3 fields and the header 1: headings come first"),
+        ("# made by R\nid,none,a\nk1,0,2\n", "odd.csv begins with a comment: its first line"),
         (
             "# made; by R, 2026\nid,none,a\nk1,0,2\n",
-            "odd.csv, line 2 has 3 fields and the header 2: headings come first",
+            "odd.csv begins with a comment: its first line",
         ),
         ("id,none,a,a\nk1,0,2,3\n", "odd.csv has several columns 'a'"),
         ("id,none,a\nk\u00eb,0,2\n".encode("latin-1"), "odd.csv is no text in UTF-8 (line 2): save it as CSV"),
@@ -138,7 +139,7 @@ def test_names_of_several_levels_are_named(here, capsys):
     pytest.importorskip("pyarrow")
     COST.to_csv("cost.csv")
     REWARD.set_axis(pd.MultiIndex.from_arrays([list("abc"), [1, 2, 3]])).to_parquet("reward.parquet")
-    assert "the rows of reward.parquet have names of several levels" in fails(
+    assert "reward.parquet: its rows have names of several levels" in fails(
         capsys, "allocate reward.parquet cost.csv 3"
     )
 
@@ -325,3 +326,16 @@ def test_a_column_of_names_may_have_one_heading_in_every_file(tmp_path, capsys, 
         table.to_csv(tmp_path / name, index=False)
     assert main(["allocate", "r.csv", "c.csv", "2"]) == 1
     assert "one of the options" in capsys.readouterr().err
+
+
+def test_files_that_are_no_csv_by_their_first_line(capsys):
+    COST.to_csv("cost.csv", index=False)
+    for content, said in (
+        ("id;none;one;two\nu0;0,5;1,5;2,5\nu1;0,1;2,5;3,5\n", "is separated by semicolons"),
+        ("# by hand\nid,none,one,two\nu0,0.1,0.2,0.3\n", "begins with a comment: its first line must be the headings"),
+        ("# by hand, today\nid,none,one,two\nu0,0.1,0.2,0.3\n", "begins with a comment"),
+        ("id,none\nu0,0.1,0.2,0.3\n", "line 2 has 4 fields and the header 2"),
+    ):
+        with open("reward.csv", "w") as file:
+            file.write(content)
+        assert said in fails(capsys, "allocate reward.csv cost.csv 3.5")

@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from fieldguide.inference.checks.aligning import aligned
 from fieldguide.inference.checks.labels import find_label
 from fieldguide.inference.posterior import Posterior
+
+ARRAYS = np.ndarray | pd.Series | pd.api.extensions.ExtensionArray
+"""What holds values of one type."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,10 @@ def two_groups(obs: pd.DataFrame | None, n_cells: int, groupby, group, reference
     Raises
     ------
     ValueError
-        For an unknown column or label, masks of a wrong length, an empty group, or groups that overlap.
+        For an unknown column or label, masks of a wrong length or with a missing value, an empty group, or groups that
+        overlap.
     """
+    group, reference = _plain(group), _plain(reference)
     names = None if obs is None else obs.index
     labels = None if groupby is None else _labels(obs, n_cells, groupby)
     inside = _mask(labels, n_cells, names, group, "group")
@@ -111,7 +117,10 @@ def _labels(obs: pd.DataFrame | None, n_cells: int, groupby: Any) -> pd.Series:
     if isinstance(groupby, str):
         return column(obs, groupby, "groupby").reset_index(drop=True)
     if np.ndim(groupby) != 1:
-        raise TypeError(f"groupby must be an obs column or one label for each of {n_cells} cells, not {groupby!r:.60}")
+        given = f"{groupby!r:.60}"
+        if isinstance(groupby, pd.DataFrame):
+            given = f"a DataFrame with the columns {', '.join(map(str, groupby.columns[:5]))}: pass one of them"
+        raise TypeError(f"groupby must be an obs column or one label for each of {n_cells} cells, not {given}")
     values = aligned("groupby", groupby, None if obs is None else obs.index)
     if len(values) != n_cells:
         raise ValueError(f"groupby has {len(values)} labels for {n_cells} cells")
@@ -123,7 +132,12 @@ def _mask(labels: pd.Series | None, n_cells: int, names: pd.Index | None, wanted
         mask = np.asarray(wanted)
         if mask.shape != (n_cells,):
             raise ValueError(f"{argument} is a mask of shape {mask.shape} for {n_cells} cells")
-        mask = np.asarray(aligned(argument, wanted, names), dtype=bool)
+        mask = np.asarray(aligned(argument, wanted, names), dtype=object)
+        missing = np.flatnonzero(pd.isna(mask))
+        if missing.size:
+            cell = repr(str(names[missing[0]])) if names is not None else f"row {missing[0]}"
+            raise ValueError(f"{argument} is a mask without a value for {cell}: make it True or False, .fillna(False)")
+        mask = mask.astype(bool)
         if not mask.any():
             raise ValueError(f"{argument} holds no cell")
         return mask
@@ -136,14 +150,22 @@ def _mask(labels: pd.Series | None, n_cells: int, names: pd.Index | None, wanted
     return labels.isin(chosen).to_numpy()
 
 
+def _plain(wanted: Any) -> Any:
+    """A tensor as an array, or as a number where it is one; anything else as it is."""
+    if not isinstance(wanted, torch.Tensor):
+        return wanted
+    return wanted.item() if wanted.ndim == 0 else wanted.detach().cpu().numpy()
+
+
 def _is_mask(wanted) -> bool:
+    """Whether these are flags: of a type of flags (a nullable one may miss some), or several in a list."""
     if isinstance(wanted, list | tuple):
         return len(wanted) > 2 and all(isinstance(value, bool | np.bool_) for value in wanted)
-    return isinstance(wanted, np.ndarray | pd.Series) and np.asarray(wanted).dtype == bool
+    return isinstance(wanted, ARRAYS) and pd.api.types.is_bool_dtype(wanted.dtype)
 
 
 def _listed(wanted) -> list:
-    return list(wanted) if isinstance(wanted, list | tuple | set | np.ndarray | pd.Index | pd.Series) else [wanted]
+    return list(wanted) if isinstance(wanted, list | tuple | set | pd.Index | ARRAYS) else [wanted]
 
 
 def _name(wanted, argument: str) -> str:

@@ -15,7 +15,9 @@ from fieldguide.decisions.policies.bandit_log import Within, read_context
 from fieldguide.decisions.policies.estimators import ESTIMATORS
 from fieldguide.decisions.policies.policy import Policy, labels
 from fieldguide.inference import Fit, OffPolicyValue, fit
+from fieldguide.inference.checks.aligning import unnamed
 from fieldguide.inference.checks.arguments import checked_flag, checked_int, checked_real, checked_seed, one_of
+from fieldguide.inference.checks.labels import label_codes, label_texts
 from fieldguide.inference.checks.rounding import SLACK
 from fieldguide.inference.messages import caution
 
@@ -68,6 +70,8 @@ class LearnedPolicy:
     actions : Index [K]
     trained_on : Index
         Names of the rows that chose it.
+    features : Index [F], optional
+        Names of the columns of the contexts, where these were a table with named columns.
     """
 
     fit: Fit
@@ -76,6 +80,7 @@ class LearnedPolicy:
     evaluation: Decision
     actions: pd.Index
     trained_on: pd.Index
+    features: pd.Index | None = None
 
     def predict(self, context: Any, logging: Any, rows: Sequence | pd.Index | None = None) -> Policy:
         """Return the policy [n, p] in new contexts.
@@ -83,19 +88,50 @@ class LearnedPolicy:
         Parameters
         ----------
         context : array or DataFrame [n, F]
+            Columns of a table are found by the names that they had in training; those of an array by position.
         logging : Policy, DataFrame or array [n, K]
             The logging policy there: its best actions are the candidates.
         rows : sequence, optional
             Names of the contexts; by default those of a DataFrame's rows.
+
+        Raises
+        ------
+        ValueError
+            Naming a column of the contexts that is missing or stands twice.
         """
         if rows is None and isinstance(context, pd.DataFrame):
             rows = context.index
+        context = _as_learnt(context, self.features)
         context = context if hasattr(context, "tocsr") else read_context(context)
         index = labels(np.shape(context)[0] if rows is None else rows, "rows")
         if len(index) != np.shape(context)[0]:
             raise ValueError(f"rows are {len(index)} names for {np.shape(context)[0]} contexts")
         candidates = Policy.read(logging, self.actions, index, "logging", whole=False).top(self.top)
         return replace(policy_of(self.fit, context, candidates), trained_on=self.trained_on)
+
+
+def _features(context: Any) -> pd.Index | None:
+    """Names of the columns of a table; None where it has none, or pandas numbered them."""
+    named = isinstance(context, pd.DataFrame) and not unnamed(context.columns)
+    return context.columns.to_flat_index() if named else None
+
+
+def _as_learnt(context: Any, features: pd.Index | None) -> Any:
+    """Contexts with the columns that the policy was learnt from, in their order: by name where both have names."""
+    named = _features(context)
+    if named is None or features is None or named.equals(features):
+        return context
+    codes, wanted = label_codes("context", named, label_texts(features).tolist()), np.arange(len(features))
+    absent = np.setdiff1d(wanted, codes)
+    if absent.size:
+        raise ValueError(
+            f"context has no column {features[absent[0]]!r}, which the policy was learnt from; there are "
+            f"{', '.join(map(str, named[:20]))}"
+        )
+    known, places, counts = np.unique(codes, return_index=True, return_counts=True)
+    if (counts[known >= 0] > 1).any():
+        raise ValueError(f"context has several columns {features[known[(known >= 0) & (counts > 1)][0]]!r}")
+    return context.iloc[:, places[known >= 0]]
 
 
 def policy_of(fitted: Fit, context: ArrayLike, candidates: Policy) -> Policy:
@@ -200,7 +236,7 @@ def learn_policy(
     ----------
     log : BanditLog
     context : array or DataFrame [n, F]
-        A table is found by the names of its rows.
+        A table is found by the names of its rows; those of its columns are remembered.
     logging : Policy, DataFrame or array [n, K] or [K]
         The policy that drew the log; it has to agree with the log's propensities.
     top : int, "auto" or "q0.9"
@@ -274,7 +310,8 @@ def learn_policy(
     best = max(rows, key=lambda row: row["low"])["top"] if len(choosing) else rows[0]["top"]
     evaluation = _judged(fits[best], x[judging], whole.take(judging).top(best), None, level, seed)
     trained_on = log.rows[np.sort(np.concatenate([train, choosing]))]
-    return LearnedPolicy(fits[best], best, pd.DataFrame(rows).set_index("top"), evaluation, log.actions, trained_on)
+    tried = pd.DataFrame(rows).set_index("top")
+    return LearnedPolicy(fits[best], best, tried, evaluation, log.actions, trained_on, _features(context))
 
 
 def _fitted(x: Any, part: Within, objective: OffPolicyValue | None, self_normalise: bool, arguments: dict) -> Fit:

@@ -81,24 +81,32 @@ class Imputed(Decision):
         """Write into an AnnData of the same cells: ``obsm`` KEY, KEY_counts, KEY_normalised, KEY_low,
         KEY_high, and ``uns[KEY]``.
 
-        The cells may have their names from before the modalities were joined.
+        The cells are found by their names, whatever their order; these may be those from before the modalities were
+        joined.
 
         Raises
         ------
         ValueError
-            If the cells differ, naming the first.
+            If the cells differ, naming the first, or if two have one name and others an order of their own.
         """
-        cells, here = [str(name) for name in self.counts.index], [str(name) for name in adata.obs_names]
-        before = [name.partition(": ")[2] for name in cells]
-        if here != cells and here != before:
-            odd = next((name for name, *known in zip(here, cells, before, strict=False) if name not in known), "none")
+        cells, here = self.counts.index.astype(str), adata.obs_names.astype(str)
+        before = pd.Index([name.partition(": ")[2] for name in cells])
+        known = max((cells, before), key=lambda names: here.isin(names).sum())
+        differ = here[~here.isin(known)].append(known[~known.isin(here)])
+        if len(differ) or len(here) != len(known):
+            odd = differ[0] if len(differ) else [*here[here.duplicated()], *known[known.duplicated()]][0]
             raise ValueError(
                 f"the data has {len(here)} cells, {len(cells)} were imputed; the first that differs: {odd!r}"
             )
+        order = np.arange(len(here))
+        if not here.equals(known):
+            if not here.is_unique:
+                raise ValueError(f"several cells are called {here[here.duplicated()][0]!r}: make their names differ")
+            order = known.get_indexer(here)
         parts = {"": self.expression, "_counts": self.counts, "_normalised": self.normalised}
         parts |= {"_low": self.low, "_high": self.high}
         for name, table in parts.items():
-            adata.obsm[key + name] = table.set_axis(adata.obs_names, axis=0)
+            adata.obsm[key + name] = table.iloc[order].set_axis(adata.obs_names, axis=0)
         settings = {name: str(value) for name, value in self.settings.items()}
         adata.uns[key] = {"genes": self.table.copy(), "settings": settings}
 

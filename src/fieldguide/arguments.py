@@ -88,6 +88,17 @@ def read_h5ad(path: Path, backed: bool = False) -> Any:
         raise ValueError(f"{path} cannot be read as an h5ad file: {in_one_line(error)}") from error
 
 
+def read_fit(path: Path) -> Any:
+    """Read the file of a fit; data in its place are named."""
+    import h5py
+
+    from fieldguide.inference import load
+
+    if path.is_file() and h5py.is_hdf5(path):
+        raise ValueError(f"{path} is an h5ad file, not a fit: FIT comes first, and DATA after it")
+    return load(path)
+
+
 def field_places(words: Sequence[str]) -> dict[str, Any] | None:
     """Read FIELD=PLACE; several places, separated by commas, are a list."""
     places = pairs(words, "--fields", "FIELD=PLACE")

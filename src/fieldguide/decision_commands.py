@@ -5,8 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from fieldguide.arguments import DataFile, FitFile, check_paths, check_seed, check_whole, pairs, read_h5ad
-from fieldguide.tables import check_table, show_table, write_table
+from fieldguide.arguments import DataFile, FitFile, check_paths, check_seed, check_whole, pairs, read_fit, read_h5ad
+from fieldguide.tables import check_written, show_table, write_table
 
 
 def de(
@@ -46,13 +46,12 @@ def de(
         top: Genes to print.
     """
     check_paths([output], [fit, data])
-    check_table(output)
+    check_written(output)
     check_seed(seed)
     check_whole(draws=draws, top=top)
     from fieldguide.decisions import differential_expression
-    from fieldguide.inference import load
 
-    posterior = load(fit).posterior(read_h5ad(data), draws, seed)
+    posterior = read_fit(fit).posterior(read_h5ad(data), draws, seed)
     decision = differential_expression(
         posterior,
         groupby,
@@ -132,10 +131,9 @@ def impute(
     check_seed(seed)
     check_whole(draws=draws, top=top)
     from fieldguide.decisions import impute_genes
-    from fieldguide.inference import load
     from fieldguide.reports.annotated_file import write_h5ad
 
-    posterior = load(fit).posterior(read_h5ad(data), draws, seed)
+    posterior = read_fit(fit).posterior(read_h5ad(data), draws, seed)
     imputed = impute_genes(posterior, modality, head=head, interval=interval)
     write_h5ad(imputed.to_anndata(), output)
     columns = ["trust", "trust_se", "reference_score", "reference_detection", "imputed_detection"]

@@ -1,8 +1,8 @@
 """The commands ``fieldguide policy`` and ``fieldguide allocate``: policies and budgets from tables."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from zipfile import BadZipFile
 
 from tyro.conf import Positional, arg
 
@@ -10,11 +10,15 @@ from fieldguide.arguments import UsageError, check_paths, check_seed, check_whol
 from fieldguide.tables import (
     IdColumn,
     Table,
-    check_table,
+    check_id,
+    check_written,
+    in_order,
     numbers,
     read_table,
+    rows_like,
     rows_of,
     show_table,
+    spelled,
     with_names,
     write_table,
 )
@@ -87,19 +91,21 @@ def evaluate(
         report: HTML file for table, figure and diagnostics.
     """
     check_paths([output, report], [log, policy, logging, embedding])
-    check_table(output)
+    check_written(output)
     check_seed(seed)
     check_whole(top=top)
     columns = _columns(action, reward, propensity)
-    logged, chances = read_table(log, text=columns[0]), read_table(policy)
-    known = None if logging is None else read_table(logging)
-    taken = rows_of(logged, id, sum(columns, []))
-    chosen = _policy(chances, id, taken, columns[0], known)
-    drawn = None if known is None else _policy(known, id, taken, columns[0], chances)
-    alike = None if embedding is None else with_names(read_table(embedding), id)
-    for table, path in ((chosen, policy), (drawn, logging)):
-        if table is not None and len(table) > 1:
-            _require_names(taken, log, path)
+    paths = [path for path in (log, policy, logging, embedding) if path is not None]
+    tables = {path: read_table(path, columns[0] if path == log else (), id) for path in paths}
+    check_id(id, *tables.values())
+    taken, chances, known = rows_of(tables[log], id, sum(columns, [])), tables[policy], tables.get(logging)
+    chosen = _policy(chances, id, taken, columns[0], log, known)
+    drawn = None if known is None else _policy(known, id, taken, columns[0], log, chances)
+    alike = None if embedding is None else with_names(tables[embedding], id)
+    if drawn is not None:
+        drawn = drawn.set_axis(spelled(str(logging), drawn.columns, chosen.columns), axis=1)
+    if alike is not None:
+        alike = rows_like(alike, chosen.columns, embedding)
     from fieldguide.decisions import evaluate_policy
 
     bandit_log = _bandit_log(taken, columns, list(chosen.columns), log)
@@ -145,19 +151,19 @@ def learn(
         report: HTML file for the evaluation.
     """
     check_paths([output, report], [log, context, logging])
-    check_table(output)
+    check_written(output)
     check_seed(seed)
     size: Any = int(top) if top.lstrip("-").isdigit() else top
     check_whole(max_epochs=max_epochs, top=size if isinstance(size, int) else None)
     columns = _columns(action, reward, propensity)
-    taken = rows_of(read_table(log, text=columns[0]), id, sum(columns, []))
+    tables = read_table(log, columns[0], id), read_table(context, (), id), read_table(logging, (), id)
+    check_id(id, *tables)
+    taken = rows_of(tables[0], id, sum(columns, []))
     _require_names(taken, log, context)
-    features = numbers(with_names(read_table(context), id), context)
-    x = _in_order(features, taken.index, context).to_numpy()
-    chances = _policy(read_table(logging), id, taken, columns[0])
+    x = rows_like(numbers(with_names(tables[1], id), context), taken.index, context).to_numpy()
+    chances = _policy(tables[2], id, taken, columns[0], log)
     if len(chances) == 1:
         chances = chances.iloc[[0] * len(taken)].set_axis(taken.index, axis=0)
-    chances = _in_order(chances, taken.index, logging)
     from fieldguide.catalog import learn_policy
 
     bandit_log = _bandit_log(taken, columns, list(chances.columns), log)
@@ -199,17 +205,19 @@ def allocate(
         report: HTML file with the budget curve.
     """
     check_paths([output, report], [reward, cost, redeemed, draws])
-    check_table(output)
+    check_written(output)
     if overspend is not None and redeemed is None:
         raise UsageError("overspend needs redeemed: --overspend P asks for --redeemed FILE")
-    tables = {path: read_table(path) for path in (reward, cost, redeemed) if path is not None}
+    tables = {path: read_table(path, (), id) for path in (reward, cost, redeemed) if path is not None}
+    check_id(id, *tables.values())
 
     def named(path: Path, whole: bool) -> Any:
         others = set().union(*(table.columns for other, table in tables.items() if other != path))
         return numbers(with_names(tables[path], id, others, whole), path)
 
-    rewards, costs = named(reward, False), named(cost, True)
-    chance = None if redeemed is None else named(redeemed, True)
+    rewards = named(reward, False)
+    costs = _like(rewards, named(cost, True), cost, reward)
+    chance = None if redeemed is None else _like(rewards, named(redeemed, True), redeemed, reward)
     if chance is not None and len(chance) == 1 < len(rewards):
         chance = chance.iloc[[0] * len(rewards)].set_axis(rewards.index, axis=0)
     drawn = None if draws is None else _npy(draws)
@@ -220,12 +228,15 @@ def allocate(
     prices: Any = costs.iloc[0] if len(costs) == 1 else costs
     allocation = decisions.allocate(rewards, prices, budget, redeemed=chance, overspend=overspend, integer=integer)
     if drawn is not None:
-        paid = () if chance is None else (_like(rewards, costs), _like(rewards, chance))
+        paid = () if chance is None else (costs.to_numpy(), chance.to_numpy())
         allocation.spread = allocation.outcomes(drawn, *paid)
     certificate = allocation.diagnostics.iloc[0]
     show_table(allocation.table["option"].value_counts().rename("customers").reset_index(), right=True)
     summary = f"value {allocation.value:.6g}, spent {certificate['spent']:.6g} of {budget:.6g}, "
-    summary += f"gap {certificate['gap']:.2g}; another unit of budget would bring {certificate['multiplier']:.5g}."
+    summary += f"gap {certificate['gap']:.2g}"
+    if not integer:  # whole options have no price
+        summary += f"; another unit of budget would bring {certificate['multiplier']:.5g}"
+    summary += "."
     if overspend is not None:
         summary += f" Spending within {certificate['spending_bound']:.6g} at probability {1 - overspend:g}."
     if allocation.spread is not None:
@@ -245,14 +256,21 @@ def _npy(path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        draws = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as an array: {error}") from error
+    if not isinstance(draws, np.ndarray):
+        raise ValueError(f"{path} holds several arrays (.npz): save the one with the draws by numpy.save, as .npy")
+    return draws
 
 
-def _like(rewards: Any, table: Any) -> Any:
-    """Return a checked table as an array in the order of the rewards; one row stands for all."""
-    return (table if len(table) == 1 else table.loc[rewards.index])[list(rewards.columns)].to_numpy()
+def _like(rewards: Any, table: Any, path: Path, reward: Path) -> Any:
+    """Return a table with the customers and options of the rewards, in their order; one row stands for all."""
+    table = table.set_axis(spelled(str(path), table.columns, rewards.columns), axis=1)
+    for name in table.columns.symmetric_difference(rewards.columns, sort=False):
+        without, other = (path, reward) if name in rewards else (reward, path)
+        raise ValueError(f"{without} has no option {name!r}, which {other} has: both must have the same options")
+    return (table if len(table) == 1 else rows_like(table, rewards.index, path))[list(rewards.columns)]
 
 
 def _columns(*names: str) -> list[list[str]]:
@@ -266,34 +284,24 @@ def _bandit_log(table: Any, columns: list[list[str]], actions: list[str], path: 
 
     table = table.copy()
     for name in table.columns.intersection(columns[0]):
-        table[name] = _spelled(table[name], actions)
+        table[name] = spelled(f"{path}: {name}", table[name], actions)
     wanted = [name for name in (*columns[1], *columns[2]) if name in table]
     table[wanted] = numbers(table[wanted], path)
     return BanditLog.read(table, *columns, actions=actions)
 
 
-def _spelled(taken: Any, actions: Sequence[str]) -> Any:
-    """Actions of a log as the policy spells them: 1, "1" and 1.0 are one; what it does not have stays as it is."""
-    from fieldguide.inference.checks.labels import find_label, label_texts
-
-    texts, known = label_texts(taken), set(actions)
-    spelled = {}
-    for text in {text for text in texts if text is not None and text not in known}:
-        try:
-            spelled[text] = actions[find_label("action", text, actions)]
-        except ValueError:
-            continue
-    return [spelled.get(text, text) for text in texts]
-
-
-def _policy(table: Table, column: str | None, taken: Any, action: list[str], other: Table | None = None) -> Any:
-    """Probabilities [n or 1, K] of a policy, by the names of rows and actions."""
+def _policy(table: Table, column: str | None, taken: Any, action: list[str], log: Path, other: Any = None) -> Any:
+    """Probabilities [n or 1, K] of a policy, by the log's rows; actions in an order that no file decides."""
     from fieldguide.inference.checks.labels import label_texts
 
     options = set() if other is None else set(other.columns)
     for name in taken.columns.intersection(action):
         options |= {text for text in label_texts(taken[name]) if text is not None}
-    return numbers(with_names(table, column, options, whole=True), table.path)
+    chances = numbers(with_names(table, column, options, whole=True), table.path)
+    if len(chances) > 1:
+        _require_names(taken, log, table.path)
+        chances = rows_like(chances, taken.index, table.path)
+    return chances[in_order(chances.columns)]
 
 
 def _require_names(taken: Any, log: Path, other: Path | None) -> None:
@@ -304,17 +312,6 @@ def _require_names(taken: Any, log: Path, other: Path | None) -> None:
             f"the rows of {log} have no names to find them in {other} by: write the same names as the first column of "
             "both, or say which column they are with --id COLUMN"
         )
-
-
-def _in_order(table: Any, names: Any, path: Path) -> Any:
-    """Rows of a table by the names of the log's."""
-    twice = table.index[table.index.duplicated()]
-    if len(twice):
-        raise ValueError(f"{path} has several rows {twice[0]!r}")
-    missing = names.difference(table.index)
-    if len(missing):
-        raise ValueError(f"{path} has no row {missing[0]!r}; names of rows are its first column, or --id COLUMN")
-    return table.loc[names]
 
 
 def _show(decision: Any, index: str) -> None:

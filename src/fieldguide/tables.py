@@ -1,12 +1,16 @@
 """Tables of the command line: CSV, parquet and feather files, whose rows have names; and tables in the terminal."""
 
+import bz2
+import csv
 import gzip
+import lzma
+import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +18,12 @@ from tyro.conf import arg
 
 ARROW = (".parquet", ".feather")
 """Endings of the files that pyarrow reads and writes; whatever else is a CSV file."""
+PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""Endings of CSV files that are packed, and what reads them."""
+WRITTEN = ("", ".csv", ".CSV", ".gz", *ARROW)
+"""Endings of tables that are written; another one would say that the file is what it is not."""
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What may stand between the fields of files that are no CSV files, and what it is called."""
 NAMELESS = "Unnamed: 0"
 """What pandas calls a first column without a heading, as an index is written."""
 HEADINGS = ("id", "name", "index", "row", "customer", "user", "cell", "barcode", "context", "key")
@@ -22,15 +32,8 @@ MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None",
 """What a missing number is written as, in the columns of a CSV file that hold no names."""
 IdColumn = Annotated[
     str | None,
-    arg(metavar="COLUMN", help="Column with the names of the rows, in each file that has one; by default the first."),
+    arg(metavar="COLUMN", help="Column with the names of the rows, in each file that has it; else the first one."),
 ]
-
-
-COMMENT = "begins with a comment: its first line must be the headings of the columns"
-
-
-class UnreadableTable(ValueError):
-    """A file is no table; the message names it and says why."""
 
 
 @dataclass
@@ -53,13 +56,20 @@ def check_table(*paths: Path | None) -> None:
             raise ImportError(f"{path}: {path.suffix} files need pyarrow: python -m pip install 'fieldguide[tables]'")
 
 
-def read_table(path: Path, text: Collection[str] = ()) -> Table:
-    """Read a table; columns of ``text`` stay as they are written ("01", "None").
+def check_written(path: Path | None) -> None:
+    """Raise before the work where the ending of a table that is written is none of those that a table has."""
+    if path is not None and path.suffix not in WRITTEN:
+        raise ValueError(f"{path}: tables are written as .csv, .csv.gz, .parquet or .feather, not as {path.suffix}")
+    check_table(path)
+
+
+def read_table(path: Path, text: Collection[str] = (), column: str | None = None) -> Table:
+    """Read a table; columns of ``text``, and the one with the names, stay as they are written ("01", "None").
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Naming the file.
+        Naming the file, and the line where it has not as many fields as the headings.
     """
     import pandas as pd
 
@@ -72,38 +82,77 @@ def read_table(path: Path, text: Collection[str] = ()) -> Table:
         if path.suffix in ARROW:
             frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_feather(path)
         else:
-            names = _headings(path)
-            written = {names[0], *text} & set(names)
+            content = _content(path)
+            _check_lines(path, content)
+            names = [str(name) for name in pd.read_csv(StringIO(content), nrows=0).columns]
+            written = {names[0], column, *text} & set(names)
             missing = {name: MISSING for name in names if name not in written}
-            frame = pd.read_csv(path, dtype=dict.fromkeys(written, str), keep_default_na=False, na_values=missing)
-    except UnreadableTable:
+            types = dict.fromkeys(written, str)
+            frame = pd.read_csv(StringIO(content), dtype=types, keep_default_na=False, na_values=missing)
+    except NotATable:
         raise
     except Exception as error:
         kind = path.suffix[1:] if path.suffix in ARROW else "CSV"
         raise ValueError(f"{path} cannot be read as a {kind} file: {' '.join(str(error).split())}") from error
     if not frame.shape[1]:
         raise ValueError(f"{path} has no columns")
-    if path.suffix not in ARROW and not isinstance(frame.index, pd.RangeIndex) and str(frame.columns[0])[:1] == "#":
-        raise UnreadableTable(f"{path} {COMMENT}")
-    if isinstance(frame.index, pd.MultiIndex) or isinstance(frame.columns, pd.MultiIndex):
-        said = "its rows or columns have names of several levels (MultiIndex)"
-        said = said if path.suffix in ARROW else "its rows have more columns than its first line has headings"
-        raise UnreadableTable(f"{path}: {said}; write one column of names, and a heading for each column")
+    for names, what in ((frame.index, "rows"), (frame.columns, "columns")):
+        if isinstance(names, pd.MultiIndex):
+            raise ValueError(f"{path}: its {what} have names of several levels (MultiIndex): join them into one")
     frame.columns = frame.columns.astype(str)
     return Table(path, frame)
 
 
-def _headings(path: Path) -> list[str]:
-    """Names of the columns of a CSV file, by its first line."""
-    import pandas as pd
+class NotATable(ValueError):
+    """A file that is no CSV file; the message says what it is, and where."""
 
-    names = [str(name) for name in pd.read_csv(path, nrows=0).columns]
-    if len(names) == 1 and names[0].startswith("#"):
-        raise UnreadableTable(f"{path} {COMMENT}")
-    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
-        if len(names) == 1 and mark in names[0]:
-            raise UnreadableTable(f"{path} is separated by {called}: write it with commas (CSV)")
-    return names
+
+def _content(path: Path) -> str:
+    """The text of a CSV file, unpacked."""
+    with PACKED.get(path.suffix, open)(path, "rb") as file:
+        raw = file.read()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise NotATable(f"{path} is no text in UTF-8 (line {line}): save it as CSV, with the encoding UTF-8") from None
+
+
+def _check_lines(path: Path, content: str) -> None:
+    """Raise where a line has not as many fields as the headings, for pandas would then shift or fill its columns."""
+    reader = csv.reader(StringIO(content, newline=""))
+    filled = (fields for fields in reader if len(fields) > 1 or "".join(fields).strip())
+    headings = next(filled, [])
+    first, width = reader.line_num, len(headings)
+    odd = next((fields for fields in filled if len(fields) != width), None)
+    if odd is None and width > 1:
+        twice = sorted({name for name in headings if name and headings.count(name) > 1})
+        if twice:
+            raise NotATable(f"{path} has several columns {twice[0]!r}: their headings must differ")
+        return
+    comment = bool(headings) and headings[0].lstrip().startswith("#")
+    for mark, called in SEPARATORS.items():
+        if not comment and ",".join(headings).count(mark) >= width > 0:
+            raise NotATable(f"{path} is separated by {called}: write it with commas (CSV), and with decimal points")
+    if odd is None:
+        return
+    if comment:
+        raise NotATable(f"{path} begins with a comment: its first line must be the headings of the columns")
+    counts = "1 field" if len(odd) == 1 else f"{len(odd)} fields"
+    if width == 1:
+        why = f"headings come first, so remove what stands above them in line {first}"
+    elif len(odd) > width:
+        why = "decimal commas, a trailing comma, or no heading for the names?"
+    else:
+        why = "is something missing?"
+    raise NotATable(f"{path}, line {reader.line_num} has {counts} and the header {width}: {why}")
+
+
+def check_id(column: str | None, *tables: Table) -> None:
+    """Raise where no table has the column that names the rows."""
+    if column is not None and not any(column in t.columns or column == t.frame.index.name for t in tables):
+        first = tables[0]
+        raise ValueError(f"{first.path} has no column {column!r} for --id; there are {_listed(first.frame.columns)}")
 
 
 def with_names(table: Table, column: str | None = None, options: Collection[str] = (), whole: bool = False) -> Any:
@@ -113,7 +162,8 @@ def with_names(table: Table, column: str | None = None, options: Collection[str]
     ----------
     table : Table
     column : str, optional
-        That holds the names; by default the index of a parquet file, or else the first column.
+        That holds the names. Where it is not given, or the file has none: the index of a parquet file, or else the
+        first column.
     options : collection of str
         Columns that another file says are no names: a first column that is one of them is data.
     whole : bool
@@ -122,28 +172,22 @@ def with_names(table: Table, column: str | None = None, options: Collection[str]
     Raises
     ------
     ValueError
-        Where the file has no such column, a name is missing, or the first column is an option of another file.
+        Where a name is missing, or the first column is an option of another file.
     """
     import pandas as pd
 
     frame, path = table.frame, table.path
-    alone = whole and len(frame) == 1
-    if column is not None and column not in frame:
-        if not alone:
-            raise ValueError(f"{path} has no column {column!r} for --id; there are {_listed(frame.columns)}")
-    elif column is None and not isinstance(frame.index, pd.RangeIndex):
-        return _checked(frame, frame.index, path)
-    if column is None:
-        first = frame.columns[0]
-        if first not in options or first == NAMELESS or _names_rows(frame[first]):
-            column = first
-        elif not alone:
+    if column not in frame:
+        if not isinstance(frame.index, pd.RangeIndex):
+            return _checked(frame, frame.index, path)
+        column = frame.columns[0]
+        if column in options and column != NAMELESS and not _names_rows(frame[column]):
+            if whole and len(frame) == 1:
+                return _as_numbers(frame)
             raise ValueError(
-                f"the first column of {path}, {first!r}, is one of the options, so its rows have no names: "
+                f"the first column of {path}, {column!r}, is one of the options, so its rows have no names: "
                 "write them as the first column, or say which column they are with --id COLUMN"
             )
-    if column is None or column not in frame:
-        return _as_numbers(frame)
     return _checked(_as_numbers(frame.drop(columns=column)), frame[column], path)
 
 
@@ -201,9 +245,62 @@ def numbers(frame: Any, path: Path) -> Any:
 
 def rows_of(table: Table, column: str | None, columns: Sequence[str]) -> Any:
     """Return the data of a log, whose own columns are no names: without others its rows have only numbers."""
-    if column is None and table.frame.columns[0] in columns:
-        return table.frame
-    return with_names(table, column)
+    import pandas as pd
+
+    named = column in table.frame or not isinstance(table.frame.index, pd.RangeIndex)
+    return table.frame if not named and table.frame.columns[0] in columns else with_names(table, column)
+
+
+def spelled(what: str, names: Any, known: Iterable[str]) -> list[Any]:
+    """Return names as another file spells them: 1, "1" and 1.0 are one; what it does not have stays as it is written.
+
+    Examples
+    --------
+    >>> spelled("row", ["1.0", "b"], ["a", "1"])
+    ['1', 'b']
+    """
+    from fieldguide.inference.checks.labels import label_codes, label_texts
+
+    known = list(known)
+    pairs = zip(label_codes(what, names, known), label_texts(names), strict=True)
+    return [known[code] if code >= 0 else text for code, text in pairs]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names in an order that no file decides: numbers by size, then text.
+
+    Examples
+    --------
+    >>> in_order(["b", "10", "9", "a"])
+    ['9', '10', 'a', 'b']
+    """
+
+    def key(name: str) -> tuple[float, str]:
+        try:
+            value = float(name)
+        except ValueError:
+            value = math.inf
+        return (value if math.isfinite(value) else math.inf, name)
+
+    return sorted(names, key=key)
+
+
+def rows_like(table: Any, names: Any, path: Path) -> Any:
+    """Return the rows of a table that have these names, in their order.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, and a row that is missing or that it has several times.
+    """
+    table = table.set_axis(spelled(str(path), table.index, names), axis=0)
+    twice = table.index[table.index.duplicated()].intersection(names)
+    if len(twice):
+        raise ValueError(f"{path} has several rows {twice[0]!r}")
+    missing = names[~names.isin(table.index)]
+    if len(missing):
+        raise ValueError(f"{path} has no row {missing[0]!r}; names of rows are its first column, or --id COLUMN")
+    return table.loc[names]
 
 
 def _listed(names: Any) -> str:
@@ -214,7 +311,7 @@ def write_table(table: Any, path: Path) -> None:
     """Write a table whole, as the ending of the file says: parquet, feather, or else CSV (.gz: packed)."""
     from fieldguide.inference.checks.files import write_bytes
 
-    check_table(path)
+    check_written(path)
     if path.suffix in ARROW:
         table = table.set_axis(table.columns.astype(str), axis=1)
         file = BytesIO()

@@ -291,8 +291,14 @@ def test_what_is_imputed_can_be_kept(pair, joined, fitted):
     kept = found.to_anndata()
     np.testing.assert_array_equal(kept.layers["low"], found.low)
     assert list(kept.obs_names) == list(found.counts.index) and "trust" in kept.var
-    with pytest.raises(ValueError, match="the first that differs"):
-        found.write(fish[::-1].copy())
+    for cells in (pair["fish"][::-1].copy(), joined[list(found.counts.index[::-1])].copy()):
+        found.write(cells)
+        table = cells.obsm["imputed_low"]
+        assert table.index.equals(cells.obs_names)
+        np.testing.assert_array_equal(table.iloc[::-1], found.low)
+    for cells in (fish[:-1].copy(), fish[[0, *range(fish.n_obs - 1)]].copy(), pair["rna"].copy()):
+        with pytest.raises(ValueError, match=f"{found.counts.shape[0]} were imputed; the first that differs: '"):
+            found.write(cells)
     assert len(found.plot().axes) == 2
 
 

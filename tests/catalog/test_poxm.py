@@ -302,6 +302,26 @@ def test_a_table_in_another_order_teaches_the_same(world):
     assert first.predict(x[:5], r[:5]).rows.tolist() == names[:5]
 
 
+def test_columns_of_new_contexts_are_found_by_their_names(world):
+    made, rho, log = world
+    x = pd.DataFrame(made.context[150:1000]).add_prefix("f")
+    learned = learn_policy(log, x, rho[150:1000], top=5, max_epochs=1)
+    new, r = x[:20], rho[150:170]
+    wanted = learned.predict(new, r).probability
+    for same in (
+        new.iloc[:, ::-1],
+        new.assign(more=1.0).iloc[:, ::-1],
+        new.to_numpy(),
+        new.set_axis(range(new.shape[1]), axis=1),
+    ):
+        np.testing.assert_array_equal(learned.predict(same, r).probability, wanted)
+    for wrong in (new.rename(columns={"f1": "age"}), new.drop(columns="f1")):
+        with pytest.raises(ValueError, match="context has no column 'f1', which the policy was learnt from"):
+            learned.predict(wrong, r)
+    with pytest.raises(ValueError, match="context has several columns 'f0'"):
+        learned.predict(new.assign(more=1.0).rename(columns={"more": "f0"}), r)
+
+
 def test_an_interrupt_passes_on(world, monkeypatch):
     made, rho, log = world
     x, r = made.context[150:1000], rho[150:1000]

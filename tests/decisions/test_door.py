@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fieldguide.decisions import (
     causal_graph,
@@ -63,6 +64,14 @@ def test_labels_in_another_order_are_put_into_that_of_the_cells(posterior):
     pd.testing.assert_frame_equal(differential_expression(posterior, labels, 1, **ASKED).table, right)
     mask = labels == 1
     pd.testing.assert_frame_equal(differential_expression(posterior, None, mask, **ASKED).table, right)
+    for flags in (torch.tensor(mask.iloc[::-1].tolist()), mask.astype("boolean"), mask.iloc[::-1].array):
+        pd.testing.assert_frame_equal(differential_expression(posterior, None, flags, **ASKED).table, right)
+    some = mask.astype("boolean")
+    some["c3"] = pd.NA
+    with pytest.raises(ValueError, match="group is a mask without a value for 'c3'"):
+        differential_expression(posterior, None, some, **ASKED)
+    with pytest.raises(TypeError, match="not a DataFrame with the columns level: pass one of them"):
+        differential_expression(posterior, posterior.obs[["level"]], 1, **ASKED)
     numbered = posterior.obs["level"].reset_index(drop=True)
     pd.testing.assert_frame_equal(differential_expression(posterior, numbered, 1, **ASKED).table, right)
     with pytest.raises(ValueError, match="groupby has no row for 'c3', one of the cells"):

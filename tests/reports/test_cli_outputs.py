@@ -45,6 +45,10 @@ OVER = [
     ("allocate a.csv b.csv 3 --draws draws.npy --report draws.npy", "draws.npy is an input"),
     ("allocate a.csv b.csv 3 --output new --report ./new", "new is given for two outputs"),
     ("policy evaluate a.csv b.csv --output new --report new", "new is given for two outputs"),
+    ("allocate a.csv b.csv 3 --output o.xlsx", "o.xlsx: tables are written as .csv, .csv.gz, .parquet or .feather"),
+    ("policy evaluate a.csv b.csv --output o.tsv", "o.tsv: tables are written as"),
+    ("policy learn a.csv b.csv c.csv --output o.json", "o.json: tables are written as"),
+    ("de other.h5ad data.h5ad --groupby g --group a --output o.xlsx", "o.xlsx: tables are written as"),
     ("compare scvi data.h5ad --output data.h5ad --overwrite", "data.h5ad is a file, not a folder"),
     ("compare scvi study/data.h5ad --output study --overwrite", "study/data.h5ad is an input"),
 ]
@@ -240,5 +244,11 @@ def test_an_interrupted_fit_leaves_an_older_file_or_says_so(cells, tmp_path, mon
 def test_a_group_of_numbers_is_named_by_its_number(cells, tmp_path, capsys):
     output = tmp_path / "fit.safetensors"
     assert main(["fit", "scvi", str(cells), "--output", str(output), *TINY]) == 0
+    for command in (
+        ["de", str(cells), str(output), "--groupby", "cluster", "--group", "1"],
+        ["impute", *[str(cells)] * 2],
+    ):
+        assert main(command) == 1
+        assert "cells.h5ad is an h5ad file, not a fit: FIT comes first" in capsys.readouterr().err
     assert main(["de", str(output), str(cells), "--groupby", "cluster", "--group", "1", "--draws", "30"]) == 0
     assert "1 against all other cells" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from fieldguide.inference.checks.arguments import checked_int, checked_real, che
 from fieldguide.inference.data.reading import n_rows
 from fieldguide.inference.entry import as_entry
 from fieldguide.inference.fitted import Fit
-from fieldguide.inference.fitting import fit
+from fieldguide.inference.fitting import fit, is_share
 from fieldguide.inference.objectives import SHORT_NAMES, Objective, resolve
 from fieldguide.inference.posterior import Posterior
 from fieldguide.inference.training.settings import for_several
@@ -122,7 +122,7 @@ def compare(
     declared = as_entry(entry)
     draws = checked_int("draws", draws, at_least=25)  # a tail cannot be fitted to fewer
     cells, seed = checked_int("cells", cells, at_least=2), checked_seed(seed)
-    if isinstance(data, anndata.AnnData | pd.DataFrame | Mapping) and np.ndim(validation) == 0:
+    if isinstance(data, anndata.AnnData | pd.DataFrame | Mapping) and is_share(validation):
         held = int(checked_real("validation", validation, at_least=0, below=1) * n_rows(data))
         _evaluated(np.arange(held), cells, seed)
     fits: dict[str, Fit] = {}

@@ -168,9 +168,14 @@ def _epochs(n_cells: int) -> int:
     return min(400, max(1, round(8e6 / n_cells)))
 
 
+def is_share(validation: Any) -> bool:
+    """Whether cells to hold out are asked for by their share, and not by their rows."""
+    single = getattr(validation, "ndim", None) == 0 or not isinstance(validation, Iterable)
+    return single or isinstance(validation, str | bytes | Mapping)
+
+
 def _split(n_cells: int, validation: Any, seed: int, names: pd.Index | None) -> tuple[np.ndarray, np.ndarray]:
-    is_share = getattr(validation, "ndim", None) == 0 or not isinstance(validation, Iterable)
-    if is_share or isinstance(validation, str | bytes | Mapping):
+    if is_share(validation):
         share = checked_real("validation", validation, at_least=0, below=1)
         order = np.random.default_rng(seed).permutation(n_cells)
         held_out = np.sort(order[: int(share * n_cells)])

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.data.storage import Store
 from fieldguide.inference.program import Batch
 
 
 def with_overrides(batch: Batch, overrides: Mapping[str, Any], schema: FittedSchema | None = None) -> Batch:
-    """Return the minibatch with these fields set to a number for all cells.
+    """Return the minibatch with these fields set to a number for all cells, or to one for each.
 
     Parameters
     ----------
     batch : dict of str to Tensor [B, ...]
-    overrides : mapping of str to number
-        Of a field of categories: a code. Of one with several values a cell, also one number for each of them.
+    overrides : mapping of str to number or array [B]
+        Of a field of categories: their codes.
     schema : FittedSchema, optional
         Says how many categories a field has.
 
@@ -45,11 +46,18 @@ def with_overrides(batch: Batch, overrides: Mapping[str, Any], schema: FittedSch
     return batch | new
 
 
+def require_constants(overrides: Any, stores: Mapping[str, Store]) -> None:
+    """Raise TypeError, naming the field, where a value is not one for all cells: those of cells go by no name."""
+    for name, value in overrides.items() if isinstance(overrides, Mapping) else ():
+        inner = stores[name].shape[1:] if name in stores else ()
+        shape = tuple(getattr(value, "shape", (len(value),) if isinstance(value, list | tuple) else ()))
+        if isinstance(value, bool | np.bool_ | pd.Series) or shape not in ((), inner):
+            raise TypeError(f"overrides: field '{name}' is set to one number for all cells, not to {value!r:.60}")
+
+
 def _constant(name: str, value: Any, field: Tensor, categories: int | None) -> Tensor:
     """A value as the field holds it."""
     kind = "finite" if field.is_floating_point() else "whole"
-    if isinstance(value, bool | np.bool_ | pd.Series):
-        raise TypeError(f"overrides: field '{name}' is set to one number for all cells, not to {value!r:.60}")
     try:
         exact = torch.as_tensor(value).to(torch.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -59,7 +67,7 @@ def _constant(name: str, value: Any, field: Tensor, categories: int | None) -> T
     if categories is not None and not ((exact >= 0) & (exact < categories)).all():
         raise ValueError(f"overrides: field '{name}' has {categories} categories, numbered from 0, not {value!r}")
     try:
-        return exact.to(field.device, field.dtype).expand(field.shape[1:]).expand_as(field).contiguous()
+        return exact.to(field.device, field.dtype).expand_as(field).contiguous()
     except RuntimeError:
-        shapes = f"{tuple(field.shape[1:])} in each cell, not {tuple(exact.shape)}"
+        shapes = f"{tuple(field.shape)}, not {tuple(exact.shape)}"
         raise ValueError(f"overrides: field '{name}' has the shape {shapes}") from None

@@ -26,7 +26,7 @@ from fieldguide.inference.checks.rows import row_numbers
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.messages import caution
-from fieldguide.inference.overrides import with_overrides
+from fieldguide.inference.overrides import require_constants, with_overrides
 from fieldguide.inference.program import Program
 from fieldguide.inference.randomness import isolated, stream
 from fieldguide.inference.weights.annealing import anneal, temperature_schedule
@@ -162,6 +162,7 @@ class Posterior:
             those of the data as it is.
         """
         self.dataset.require_unchanged()
+        require_constants(overrides, self.dataset.stores)
         cells, size, device = self.rows(cells), self.chunk_size, self.device
         self.program.eval()
         for number, start in enumerate(range(0, len(cells), size)):

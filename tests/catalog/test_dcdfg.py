@@ -219,7 +219,7 @@ def test_a_fixed_order_allows_no_cycle_and_forgets_how_sure_it_was(rank):
 
 
 def test_stages_come_at_their_share_and_early_stopping_waits_for_the_last(found_out):
-    data, seen = found_out[0].data, []
+    data, seen = found_out[0].data[::3].copy(), []
 
     def watch(made, row):
         seen.append((bool((made.against >= 0).all()), bool(made.settled), row["edges"]))

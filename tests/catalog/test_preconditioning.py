@@ -65,6 +65,7 @@ def scores(fitted, world):
     )
 
 
+@pytest.mark.slow
 def test_a_steep_acyclic_map_is_found_with_scales_and_not_without(world, scaled):
     weights, _, held = world
     assert np.linalg.norm(weights, 2) == pytest.approx(2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -39,6 +39,7 @@ def test_thirteen_dimes():
     assert allocate(np.ones((13, 1)), [0.1], 1.3, integer=True).value == 13
 
 
+@settings(max_examples=30)
 @given(st.integers(5, 40), st.floats(0.05, 0.9), st.integers(0, 3))
 def test_overspending_is_a_binomial_tail(n, chance, seed):
     limit = int(n * chance)

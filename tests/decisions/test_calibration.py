@@ -65,6 +65,7 @@ def sparse():
     return data, fitted.posterior(particles=50), pd.Series(lfc[expressed], data.var_names)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::fieldguide.decisions.UntrustworthyWeights")
 def test_sparse_counts_keep_the_nominal_rate_only_when_calibrated(sparse):
     data, posterior, lfc = sparse

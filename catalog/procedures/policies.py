@@ -113,7 +113,7 @@ class LearnedPolicy:
 def _features(context: Any) -> pd.Index | None:
     """Names of the columns of a table; None where it has none, or pandas numbered them."""
     named = isinstance(context, pd.DataFrame) and not unnamed(context.columns)
-    return context.columns.to_flat_index() if named else None
+    return pd.Index(list(context.columns), tupleize_cols=False) if named else None
 
 
 def _as_learnt(context: Any, features: pd.Index | None) -> Any:

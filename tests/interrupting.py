@@ -184,10 +184,15 @@ def whole(path: Path, older: bytes | None) -> str | None:
     return None
 
 
+HELD = {signal.SIGINT, signal.SIGTERM}
+
+
 def start(work: Callable[[], int], folder: Path) -> int:
     """Fork a process that works in a folder; return its number."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # what comes before the work begins waits for it
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         return process
     code = 99
     try:
@@ -195,6 +200,7 @@ def start(work: Callable[[], int], folder: Path) -> int:
         said = os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 2)
         os.dup2(said, 1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         code = work()
     except KeyboardInterrupt:
         code = 130
@@ -233,7 +239,7 @@ def trials(name: str, number: int, count: int, seed: int, writers: int = 1) -> t
             found = [ended(process) for process in processes]
             late = time.monotonic() - sent
             codes.update(found[:1])
-            said = (folder / "stderr").read_text()
+            said = (folder / "stderr").read_text() if (folder / "stderr").exists() else ""
             problems = [f"exit codes {found}"] if not set(found) <= right or any(found[1:]) else []
             problems += [p for n in OUTPUTS if (p := whole(folder / n, older.get(n)))]
             problems += ["a traceback"] if "Traceback" in said and number != signal.SIGKILL else []

@@ -41,6 +41,7 @@ COMMANDS = {
     "fit": ["fit", "scvi", "cells.h5ad", "--output", "out", *TINY],
     "de": ["de", "fit", "cells.h5ad", "--groupby", "kind", "--group", "a", "--draws", "20", "--output", "out"],
     "join": ["join", "one=cells.h5ad", "two=other.h5ad", "--output", "out"],
+    "impute": ["impute", "imputer", "joined.h5ad", "--draws", "5", "--output", "out"],
     "compare": [
         *[
             "compare",
@@ -84,6 +85,9 @@ def prepare(folder: Path) -> None:
     np.save(folder / "x.npy", table["x"])
     with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None), contextlib.chdir(folder):
         inference.fit("scvi", cells, max_epochs=2, n_hidden=8, n_latent=2, progress=False).save("fit")
+        joined = inference.join_modalities({"one": cells, "two": cells[:, :9].copy()})
+        joined.write_h5ad("joined.h5ad")
+        inference.fit("gimvi", joined, max_epochs=1, n_hidden=8, n_latent=2, progress=False).save("imputer")
 
 
 def command(name: str) -> Callable[[], int]:

@@ -12,7 +12,7 @@ import pytest
 
 SCRIPT = Path(interrupting.__file__)
 MOMENTS = ["fit", "fit()", "fit_best()", "learn_policy()", "learn", "compare", "allocate"]
-WRITERS = ["fit", "de", "join", "compare", "allocate", "evaluate", "learn"]
+WRITERS = ["fit", "de", "join", "impute", "compare", "allocate", "evaluate", "learn"]
 
 
 def tried(*words) -> dict[str, int]:

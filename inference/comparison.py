@@ -122,7 +122,8 @@ def compare(
     declared = as_entry(entry)
     draws = checked_int("draws", draws, at_least=25)  # a tail cannot be fitted to fewer
     cells, seed = checked_int("cells", cells, at_least=2), checked_seed(seed)
-    if isinstance(data, anndata.AnnData | pd.DataFrame | Mapping) and is_share(validation):
+    known = isinstance(data, anndata.AnnData | pd.DataFrame | Mapping) and validation is not None
+    if known and is_share(validation):
         held = int(checked_real("validation", validation, at_least=0, below=1) * n_rows(data))
         _evaluated(np.arange(held), cells, seed)
     fits: dict[str, Fit] = {}

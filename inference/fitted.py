@@ -21,8 +21,10 @@ from fieldguide.inference.checkpoint import (
     versions,
     write_file,
 )
+from fieldguide.inference.checks.aligning import unnamed
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.checks.files import checked_path
+from fieldguide.inference.checks.labels import label_texts
 from fieldguide.inference.constraints import Constraint, checked_constraints
 from fieldguide.inference.data.minibatches import Dataset, Loader, read
 from fieldguide.inference.data.schema import FittedSchema
@@ -279,7 +281,8 @@ class Fit:
             raise ValueError(
                 f"the guide is fitted to the {cells} cells of the first fit, but the data has {dataset.n_cells}"
             )
-        if self.cells and dataset.obs is not None and cells_of(dataset.obs) != self.cells:
+        given = "" if data is None else cells_of(dataset.obs)
+        if self.cells and given and given != self.cells:
             raise ValueError(
                 "data: these are not the cells of the first fit in their order, by their names; which are held out is "
                 "known by their places: put them in that order"
@@ -293,7 +296,7 @@ class Fit:
             fresh = Fit(program, entry, self.schema, target, arguments, dataset, *rows, initial=self.initial)
             fresh.constraints = self.constraints if constraints is None else checked_constraints(constraints)
             few = few_cells(dataset, self.train_rows, program)
-            require_sound(program, few)
+            require_sound(program, few, describe_objective(target) is not None)
             if isinstance(guide, Program):
                 require_same_model(self.program, program, few)
             with frozen_model(program):
@@ -351,8 +354,10 @@ class Fit:
 
 
 def cells_of(obs: pd.DataFrame | None) -> str:
-    """Return a digest of the names of cells in their order; empty where they have none."""
-    return "" if obs is None else sha256("\0".join(map(str, obs.index)).encode()).hexdigest()
+    """Return a digest of the names of cells in their order; empty where they have none, or the numbers of pandas."""
+    if obs is None or unnamed(obs.index):
+        return ""
+    return sha256("\0".join(map(str, label_texts(obs.index))).encode()).hexdigest()
 
 
 def _latents(trace) -> list[str]:

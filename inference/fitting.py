@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyro
 
+from fieldguide.inference.checkpoint import describe_objective
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.checks.rows import row_numbers
 from fieldguide.inference.constraints import Constraint, checked_constraints
@@ -156,7 +157,7 @@ def fit(
         result.constraints = checked_constraints(declared.constraints if constraints is None else constraints)
         if settings.checkpoint is not None:
             result.describe()  # what cannot be saved is told before the first epoch
-        require_sound(program, few_cells(dataset, train_rows, program))
+        require_sound(program, few_cells(dataset, train_rows, program), describe_objective(target) is not None)
         train(result, settings, fabric, data)
     for remark in program.remarks():
         caution(remark)

@@ -27,7 +27,7 @@ def few_cells(dataset: Dataset, rows: np.ndarray, program: Program) -> Batch:
     return {name: values.to(device) for name, values in dataset.batch(rows[:CELLS]).items()}
 
 
-def require_sound(program: Program, batch: Batch) -> None:
+def require_sound(program: Program, batch: Batch, observes: bool = True) -> None:
     """Raise if the program has sites where they are not counted, or parameters that are not trained.
 
     Parameters
@@ -36,6 +36,8 @@ def require_sound(program: Program, batch: Batch) -> None:
         Left as it was.
     batch : dict of str to Tensor
         A few cells, where the parameters are.
+    observes : bool
+        Whether the model has to observe something: an objective of one's own may read the data by itself.
 
     Raises
     ------
@@ -44,13 +46,13 @@ def require_sound(program: Program, batch: Batch) -> None:
     """
     cells = batch_size(batch)
     require_groups(program)
-    require_one_type(program, batch)
     with torch.no_grad(), _undisturbed(program):
         guide, model = _both(program, batch)
         require_no_store(guide)
         require_no_store(model)
         fewer = _both(program, {name: values[:-1] for name, values in batch.items()}) if cells > 3 else (guide, model)
-    require_observed(program, model)
+    if observes:
+        require_observed(program, model)
     require_in_plate(program, "guide", guide, fewer[0])
     require_in_plate(program, "model", model, fewer[1])
     for name, site in guide.nodes.items():
@@ -84,6 +86,14 @@ def explained(program: Program, role: str, batch: Batch) -> Iterator[None]:
         raise ValueError(
             f"the {role} of {name} reads '{field}', which is no field of the data: there are {there}"
         ) from error
+    except RuntimeError as error:
+        if "same dtype" not in str(error):
+            raise
+        types = sorted({str(v.dtype) for v in (*batch.values(), *program.parameters()) if v.is_floating_point()})
+        raise ValueError(
+            f"the {role} of {name} mixes numbers of {' and '.join(types)}: make parameters and data one type, by "
+            "torch.set_default_dtype while it is built, or by casting the fields that it reads"
+        ) from error
     except ValueError as error:
         said = str(error).partition("\n")[0]
         if "collide at dim" in said or "both vectorized and non-vectorized" in said:
@@ -109,24 +119,13 @@ def require_observed(program: Program, model: Any) -> None:
             )
 
 
-def require_one_type(program: Program, batch: Batch) -> None:
-    """Raise if parameters and data are floating-point numbers of different types."""
-    types = {name: values.dtype for name, values in batch.items() if values.is_floating_point()}
-    own = next((p.dtype for p in program.parameters() if p.is_floating_point()), None)
-    for name, dtype in types.items():
-        if own is not None and dtype != own:
-            raise ValueError(
-                f"field '{name}' holds {dtype}, and the parameters of {type(program).__name__} are {own}: build it "
-                "under torch.set_default_dtype(torch.float32)"
-            )
-
-
 def require_same_model(program: Program, other: Program, batch: Batch) -> None:
     """Raise ValueError unless two programs give the same draws the same density under their models."""
     with torch.no_grad(), _undisturbed(program), _undisturbed(other):
         guide = trace_program(other, "guide", batch, 2)
-        models = [trace_program(p, "model", batch, 2, replay=guide) for p in (program, other)]
-        one, two = (float(model.log_prob_sum()) for model in models)
+        model = trace_program(program, "model", batch, 2, replay=guide)
+        again = trace_program(other, "model", batch, 2, replay=model)  # also what the model alone draws
+        one, two = float(model.log_prob_sum()), float(again.log_prob_sum())
     if abs(one - two) > 1e-4 * max(abs(one), abs(two), 1.0):
         raise ValueError(
             f"the model of the program with the new guide is another one: it gives the same draws a log density of "
@@ -153,7 +152,9 @@ def require_in_plate(program: Program, role: str, trace: Any, fewer: Any) -> Non
     plate = f"'{program.plate}'"
     for name, site in trace.nodes.items():
         if is_random(site) and in_plate(program, site):
-            _require_vectorised(program, role, name, site, fewer.nodes.get(name, site))
+            _require_vectorised(program, role, name, site)
+            if not _has_globals(program, trace):
+                _require_each(role, name, site, fewer.nodes.get(name, site))
         if not is_random(site) or in_plate(program, site) or name not in fewer.nodes:
             continue
         if _shapes(site) == _shapes(fewer.nodes[name]):
@@ -167,13 +168,22 @@ def require_in_plate(program: Program, role: str, trace: Any, fewer: Any) -> Non
         )
 
 
-def _require_vectorised(program: Program, role: str, name: str, site: Any, fewer: Any) -> None:
-    """Raise for a site of a loop over the cells, and for a factor that is one number for all cells together."""
+def _has_globals(program: Program, trace: Any) -> bool:
+    """Whether there is a latent site of one value for all cells, of which factors of every cell may be alike."""
+    return any(is_random(s) and not s["is_observed"] and not in_plate(program, s) for s in trace.nodes.values())
+
+
+def _require_vectorised(program: Program, role: str, name: str, site: Any) -> None:
+    """Raise for a site of a loop over the cells."""
     if any(frame.name == program.plate and not frame.vectorized for frame in site["cond_indep_stack"]):
         raise ValueError(
             f"site '{name}' of the {role} is in a loop over the plate '{program.plate}': write all cells at once, "
             "under `with self.cells(batch):`"
         )
+
+
+def _require_each(role: str, name: str, site: Any, fewer: Any) -> None:
+    """Raise for a factor that is one number for all cells together, and changes with their number."""
     if isinstance(site["fn"], Unit):
         many, few = site["fn"].log_factor, fewer["fn"].log_factor
         alike = all(bool((values == values[..., :1]).all()) for values in (many, few))
@@ -228,4 +238,5 @@ def _undisturbed(program: Program) -> Iterator[None]:
         for module, mode in modes.items():
             module.training = mode
         for buffer, before in buffers.items():
-            buffer.copy_(before)
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)

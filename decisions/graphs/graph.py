@@ -14,7 +14,7 @@ from fieldguide.decisions.graphs.dag import acyclic_factors, acyclic_part, is_ac
 from fieldguide.decisions.graphs.distances import structural_hamming_distance, structural_intervention_distance
 from fieldguide.decisions.graphs.figures import edge_map
 from fieldguide.decisions.graphs.program import by_name, read_edges
-from fieldguide.decisions.messages import real_array
+from fieldguide.decisions.messages import named, real_array
 from fieldguide.inference.checks.aligning import missing, order_of, unnamed
 from fieldguide.inference.checks.arguments import checked_flag, checked_real
 
@@ -231,7 +231,7 @@ def _match(true: Any, table: Any) -> np.ndarray:
     if isinstance(true, pd.DataFrame) and isinstance(table, pd.DataFrame):
         absent = missing(true.index, table.index)
         if len(absent) and not (unnamed(true.index) and len(true) == len(table)):
-            raise ValueError(f"the true graph has no gene {absent[0]!r}")
+            raise ValueError(f"the true graph has no gene {named(absent, 0)}")
         rows = order_of("the true graph", true.index, table.index, "genes")
         square = true.shape[0] == true.shape[1]  # its columns are in the order of its rows
         true = true.iloc[rows, rows if square else order_of("the true graph", true.columns, table.index, "genes")]

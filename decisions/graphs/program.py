@@ -110,8 +110,7 @@ def _agreed(genes: Any, own: Any) -> Any:
     if genes is None or own is None or unnamed(pd.Index(own)) or not _listed(genes):
         return own if genes is None else genes
     given, known = label_texts(pd.Index(genes)), label_texts(pd.Index(own))
-    numbers = [str(number) for number in range(len(known))]
-    if len(given) == len(known) and known.tolist() != numbers:  # numbers are of AnnData, which names all genes
+    if len(given) == len(known) and not all(map(str.isdecimal, known)):  # numbers are given by pandas and AnnData
         other = np.flatnonzero(given != known)
         if other.size:
             raise ValueError(

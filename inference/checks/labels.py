@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-GAPS = frozenset(
-    ("", "nan", "na", "n/a", "nat", "<na>", "none", "null", "unknown", "unlabelled", "unlabeled", "unassigned")
-)
-"""Labels, in small letters, that say that there is none."""
+GAPS = frozenset(("", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "NaT", "<NA>", "None", "null", "NULL"))
+"""What a missing label becomes as text."""
+UNKNOWN = frozenset(("unknown", "unlabelled", "unlabeled", "unassigned"))
+"""Labels, in small letters, of cells that have none."""
 
 
 def label_text(value: Any) -> str:
@@ -37,10 +37,10 @@ def says_missing(label: str) -> bool:
 
     Examples
     --------
-    >>> [says_missing(label) for label in ("nan", "Unknown", "", "unknown receptor", "NA")]
-    [True, True, True, False, True]
+    >>> [says_missing(label) for label in ("nan", "Unknown", "", "unknown receptor", "none")]
+    [True, True, True, False, False]
     """
-    return label.strip().lower() in GAPS
+    return label.strip() in GAPS or label.strip().lower() in UNKNOWN
 
 
 def label_codes(name: str, values: Any, known: Sequence[str]) -> np.ndarray:

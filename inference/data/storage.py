@@ -76,8 +76,7 @@ class DenseStore(Store):
         return DenseStore(self.values[torch.from_numpy(rows)])
 
     def mark(self):
-        flat = self.values.reshape(-1)
-        return _mark(flat[:: len(flat) // MARKED + 1].cpu().numpy())
+        return _mark(self.values.reshape(-1))
 
 
 class SparseStore(Store):
@@ -124,11 +123,13 @@ class SparseStore(Store):
         return SparseStore(self.matrix[rows])
 
     def mark(self):
-        return _mark(self.matrix.data[:: len(self.matrix.data) // MARKED + 1])
+        return _mark(torch.from_numpy(self.matrix.data))
 
 
-def _mark(values: np.ndarray) -> int:
-    return crc32(np.ascontiguousarray(values).tobytes())
+def _mark(values: Tensor) -> int:
+    if len(values) > MARKED:  # at places without a stride, which might be that of the columns
+        values = values[torch.from_numpy(np.random.default_rng(0).integers(0, len(values), MARKED)).to(values.device)]
+    return crc32(values.detach().cpu().numpy().tobytes())
 
 
 class BackedStore(Store):

@@ -6,6 +6,7 @@ import gzip
 import lzma
 import math
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -115,18 +116,22 @@ def _content(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise NotATable(f"{path} is no text in UTF-8 (line {line}): save it as CSV, with the encoding UTF-8") from None
+        raise NotATable(
+            f"{path} is no text in UTF-8 (line {line}): save it as CSV, with the encoding UTF-8; files that are packed "
+            f"end in {', '.join(PACKED)}"
+        ) from None
 
 
 def _check_lines(path: Path, content: str) -> None:
     """Raise where a line has not as many fields as the headings, for pandas would then shift or fill its columns."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(content) + 1))  # a field may be long text
     reader = csv.reader(StringIO(content, newline=""))
     filled = (fields for fields in reader if len(fields) > 1 or "".join(fields).strip())
     headings = next(filled, [])
     first, width = reader.line_num, len(headings)
     odd = next((fields for fields in filled if len(fields) != width), None)
     if odd is None and width > 1:
-        twice = sorted({name for name in headings if name and headings.count(name) > 1})
+        twice = sorted(name for name, number in Counter(headings).items() if name and number > 1)
         if twice:
             raise NotATable(f"{path} has several columns {twice[0]!r}: their headings must differ")
         return

@@ -122,9 +122,9 @@ def compare(
     declared = as_entry(entry)
     draws = checked_int("draws", draws, at_least=25)  # a tail cannot be fitted to fewer
     cells, seed = checked_int("cells", cells, at_least=2), checked_seed(seed)
-    known = isinstance(data, anndata.AnnData | pd.DataFrame | Mapping) and validation is not None
-    if known and is_share(validation):
-        held = int(checked_real("validation", validation, at_least=0, below=1) * n_rows(data))
+    known = n_rows(data) if isinstance(data, anndata.AnnData | pd.DataFrame | Mapping) else 0
+    if known and validation is not None and is_share(validation):
+        held = int(checked_real("validation", validation, at_least=0, below=1) * known)
         _evaluated(np.arange(held), cells, seed)
     fits: dict[str, Fit] = {}
     held_out: dict[str, Posterior] = {}

@@ -225,4 +225,4 @@ def n_rows(data) -> int:
     """Number of cells."""
     if isinstance(data, anndata.AnnData | pd.DataFrame):
         return len(data)
-    return next(rows for values in data.values() if (rows := _rows(values)) is not None)
+    return next((rows for values in data.values() if (rows := _rows(values)) is not None), 0)

@@ -331,6 +331,8 @@ def test_what_is_right_is_taken():
     mixed = fit(Mixed(), X, **QUICK)
     assert np.isfinite(mixed.refit("elbo", guide=Mixed(), **QUICK).history["train"]).all()
     assert len(compare("ppca", X, ["elbo"], n_latent=1, draws=25, validation=None, **QUICK).table) == 1
+    with pytest.raises(ValueError, match="no array 'X' in the data"):  # as fit says it
+        compare("ppca", {}, ["elbo"], n_latent=1, draws=25, **QUICK)
     reads = fit(Blind, X, objective=lambda step: (step.batch["x"] - step.program.loc).square().mean(), **QUICK)
     assert np.isfinite(reads.history["train"]).all()
     data = cells()

@@ -5,9 +5,10 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import dcdfg, gimvi, hcv, incentives, m1m2, mvae, nodags, poxm, ppca, scvi
+from fieldguide.catalog import dcdfg, gimvi, hcv, incentives, m1m2, mvae, nodags, poxm, ppca, scvi, svae
 from fieldguide.catalog.declare import Entry, citation, entries, entry, get
 from fieldguide.catalog.procedures.edge_strengths import contractive_view, edge_strengths
+from fieldguide.catalog.procedures.perturbations import learn_perturbations
 from fieldguide.catalog.procedures.policies import LearnedPolicy, fit_self_normalised, learn_policy, policy_data
 from fieldguide.catalog.procedures.responses import response, response_draws, response_ensemble
 from fieldguide.decisions import sample_under
@@ -26,6 +27,7 @@ __all__ = [
     "gimvi",
     "hcv",
     "incentives",
+    "learn_perturbations",
     "learn_policy",
     "m1m2",
     "mvae",
@@ -38,4 +40,5 @@ __all__ = [
     "response_ensemble",
     "sample_under",
     "scvi",
+    "svae",
 ]

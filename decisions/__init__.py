@@ -29,6 +29,9 @@ from fieldguide.decisions.labels.rejection import (
     risk_coverage,
 )
 from fieldguide.decisions.latent_independence import independence
+from fieldguide.decisions.perturbations.genes import latent_genes
+from fieldguide.decisions.perturbations.prediction import predicted_expression
+from fieldguide.decisions.perturbations.targets import perturbation_targets
 from fieldguide.decisions.policies.action_embedding import Embedding
 from fieldguide.decisions.policies.bandit_log import BanditLog
 from fieldguide.decisions.policies.evaluation import NoSupport, OptimisticValue, evaluate_policy
@@ -66,10 +69,13 @@ __all__ = [
     "graph_scores",
     "impute",
     "independence",
+    "latent_genes",
     "noise_matrix",
     "impute_genes",
     "interventional_scores",
+    "perturbation_targets",
     "posterior_predictive_check",
+    "predicted_expression",
     "predict_rewards",
     "reject_option",
     "rejection_curve",

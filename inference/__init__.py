@@ -37,6 +37,7 @@ from fieldguide.inference.data.interventions import (
 from fieldguide.inference.data.labels import Annotations, Labels
 from fieldguide.inference.data.minibatches import Dataset, Loader
 from fieldguide.inference.data.modalities import Modality, join_modalities
+from fieldguide.inference.data.perturbations import Perturbations
 from fieldguide.inference.data.reading import SchemaError
 from fieldguide.inference.data.schema import FittedSchema, Schema
 from fieldguide.inference.fitted import Fit
@@ -94,6 +95,7 @@ __all__ = [
     "Objective",
     "OffPolicyValue",
     "Penalty",
+    "Perturbations",
     "Positive",
     "Posterior",
     "Program",

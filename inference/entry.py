@@ -141,6 +141,16 @@ def as_entry(what: "str | Entry | type[Program] | Program") -> Entry:
     raise TypeError(f"an entry is a name, an Entry, a Program class or a Program, not {what!r}")
 
 
+def require_supported(entry: Entry, objective: Objective) -> None:
+    """Raise ValueError for an objective by which an entry of the catalog cannot be fitted, naming both.
+
+    Objectives of one's own, and those of programs of one's own, are never refused.
+    """
+    name = next((short for short, kind in SHORT_NAMES.items() if type(objective) is kind), None)
+    if entry.listed and name is not None and name not in entry.supports:
+        raise ValueError(f"'{entry.name}' is not for the objective '{name}'; it supports {', '.join(entry.supports)}")
+
+
 def register(entry: Entry) -> None:
     """Put ``entry`` into the catalog; a name belongs to one program class for good."""
     known = _entries.get(entry.name)

@@ -28,7 +28,7 @@ from fieldguide.inference.checks.labels import label_texts
 from fieldguide.inference.constraints import Constraint, checked_constraints
 from fieldguide.inference.data.minibatches import Dataset, Loader, read
 from fieldguide.inference.data.schema import FittedSchema
-from fieldguide.inference.entry import Defaults, as_entry
+from fieldguide.inference.entry import Defaults, as_entry, require_supported
 from fieldguide.inference.fresh_guide import frozen_model, guide_training, with_fresh_guide
 from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import Objective, resolve
@@ -187,6 +187,7 @@ class Fit:
             raise TypeError(
                 f"{target} has no bound for a cell (a method per_cell); pass objective=, such as IWAE(1000)"
             )
+        require_supported(self.entry, target)
         dataset, seed = self.read(data), checked_seed(seed)
         batch_size = checked_int("batch_size", batch_size, 1)
         rows = max(1, min(batch_size, int(ELEMENTS / (target.particles * max(dataset.width, 1)))))
@@ -288,6 +289,7 @@ class Fit:
                 "known by their places: put them in that order"
             )
         target, purpose = resolve(objective), "fresh guide"
+        require_supported(self.entry, target)
         with isolated(fabric.device, stream(chosen.seed, purpose)), pyro.validation_enabled(False):
             made_of = (self.entry, self.schema, self.arguments, self.initial)
             program, arguments = with_fresh_guide(self.program, *made_of, guide)

@@ -14,7 +14,7 @@ from fieldguide.inference.checks.arguments import checked_int, checked_real, che
 from fieldguide.inference.checks.rows import row_numbers
 from fieldguide.inference.constraints import Constraint, checked_constraints
 from fieldguide.inference.data.minibatches import Loader, read
-from fieldguide.inference.entry import Defaults, as_entry
+from fieldguide.inference.entry import Defaults, as_entry, require_supported
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import Objective, resolve
@@ -151,6 +151,7 @@ def fit(
         program, arguments = declared.build(schema, model_arguments)
         program.prepare(Loader(dataset, train_rows, settings.batch_size))
         target = resolve((declared.objective or "elbo") if objective is None else objective)
+        require_supported(declared, target)
         result = Fit(program, declared, schema, target, arguments, dataset, train_rows, held_out)
         if declared.built is not None:
             result.initial = {k: v.detach().clone() for k, v in program.state_dict().items()}

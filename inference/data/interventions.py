@@ -107,7 +107,7 @@ class Targets(Field):
                 coded[value] = []
                 continue
             parts = [value.strip()] if value.strip() in known else [p.strip() for p in value.split(self.separator)]
-            usual = [p for p in parts if p not in known and p not in self.control and _says_none(p)]
+            usual = [p for p in parts if p not in known and p not in self.control and says_none(p)]
             taken |= dict.fromkeys(usual, value)
             parts = [p for p in parts if p and p not in self.control and p not in usual]
             wrong = next((p for p in parts if p not in known), None)
@@ -130,7 +130,7 @@ class Targets(Field):
         said = f"field '{name}': {where} is none of the {len(known)} genes ({int(cells.sum())} such cells); "
         for mark in SEPARATORS:
             parts = [p.strip() for p in wrong.split(mark)]
-            if len(parts) > 1 and all(p in known or p in self.control or _says_none(p) for p in parts):
+            if len(parts) > 1 and all(p in known or p in self.control or says_none(p) for p in parts):
                 way = f"fields={{'{name}': Targets({place!r}, separator={mark!r})}}"
                 return f"{said}its parts are, separated by {mark!r}: pass separator={mark!r}, as in {way}"
         words = ", ".join(repr(word) for word in dict.fromkeys((*self.control, "non-targeting", "NT")))
@@ -154,14 +154,14 @@ class Targets(Field):
         return values.astype(np.int64)
 
 
-def _says_none(word: str) -> bool:
+def says_none(word: str) -> bool:
     """Whether a word says that there is no target, whatever its case, hyphens and the number after one.
 
     A number that follows at once makes another word: WT1 and NT5 are genes.
 
     Examples
     --------
-    >>> [_says_none(word) for word in ("Non-Targeting_12", "NT-3", "ctrl", "", "17", "WT1")]
+    >>> [says_none(word) for word in ("Non-Targeting_12", "NT-3", "ctrl", "", "17", "WT1")]
     [True, True, True, False, False, False]
     """
     unnumbered = re.sub(r"([\W_]+[0-9]+)+$", "", word.lower())

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import tyro
 
@@ -143,13 +144,19 @@ def interruptions() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
-    before = {}
+    def drop(unraisable: Any) -> None:  # what a finaliser cannot pass on is remembered, and said once, at the end
+        if not (received and unraisable.exc_type is KeyboardInterrupt):
+            hook(unraisable)
+
+    before, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, interrupt)
+    sys.unraisablehook = drop
     try:
         yield received
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

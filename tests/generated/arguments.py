@@ -57,6 +57,17 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "diagonal": WEIGHT,
         "classes": option("learned", "uniform"),
     },
+    "svae": PLAN
+    | {
+        "n_layers": count(1, right=(1, 2)),
+        "dropout": DROPOUT,
+        "prior": option("svae+", "ivae", "vae"),
+        "mask": option("exact"),
+        "sparsity": WEIGHT,
+        "alpha": real((1.0, 9.0), at_least=1, optional=True),
+        "rotate": option("none", "ica", "sparse"),
+        "guide": GUIDE,
+    },
     "poxm": {"n_hidden": SIZE, "start": option("uniform", "logging")},
     "incentives": {
         "n_hidden": SIZE,

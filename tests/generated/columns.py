@@ -93,6 +93,11 @@ def _genes(world: World, n: int) -> np.ndarray:
 
 
 CATEGORY, PARTLY = WAYS + MISSING + NONE, WAYS + ONE + NONE
+SCREENED: list[Column] = [
+    *CATEGORY,
+    ("valid", "two at once", lambda world, n: np.array(["a", "b", "a+b"], dtype=object)[world.rng.permutation(n) % 3]),
+    ("invalid", "a plus sign", lambda world, n: _some(_words(world, n), "+")),
+]
 COLUMNS: dict[tuple[str, str], list[Column]] = {
     ("scvi", "batch"): CATEGORY,
     ("scvi", "labels"): CATEGORY,
@@ -105,6 +110,8 @@ COLUMNS: dict[tuple[str, str], list[Column]] = {
     ("mvae", "labels"): PARTLY,
     ("incentives", "level"): MISSING + ONE + NONE,
     ("incentives", "weight"): MEASURES + NOT_POSITIVE,
+    ("svae", "perturbation"): SCREENED,
+    ("svae", "batch"): CATEGORY,
     ("nodags", "targets"): TARGETS,
     ("dcdfg", "targets"): TARGETS,
 }

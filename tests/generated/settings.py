@@ -48,7 +48,9 @@ FIT: dict[str, Kind] = {
 
 def _any_fit(world: World, **given: Any) -> Any:
     """Fit an entry that may have the setting, which one by lot."""
-    entry = str(world.rng.choice(["ppca", "scvi", "hcv", "m1m2", "mvae", "poxm", "incentives", "nodags", "dcdfg"]))
+    entry = str(
+        world.rng.choice(["ppca", "scvi", "hcv", "m1m2", "mvae", "svae", "poxm", "incentives", "nodags", "dcdfg"])
+    )
     if "batch_size" in given and not isinstance(given["batch_size"], str):
         entry = "ppca"
     return asked(entry, world.data(entry), **given)

@@ -133,6 +133,12 @@ def _perturbed(world: World) -> ad.AnnData:
     return data
 
 
+def _screened(world: World) -> ad.AnnData:
+    data = _counts(world)
+    data.obs["perturbation"] = np.array(["control", "p1", "p2", "p1+p2"])[world.rng.permutation(world.n) % 4]
+    return data
+
+
 def _joined(world: World) -> ad.AnnData:
     return inference.join_modalities(assays(world))
 
@@ -160,6 +166,8 @@ def _nothing(fit: inference.Fit) -> list[Any]:
     return []
 
 
+SCREEN = inference.Perturbations(control="control")
+
 ENTRIES: dict[str, Small] = {
     "ppca": Small(_features, sizes={"n_latent": 2}),
     "scvi": Small(_counts, sizes={"n_hidden": 8, "n_latent": 2}, counts=True),
@@ -167,6 +175,7 @@ ENTRIES: dict[str, Small] = {
     "gimvi": Small(_joined, sizes={"n_hidden": 8, "n_latent": 3}, counts=True, layers=False),
     "m1m2": Small(_shares, sizes={"n_hidden": 8, "n_latent": 2}),
     "mvae": Small(_shares, {"x": "X", "counts": None}, {"n_hidden": 8}),
+    "svae": Small(_screened, {"perturbation": SCREEN}, {"n_hidden": 8, "n_latent": 2}, counts=True),
     "poxm": Small(_slates, sizes={"n_hidden": 8}, ask=_nothing),
     "incentives": Small(_features, sizes={"n_hidden": 8, "n_representation": 4, "n_head": 4}, ask=_nothing),
     "nodags": Small(_perturbed, ask=_nothing),

@@ -2,9 +2,9 @@
 
 import ctypes
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -52,12 +52,12 @@ def complete_folder(
     for given in inputs:
         if given is not None and Path(given).resolve().is_relative_to(path):
             raise ValueError(f"{given} is an input: a report at {path} would be written over it; choose another folder")
-    try:
-        prefix = f"{_start(path)}{process_mark()}-{time.time_ns()}-"
-        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write into {path.parent}: {error.strerror}") from error
-    try:
+    partial = path.with_name(f"{_start(path)}{process_mark()}-{time.time_ns()}-{secrets.token_hex(4)}")
+    try:  # from here on an interrupt finds the folder by its name, made or not
+        try:
+            partial.mkdir(mode=0o700)
+        except OSError as error:
+            raise type(error)(error.errno, f"cannot write into {path.parent}: {error.strerror}") from error
         if not overwrite:
             _check_alone(path, partial)
         yield partial
@@ -65,7 +65,16 @@ def complete_folder(
         _check(path, overwrite)
         _replace(partial, path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # what was not finished, or what was there before
+        _remove(partial)  # what was not finished, or what was there before
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also where an interrupt comes while that is done."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _check(path: Path, overwrite: bool) -> None:

@@ -1,0 +1,155 @@
+"""Shifts of latents by perturbations, and the probability of each to be there: arrays in, arrays out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, log_ndtr
+from scipy.stats import norm
+
+ROUNDS = 200
+"""Most rounds of the estimation of how many shifts there are and how large."""
+CHANGE = 1e-8
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Least-squares shifts [K, D] with their standard errors [K, D], and the standard deviation of cells [D]."""
+
+    estimate: np.ndarray
+    error: np.ndarray
+    deviation: np.ndarray
+
+
+def estimated_shifts(latents: np.ndarray, codes: np.ndarray, n_perturbations: int) -> Shifts:
+    """Return the shift of the latents by each perturbation, against controls, in units of the latents.
+
+    Where cells have several perturbations their shifts are taken to add, and are told apart by least squares; of those
+    that never occur apart only the sum is known, which is shared out evenly. Without controls, shifts are counted from
+    the median perturbation.
+
+    Parameters
+    ----------
+    latents : float array [N, D]
+    codes : int array [N, M]
+        Perturbations of each cell, -1 for none.
+    n_perturbations : int
+        K. Those without a cell have the shift 0 and an infinite error.
+    """
+    n_cells, size = np.zeros(n_perturbations), latents.shape[1]
+    np.add.at(n_cells, codes[codes >= 0], 1)
+    there = n_cells > 0
+    control = (codes < 0).all(1)
+    several = (codes >= 0).sum(1).max(initial=0) > 1
+    estimate, error = np.zeros((n_perturbations, size)), np.full((n_perturbations, size), np.inf)
+    origin = latents[control].mean(0) if control.any() else np.zeros(size)
+    centred = latents - origin
+    if several:
+        which, inverse = _design(codes, n_perturbations, there)
+        estimate[there] = inverse @ (which.T @ centred)
+        residual = centred - which @ estimate[there]
+        spread = np.diag(inverse)
+    else:
+        sums = np.zeros((n_perturbations, size))
+        rows = codes.max(1)
+        np.add.at(sums, rows[~control], centred[~control])
+        estimate[there] = sums[there] / n_cells[there, None]
+        residual = centred.copy()
+        residual[~control] -= estimate[rows[~control]]
+        spread = 1 / n_cells[there]
+    freedom = max(len(latents) - int(there.sum()) - int(control.any()), 1)
+    deviation = np.sqrt((residual**2).sum(0) / freedom)
+    if control.any():
+        spread = spread + 1 / control.sum()
+    else:
+        estimate[there] -= np.median(estimate[there], 0)
+    error[there] = np.sqrt(spread)[:, None] * deviation
+    return Shifts(estimate, error, deviation)
+
+
+def _design(codes: np.ndarray, n_perturbations: int, there: np.ndarray):
+    """Which perturbations each cell has, sparse [N, K'], and the inverse of their products [K', K']."""
+    from scipy.sparse import csr_matrix
+
+    cells, at = np.nonzero(codes >= 0)
+    shape = (len(codes), n_perturbations)
+    which = csr_matrix((np.ones(len(cells)), (cells, codes[cells, at])), shape=shape)[:, np.flatnonzero(there)]
+    return which, np.linalg.pinv((which.T @ which).toarray(), hermitian=True)
+
+
+def shift_probabilities(
+    estimate: np.ndarray, error: np.ndarray, least: float = 0.0, null: str = "empirical"
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Return the posterior probability that a shift is one, and larger than ``least``, and the prior behind it.
+
+    A share pi of the entries are shifts, Normal(0, s^2); the others are Normal(0, s_0^2), with s_0 smaller: leaks of
+    axes that are not quite right, and small consequences. Estimates have normal errors besides. The prior is that of
+    largest likelihood, found by expectation-maximisation over all entries (an empirical null; Efron 2004).
+
+    Parameters
+    ----------
+    estimate, error : float arrays of one shape
+        Of infinite error where nothing is known: there the probability is that of the prior.
+    least : float
+        In the units of the estimates.
+    null : {"empirical", "zero"}
+        "zero": s_0 = 0, so that any shift counts that is larger than its error says.
+
+    Returns
+    -------
+    probability : float array
+    prior : dict
+        ``share``, pi; ``size``, s; ``null``, s_0.
+
+    Examples
+    --------
+    >>> probability, prior = shift_probabilities(np.array([0.3, -0.2, 3.0, 0.0, 0.4, -2.5]), np.full(6, 0.1), 0.5)
+    >>> probability.round(2).tolist()
+    [0.0, 0.0, 1.0, 0.0, 0.03, 1.0]
+    """
+    known = np.isfinite(error)
+    value, variance = estimate[known], error[known] ** 2
+    prior = _prior(value, variance, null == "empirical")
+    probability = np.empty(estimate.shape)
+    probability[known] = _inclusion(value, variance, *prior) * _beyond(value, variance, prior[1], least)
+    probability[~known] = prior[0] * 2 * norm.sf(least, scale=np.sqrt(prior[1]))
+    share, slab, spike = prior
+    return probability, {"share": float(share), "size": float(np.sqrt(slab)), "null": float(np.sqrt(spike))}
+
+
+def _prior(value: np.ndarray, variance: np.ndarray, empirical: bool) -> tuple[float, float, float]:
+    """Share of shifts and the variances of these and of the others, by expectation-maximisation."""
+    if not value.size:
+        return 0.5, 1.0, 0.0
+    squares = np.sort(value**2)
+    share, slab = 0.2, max(float(squares[int(0.8 * len(squares)) :].mean()), TINY)
+    spike = min(float(np.median(squares)), slab / 4) if empirical else 0.0
+    for _ in range(ROUNDS):
+        before = np.array([share, slab, spike])
+        on = _inclusion(value, variance, share, slab, spike)
+        share = float((on.sum() + 1) / (on.size + 2))
+        slab = _variance(on, value, variance, slab)
+        spike = min(_variance(1 - on, value, variance, spike), slab) if empirical else 0.0
+        if np.abs(np.array([share, slab, spike]) - before).max() < CHANGE * slab:
+            break
+    return share, slab, spike
+
+
+def _variance(weights: np.ndarray, value: np.ndarray, variance: np.ndarray, prior: float) -> float:
+    """Mean square of the true values of a component, given its variance before."""
+    shrink = prior / np.maximum(prior + variance, TINY)
+    second = (shrink * value) ** 2 + shrink * variance
+    return max(float((weights * second).sum() / max(weights.sum(), TINY)), TINY)
+
+
+def _inclusion(value: np.ndarray, variance: np.ndarray, share: float, slab: float, spike: float) -> np.ndarray:
+    """Probability of an entry to be a shift; of two components of one width, nothing but the size tells them apart."""
+    wide, narrow = np.sqrt(slab + variance), np.sqrt(np.maximum(spike + variance, TINY))
+    return expit(np.log(share) - np.log1p(-share) + norm.logpdf(value, scale=wide) - norm.logpdf(value, scale=narrow))
+
+
+def _beyond(value: np.ndarray, variance: np.ndarray, slab: float, least: float) -> np.ndarray:
+    """Probability that a shift is larger than ``least`` in size."""
+    weight = slab / (slab + variance)
+    mean, scale = weight * value, np.sqrt(np.maximum(weight * variance, TINY))
+    return np.exp(log_ndtr((mean - least) / scale)) + np.exp(log_ndtr((-mean - least) / scale))

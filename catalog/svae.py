@@ -23,7 +23,7 @@ from fieldguide.inference.program import Batch
 from fieldguide.inference.step import add_term
 
 PRIORS = ("svae+", "svae", "ivae", "vae")
-TURN = 0.2
+TURN = 0.3
 """Share of the training after which the axes of the latents are turned."""
 
 
@@ -64,8 +64,9 @@ class SVAE(Program):
     form. Several perturbations of one cell add up. Controls have none: their latents are standard normal.
 
     Sparse shifts fix the axes of the latents, which a Gaussian prior leaves free, where each latent is moved by some
-    perturbations and not by others. No gradient finds these axes from others that are far away: after a fifth of the
-    training the latents are turned, once, to the axes in which the shifts cost least (`rotate`).
+    perturbations and not by others. No gradient finds these axes from others that are far away: in the first three
+    tenths of the training every perturbation may shift every latent; then the latents are turned, once, to the axes in
+    which the shifts cost least (`rotate`), and the mask sets in.
 
     Sites: ``z`` [D], ``rho`` [G] (proportions; outside training), ``counts`` [G].
 
@@ -91,15 +92,18 @@ class SVAE(Program):
         the cells of each perturbation: about ``1 + sparsity * cells`` is the same as `sparsity`. For "svae": the
         weight of the penalty.
     rotate : {"sparse", "ica", "none"}
-        What the latents of "svae+" with the exact mask are turned to after a fifth of the training: the axes in which
-        the shifts cost least, or those of independent component analysis, see
-        `fieldguide.decisions.perturbations.axes`.
+        What the latents of "svae+" with the exact mask are turned to: the axes in which the shifts cost least, or those
+        of independent component analysis, see `fieldguide.decisions.perturbations.axes`.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
         Family of the guide, see `fieldguide.catalog.parts.guides`.
     """
 
     latent = "z"
     warmup = ("z",)
+    shifts: ExactShifts | SampledShifts | None
+    prior_loc: Tensor
+    n_controls: Tensor
+    turned: Tensor
 
     @checked
     def __init__(
@@ -137,7 +141,7 @@ class SVAE(Program):
         self.decoder = Layers(n_latent, n_hidden, n_layers, n_covariates)
         self.head_rho = nn.Linear(n_hidden, n_genes)
         self.log_dispersion = nn.Parameter(torch.randn(n_genes))
-        self.shifts: nn.Module | None = None
+        self.shifts = None
         if prior != "vae":
             sizes = (n_perturbation, n_latent)
             exact = mask == "exact"
@@ -180,17 +184,22 @@ class SVAE(Program):
         losses = objective(step)
         if isinstance(self.shifts, ExactShifts):
             if moving:
-                settle = not self.unfinished()  # before the turn a mask would take away what no latent has for itself
+                # before the turn a mask would take away what no latent has for itself
+                settle = self.rotate == "none" or (eager and bool(self.turned))
                 self.shifts.update(step.draw("z").detach(), step.batch["perturbation"], settle)
         elif self.shifts is not None and self.prior == "svae":
-            losses = add_term(losses, self.alpha * self.shifts.share.mean())
-        elif self.shifts is not None and self.prior == "svae+":
-            price = (self.alpha - 1) * F.softplus(self.shifts.logits).sum()  # -log Beta(psi; 1, alpha) + a constant
+            losses = add_term(losses, (self.alpha or 0.0) * self.shifts.share.mean())
+        elif isinstance(self.shifts, SampledShifts) and self.prior == "svae+":
+            price = ((self.alpha or 1.0) - 1) * F.softplus(
+                self.shifts.logits
+            ).sum()  # -log Beta(psi; 1, alpha) + a constant
             losses = add_term(losses, step.scalars.get("kl_weight", 1.0) * price / step.total)
         return losses
 
     def turn_axes(self) -> None:
         """Turn the latents to axes in which the shifts are sparse."""
+        if not isinstance(self.shifts, ExactShifts):
+            return
         there = self.shifts.n_cells > 0
         shifts = self.shifts.mean[there]
         origin = torch.zeros_like(self.prior_loc) if self.n_controls else shifts.median(0).values
@@ -207,7 +216,9 @@ class SVAE(Program):
 
     def remarks(self) -> list[str]:
         if self.unfinished():
-            return ["the axes of the latents were not turned (a compiled step cannot): latents may mix perturbations"]
+            return [
+                "the axes of the latents were not turned and no mask set in: fit without compile=True, or rotate='none'"
+            ]
         return []
 
     def covariates(self, batch: Batch) -> Tensor | None:

@@ -76,7 +76,7 @@ def sparse_shift_sim(
     --------
     >>> world = sparse_shift_sim(0, n_cells=5, n_perturbations=4)
     >>> world.data.shape, world.targets.sum(1).tolist()
-    ((20, 100), [1, 1, 2, 2])
+    ((20, 100), [1, 1, 2, 3])
     """
     one_of("normalise", normalise, ("cells", "genes"))
     if not n_latent <= N_HIDDEN <= n_genes:

@@ -25,5 +25,5 @@ def turn(encoder: Encoder, decoder: Layers, axes: Tensor, origin: Tensor) -> Non
         raise TypeError("latents are turned between linear layers alone")
     head.weight[:size] = axes @ head.weight[:size]
     head.bias[:size] = axes @ (head.bias[:size] - origin)
-    first.bias += first.weight[:, :size] @ origin
+    first.bias.add_(first.weight[:, :size] @ origin)
     first.weight[:, :size] = torch.linalg.solve(axes.T, first.weight[:, :size].T).T

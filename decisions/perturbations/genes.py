@@ -79,4 +79,5 @@ def proportions(fitted: Fit, batch: Batch, seed: int, latents: Mapping[str, Tens
         trace = poutine.trace(model).get_trace(batch)
     if SITE not in trace.nodes:
         raise TypeError(f"{fitted.name} has no deterministic site '{SITE}' (each gene's proportion)")
-    return trace.nodes[SITE]["value"]
+    value: Any = trace.nodes[SITE]["value"]
+    return value

@@ -136,7 +136,7 @@ def perturbation_field(fitted: Any) -> tuple[str, Perturbations, dict[str, Any]]
     raise TypeError(f"{fitted.name} reads no perturbations: fit an entry with a field Perturbations, such as 'svae'")
 
 
-def _cells(fitted: Fit, data: Any, site: str | None) -> tuple[np.ndarray, list[str], np.ndarray]:
+def _cells(fitted: Any, data: Any, site: str | None) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Codes of the perturbations [N, M], their names, and the means of the guide [N, D], float64."""
     name, _, state = perturbation_field(fitted)
     dataset = fitted.read(data)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
@@ -64,6 +64,7 @@ def test_without_controls_the_median_perturbation_is_the_origin():
 
 
 # ---- probabilities ----------------------------------------------------------------------------------------
+@settings(max_examples=25)
 @given(st.lists(st.floats(-4, 4), min_size=8, max_size=20), st.floats(0.05, 1.0), st.floats(0, 1))
 def test_probabilities_are_the_integrals(values, error, least):
     """Of the prior that was found: P(a shift of the wide component, larger than the least, given the estimate)."""
@@ -118,7 +119,10 @@ def test_targets_of_a_fit(fitted, world):
     assert np.sign(moved - control) == np.sign(first["shift"])
     assert decision.plot().axes and "control" not in set(table["perturbation"])
     order = world.data[::-1].copy()
-    pd.testing.assert_frame_equal(perturbation_targets(fitted, order).table, table, check_exact=False, rtol=1e-4)
+    turned = perturbation_targets(fitted, order).table
+    first, second = (t.set_index(["perturbation", "latent"]).sort_index() for t in (table, turned))
+    numbers = ["shift", "error", "probability", "fdr"]
+    pd.testing.assert_frame_equal(first[numbers], second[numbers], check_exact=False, rtol=1e-3, atol=1e-5)
 
 
 def test_rotation_names_other_axes(fitted):

@@ -49,6 +49,7 @@ def small_counts(pbmc):
     cells.obs["labels"] = np.where(np.arange(cells.n_obs) % 4, "p", "q")
     cells.obs["batch"] = np.where(np.arange(cells.n_obs) % 3, "a", "b")
     cells.obs["quality"] = cells.obs["percent_mito"]
+    cells.obs["perturbation"] = np.array(["a", "b", "a+b"])[np.arange(cells.n_obs) % 3]
     return cells
 
 

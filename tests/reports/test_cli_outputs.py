@@ -252,3 +252,19 @@ def test_a_group_of_numbers_is_named_by_its_number(cells, tmp_path, capsys):
         assert "cells.h5ad is an h5ad file, not a fit: FIT comes first" in capsys.readouterr().err
     assert main(["de", str(output), str(cells), "--groupby", "cluster", "--group", "1", "--draws", "30"]) == 0
     assert "1 against all other cells" in capsys.readouterr().out
+
+
+def test_an_interrupt_that_a_finaliser_drops_is_remembered_without_a_traceback(monkeypatch):
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with cli.interruptions() as received:
+        Dropped()
+    assert received == [signal.SIGTERM] and not told
+    Broken = type("Broken", (), {"__del__": lambda self: 1 / 0})
+    with cli.interruptions():
+        Broken()
+    assert [event.exc_type for event in told] == [ZeroDivisionError], "what is no interrupt is told as ever"

@@ -27,6 +27,30 @@ def test_an_older_report_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("at", ["made", "removed"])
+def test_an_interrupt_at_the_edges_leaves_nothing_behind(tmp_path, monkeypatch, at):
+    """Between the folder's making and the first line that knows it; and while what was there before is removed."""
+    from fieldguide.reports import complete_folder as module
+
+    where, name = (module.Path, "mkdir") if at == "made" else (module.shutil, "rmtree")
+    plain, calls = getattr(where, name), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if at == "made":
+            plain(*args, **kwargs)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        if at == "removed":
+            plain(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, interrupted)
+    with pytest.raises(KeyboardInterrupt), complete_folder(tmp_path / "out") as partial:
+        (partial / "report.html").write_text("half")
+        raise RuntimeError
+    assert calls and not list(tmp_path.iterdir())
+
+
 def test_other_folders_are_never_replaced(tmp_path):
     precious = tmp_path / "thesis"
     precious.mkdir()

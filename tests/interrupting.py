@@ -224,6 +224,8 @@ def trials(name: str, number: int, count: int, seed: int, writers: int = 1) -> t
     """Interrupt the work at random moments of its length; return exit codes and what was wrong."""
     random.seed(seed)
     work, right = WORK[name], {0, -9 if number == signal.SIGKILL else 128 + number}
+    if number == signal.SIGTERM:  # outside the command, before or after it, the system ends the process: 143 in a shell
+        right.add(-number)
     codes, wrong = Counter(), []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

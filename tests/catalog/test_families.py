@@ -25,6 +25,7 @@ def small_counts(pbmc):
     cells = pbmc[:60, :100].copy()
     cells.obs["labels"] = np.where(np.arange(cells.n_obs) % 4, "p", "q")
     cells.obs["quality"] = cells.obs["percent_mito"]
+    cells.obs["perturbation"] = np.array(["a", "b", "a+b"])[np.arange(cells.n_obs) % 3]
     cells = cells[np.asarray(cells.X.sum(1)).ravel() > 0].copy()
     return cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
 

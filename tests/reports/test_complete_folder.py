@@ -73,7 +73,7 @@ def test_an_unwritable_place_is_named_before_the_work(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", denied)
+    monkeypatch.setattr("pathlib.Path.mkdir", denied)
     with (
         pytest.raises(PermissionError, match="cannot write into .*: Permission denied"),
         complete_folder(tmp_path / "x"),

@@ -25,7 +25,7 @@ jaxtyping.install_import_hook("fieldguide", "beartype.beartype(conf=beartype.num
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("fieldguide", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("fieldguide", max_examples=60, derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("fieldguide")
 
 

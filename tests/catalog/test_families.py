@@ -1,6 +1,7 @@
 """Guide families: densities against SciPy and quadrature, draws against densities, every entry with every family."""
 
 import inspect
+import itertools
 
 import numpy as np
 import pyro
@@ -35,11 +36,14 @@ def arguments(name):
 
 
 def pairs():
-    """Entries and families; flows of all but the two smallest entries take long."""
+    """Entries and families: two entries with each family and the others with one each, in turn; all pairs are slow."""
+    turn = itertools.cycle(guide for guide in FAMILIES if guide != "flow")
     for name in entries().index:
-        for guide in FAMILIES if "guide" in arguments(name) else ():
-            long = guide == "flow" and name not in ("ppca", "scvi")
-            yield pytest.param(name, guide, marks=pytest.mark.slow if long else ())
+        if "guide" not in arguments(name):
+            continue
+        quick = FAMILIES if name in ("ppca", "scvi") else (next(turn),)
+        for guide in FAMILIES:
+            yield pytest.param(name, guide, marks=() if guide in quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("name", "guide"), pairs())

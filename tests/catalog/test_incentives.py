@@ -25,9 +25,13 @@ def test():
     return coupon_sim(10_000, 2000)
 
 
+def fit_shape(train, shape):
+    return fit("incentives", train.data, shape=shape, batch_size=256, validation=0.2, progress=False)
+
+
 @pytest.fixture(scope="module")
-def fits(train):
-    return {s: fit("incentives", train.data, shape=s, batch_size=256, validation=0.2, progress=False) for s in SHAPES}
+def concave(train):
+    return fit_shape(train, "concave")
 
 
 def closed(world, found, budget):
@@ -67,22 +71,28 @@ def test_shapes_hold_for_any_weights(seed, shape, levels, scale):
         assert (steps.diff(dim=-1) <= tolerance).all()
 
 
-def test_structure_helps(fits, test):
+@pytest.fixture(scope="module")
+def monotone(train):
+    return fit_shape(train, "monotone")
+
+
+@pytest.mark.slow
+def test_structure_helps(train, test):
+    fits = {shape: fit_shape(train, shape) for shape in SHAPES}
     error = {s: float(((response(f, test.data).to_numpy() - test.truth) ** 2).mean() ** 0.5) for s, f in fits.items()}
     assert error["monotone"] < 0.85 * error["plain"] and error["concave"] < 0.85 * error["plain"]
     regret = {s: closed(test, allocate(response(f, test.data), test.cost, 2000.0), 1) for s, f in fits.items()}
     assert regret["concave"] > regret["plain"] + 0.1 and regret["concave"] > 0.75
 
 
-def test_the_price_transfers_to_new_customers(fits, train, test):
-    fitted = fits["concave"]
-    found = allocate(response(fitted, train.data), train.cost, 1500.0)
-    chosen = found.predict(response(fitted, test.data), test.cost)
+def test_the_price_transfers_to_new_customers(concave, train, test):
+    found = allocate(response(concave, train.data), train.cost, 1500.0)
+    chosen = found.predict(response(concave, test.data), test.cost)
     assert test.cost[chosen.astype(int)].mean() == pytest.approx(1, rel=0.08)
 
 
-def test_an_allocation_is_a_policy_that_a_log_can_judge(fits, test):
-    found = allocate(response(fits["concave"], test.data), test.cost, 2000.0)
+def test_an_allocation_is_a_policy_that_a_log_can_judge(concave, test):
+    found = allocate(response(concave, test.data), test.cost, 2000.0)
     table = test.data.obs.assign(level=test.data.obs["level"].astype(str))
     log = BanditLog.read(table, "level", "response", "propensity", actions=found.policy.columns)
     judged = evaluate_policy(log, found.policy, estimators=["ips", "snips"]).table
@@ -90,8 +100,8 @@ def test_an_allocation_is_a_policy_that_a_log_can_judge(fits, test):
     assert abs(judged.loc["snips", "value"] - value) < 4 * judged.loc["snips", "se"]
 
 
-def test_customers_that_taught_the_responses_do_not_judge_what_is_made_of_them(fits, train):
-    found = allocate(response(fits["concave"], train.data), train.cost, 1500.0)
+def test_customers_that_taught_the_responses_do_not_judge_what_is_made_of_them(concave, train):
+    found = allocate(response(concave, train.data), train.cost, 1500.0)
     table = train.data.obs.assign(level=train.data.obs["level"].astype(str))
     log = BanditLog.read(table, "level", "response", "propensity", actions=found.policy.columns)
     with pytest.warns(OptimisticValue, match="1500 of 1500 rows of this log chose the policy"):
@@ -101,7 +111,8 @@ def test_customers_that_taught_the_responses_do_not_judge_what_is_made_of_them(f
         evaluate_policy(log, copied, estimators=["snips"])
 
 
-def test_draws_keep_the_shape_and_centre_on_the_fit(fits, test):
+def test_draws_keep_the_shape_and_centre_on_the_fit(concave, monotone, test):
+    fits = {"concave": concave, "monotone": monotone}
     for shape in ("concave", "monotone"):
         with pytest.warns(UserWarning, match="draws of one fit leave out"):
             draws = response_draws(fits[shape], test.data[:300], draws=200)
@@ -123,6 +134,7 @@ def held(draws, truth):
     return ((low <= truth) & (truth <= high)).mean()
 
 
+@pytest.mark.slow
 def test_intervals_of_an_ensemble_cover_and_those_of_one_fit_do_not():
     train, new = coupon_sim(160, 600), coupon_sim(10_060, 400)
     fits = response_ensemble(train.data, 8, seed=1, batch_size=256, validation=0.2, max_epochs=40)
@@ -219,7 +231,7 @@ def test_a_weight_of_nine_is_nine_rows(train):
     assert np.abs(first - second).mean() < 0.25 * np.abs(plain - second).mean()
 
 
-def test_bad_input(train, fits):
+def test_bad_input(train, concave):
     data = train.data[:200].copy()
     for change, error, message in (
         ({"level": np.where(np.arange(200) % 2, "low", "high")}, SchemaError, "column 'level' has no order"),
@@ -243,13 +255,13 @@ def test_bad_input(train, fits):
     named.obs["level"] = pd.Categorical(np.where(np.arange(200) % 2, "low", "high"), ["low", "high"], ordered=True)
     assert list(response(fit("incentives", named, max_epochs=1, progress=False)).columns) == ["low", "high"]
     with pytest.raises(SchemaError, match="'9' of column 'level' was not in the training data"):
-        fits["concave"].read(rare)
+        concave.read(rare)
     with pytest.raises(ValueError, match="shape must be one of"):
         Incentives(3, 4, shape="convex")
     with pytest.raises(TypeError, match="this is a fit of ppca, not of incentives"):
         response(fit("ppca", {"x": data.X}, max_epochs=1, progress=False))
     bare = {"x": train.data.X[:5]}
-    assert response(fits["concave"], train.data[:5]).shape == response(fits["concave"], bare).shape
+    assert response(concave, train.data[:5]).shape == response(concave, bare).shape
 
 
 def test_random_weights_of_an_ensemble_are_no_feature_and_always_there():

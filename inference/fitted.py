@@ -18,6 +18,7 @@ from fieldguide.inference.checkpoint import (
     describe_constraint,
     describe_objective,
     plain,
+    table_text,
     versions,
     write_file,
 )
@@ -337,7 +338,7 @@ class Fit:
             "schema": self.schema.describe() if self.schema else None,
             "interrupted": self.interrupted,
             "versions": versions(),
-            "history": self.history.reset_index().to_json(orient="table", index=False, double_precision=15),
+            "history": table_text(self.history.reset_index()),
             "train_rows": self.train_rows.tolist(),
             "validation_rows": self.validation_rows.tolist(),
             "cells": self.cells,

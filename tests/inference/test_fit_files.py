@@ -2,6 +2,7 @@
 
 import json
 import os
+from io import StringIO
 from pathlib import Path
 
 import anndata
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from fieldguide.catalog import get
 from fieldguide.inference import fit, hsic, load
-from fieldguide.inference.checkpoint import FORMAT, read_file, write_file
+from fieldguide.inference.checkpoint import FORMAT, read_file, table_text, write_file
 from fieldguide.inference.checks.files import process_mark, write_bytes
 
 X = {"x": np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)}
@@ -89,6 +90,33 @@ def test_a_file_says_what_it_was_written_with_and_for_which_program(saved):
     with pytest.raises(ValueError, match="holds a fit of PPCA, not of SCVI"):
         load(saved, program=get("scvi").program)
     assert torch.equal(load(saved, program=get("ppca").program).program.loadings, tensors["loadings"])
+
+
+def test_a_history_is_read_as_pandas_would_have_written_it_and_exactly():
+    table = pd.DataFrame(
+        {
+            "epoch": [0, 1, 2],
+            "train": [0.1 + 0.2, np.nan, 1e-300],
+            "price": [np.inf, -np.inf, -0.0],
+            "settled": [True, False, True],
+            "rule": ["a", 'quote " and \\', ""],
+        }
+    )
+
+    def read(text):
+        return pd.read_json(StringIO(text), orient="table", precise_float=True)
+
+    written = read(table_text(table))
+    pd.testing.assert_frame_equal(written, read(table.to_json(orient="table", index=False, double_precision=15)))
+    assert written["train"][0] == table["train"][0] and written["train"][2] == 1e-300
+
+
+def test_an_interrupt_while_a_fit_is_written_is_one(saved, tmp_path, monkeypatch):
+    """Pandas' writer of JSON takes it for an error of its own: a fit is written without it."""
+    fitted = load(saved)
+    monkeypatch.setattr(pd.DataFrame, "to_json", lambda *a, **k: pytest.fail("written by pandas"))
+    fitted.save(tmp_path / "again")
+    pd.testing.assert_frame_equal(load(tmp_path / "again").history, fitted.history)
 
 
 def test_parameters_that_are_missing_values_are_no_fit(saved, tmp_path):

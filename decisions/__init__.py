@@ -12,6 +12,7 @@ from fieldguide.decisions.decision import Decision, UntrustworthyWeights, WeakDe
 from fieldguide.decisions.expression.denoised import CellEstimates, denoised_expression, impute
 from fieldguide.decisions.expression.differential import differential_expression
 from fieldguide.decisions.expression.predictive_checks import Check, posterior_predictive_check
+from fieldguide.decisions.expression.salient import salient_genes
 from fieldguide.decisions.fdr import calls, expected_fdr, fdr_values
 from fieldguide.decisions.graphs.ensemble import GraphEnsemble, graph_ensemble
 from fieldguide.decisions.graphs.graph import Graph, causal_graph, graph_scores
@@ -82,6 +83,7 @@ __all__ = [
     "relabel",
     "response_curve",
     "risk_coverage",
+    "salient_genes",
     "sample_under",
     "suspects",
     "true_labels",

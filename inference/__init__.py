@@ -27,6 +27,7 @@ from fieldguide.inference.data.fields import (
     UnitInterval,
     Values,
 )
+from fieldguide.inference.data.groups import Groups
 from fieldguide.inference.data.interventions import (
     InterventionSplit,
     Targets,
@@ -53,6 +54,7 @@ from fieldguide.inference.objectives import (
     Objective,
     OffPolicyValue,
     Renyi,
+    Several,
     SleepPhi,
     VRMax,
     WakeWake,
@@ -95,6 +97,7 @@ __all__ = [
     "Objective",
     "OffPolicyValue",
     "Penalty",
+    "Groups",
     "Perturbations",
     "Positive",
     "Posterior",
@@ -102,6 +105,7 @@ __all__ = [
     "Renyi",
     "Schema",
     "SchemaError",
+    "Several",
     "SleepPhi",
     "Step",
     "Targets",

@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,11 @@ def describe_objective(objective: Any) -> dict[str, Any] | None:
     name = type(objective).__name__
     if not is_dataclass(objective) or getattr(objectives, name, None) is not type(objective):
         return None
-    return {"name": name, "settings": asdict(objective)}  # type: ignore[arg-type]
+    settings = {f.name: getattr(objective, f.name) for f in fields(objective)}  # type: ignore[arg-type]
+    parts = {key: describe_objective(value) if callable(value) else value for key, value in settings.items()}
+    if any(callable(settings[key]) and part is None for key, part in parts.items()):
+        return None
+    return {"name": name, "settings": parts}
 
 
 def describe_constraint(constraint: constraints.Constraint) -> dict[str, Any]:
@@ -166,4 +170,5 @@ def read_objective(described: dict[str, Any] | None) -> objectives.Objective:
     if described is None:
         caution("the objective of this fit was a callable of its own and is not saved; ELBO() stands in")
         return objectives.ELBO()
-    return getattr(objectives, described["name"])(**described["settings"])
+    settings = {k: read_objective(v) if isinstance(v, dict) else v for k, v in described["settings"].items()}
+    return getattr(objectives, described["name"])(**settings)

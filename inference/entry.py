@@ -146,6 +146,7 @@ def require_supported(entry: Entry, objective: Objective) -> None:
 
     Objectives of one's own, and those of programs of one's own, are never refused.
     """
+    objective = getattr(objective, "objective", objective)  # what one for each group is made of
     name = next((short for short, kind in SHORT_NAMES.items() if type(objective) is kind), None)
     if entry.listed and name is not None and name not in entry.supports:
         raise ValueError(f"'{entry.name}' is not for the objective '{name}'; it supports {', '.join(entry.supports)}")

@@ -110,6 +110,10 @@ class Step:
             self._cache[key] = weights
         return self._cache[key]
 
+    def computed(self) -> list[Weights]:
+        """Return the weights that were asked for so far."""
+        return list(self._cache.values())
+
     def log(self, name: str, value: Tensor) -> None:
         """Note a number of this minibatch (a mean over its cells), for the history; without a gradient."""
         self.logs[name] = value.detach()

@@ -3,7 +3,9 @@
 Every function reads its file anew, so that the caller owns (and may change) what it returns.
 """
 
+import gzip
 from importlib.resources import as_file, files
+from io import StringIO
 
 import pandas as pd
 from anndata import AnnData, read_h5ad
@@ -76,7 +78,8 @@ def open_bandit(policy: str = "random") -> pd.DataFrame:
     if policy not in ("random", "bts"):
         raise ValueError(f"policy must be 'random' or 'bts', not {policy!r}")
     with as_file(files(__name__) / f"open_bandit_{policy}.csv.gz") as path:
-        return pd.read_csv(path, parse_dates=["timestamp"])
+        text = gzip.decompress(path.read_bytes()).decode()  # whole: pandas takes an interrupt for an error of the file
+    return pd.read_csv(StringIO(text), parse_dates=["timestamp"])
 
 
 def thornton() -> pd.DataFrame:
@@ -104,4 +107,4 @@ def thornton() -> pd.DataFrame:
     [0.35, 0.79]
     """
     with as_file(files(__name__) / "thornton.csv") as path:
-        return pd.read_csv(path)
+        return pd.read_csv(StringIO(path.read_text()))

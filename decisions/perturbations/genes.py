@@ -1,23 +1,14 @@
 """Which genes follow which latent, by decoding."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
-from pyro import poutine
-from torch import Tensor
 
+from fieldguide.decisions.decoding import TINY, proportions
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.fitted import Fit
-from fieldguide.inference.program import Batch
-from fieldguide.inference.randomness import isolated, stream
-
-SITE = "rho"
-TINY = 1e-12
-"""Least proportion of a gene, before the logarithm."""
 
 
 def latent_genes(
@@ -63,21 +54,3 @@ def latent_genes(
         changes.append((high - low).double().mean(0).cpu().numpy())
     index = None if dataset.var_names is None else pd.Index(dataset.var_names, name="gene")
     return pd.DataFrame(np.stack(changes, 1), index=index, columns=pd.RangeIndex(len(changes), name="latent"))
-
-
-def proportions(fitted: Fit, batch: Batch, seed: int, latents: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Return each gene's proportion [B, G] in cells whose latents are given, or else drawn from their prior.
-
-    Raises
-    ------
-    TypeError
-        If the program has no deterministic site ``rho``.
-    """
-    program = fitted.program.eval()
-    model = poutine.condition(program.model, data=dict(latents or {}))
-    with torch.no_grad(), pyro.validation_enabled(False), isolated(fitted.device, stream(seed, "decoding")):
-        trace = poutine.trace(model).get_trace(batch)
-    if SITE not in trace.nodes:
-        raise TypeError(f"{fitted.name} has no deterministic site '{SITE}' (each gene's proportion)")
-    value: Any = trace.nodes[SITE]["value"]
-    return value

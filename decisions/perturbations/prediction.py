@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fieldguide.decisions.perturbations.genes import proportions
+from fieldguide.decisions.decoding import proportions
 from fieldguide.decisions.perturbations.targets import perturbation_field
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
 from fieldguide.inference.fitted import Fit

@@ -7,6 +7,7 @@ from torch import Tensor
 from fieldguide.inference.objectives.bounds import ELBO, IWAE, Renyi, VRMax
 from fieldguide.inference.objectives.chi import CUBO, RELEASED, Chi
 from fieldguide.inference.objectives.off_policy import OffPolicyValue
+from fieldguide.inference.objectives.several import Several
 from fieldguide.inference.objectives.wake import ForwardKL, SleepPhi, WakeWake
 from fieldguide.inference.step import Step
 
@@ -59,6 +60,7 @@ __all__ = [
     "Objective",
     "OffPolicyValue",
     "Renyi",
+    "Several",
     "SleepPhi",
     "VRMax",
     "WakeWake",

@@ -20,7 +20,7 @@ SIZES = {
     **{"ppca": {"n_features": 4}, "scvi": {"n_genes": 4}, "gimvi": {"n_genes": 4, "n_modality": 2}},
     **{"m1m2": {"n_features": 4, "n_labels": 2}, "mvae": {"n_labels": 2, "n_features": 4}},
     **{"hcv": {"n_genes": 4}, "incentives": {"n_features": 4, "n_level": 2}, "nodags": {"n_features": 4}},
-    **{"svae": {"n_genes": 4, "n_perturbation": 3}},
+    **{"svae": {"n_genes": 4, "n_perturbation": 3}, "comparative": {"n_genes": 4, "n_group": 2, "n_background": 1}},
     **{"dcdfg": {"n_features": 4}, "poxm": {"n_features": 4, "n_actions": 3}},
 }
 NO_NUMBERS = [True, "a", "3", float("nan"), float("inf"), [1], 1j]

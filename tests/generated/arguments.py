@@ -68,6 +68,17 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "rotate": option("none", "ica", "sparse"),
         "guide": GUIDE,
     },
+    "comparative": PLAN
+    | {
+        "n_salient": SIZE,
+        "n_layers": count(1, right=(1, 2)),
+        "dropout": DROPOUT,
+        "table": option("multigroup"),
+        "dimensions": option("learned", "fixed"),
+        "least": real((0.0, 0.25), at_least=0, below=1),
+        "balance": flag(),
+        "likelihood": option("nb", "zinb", "poisson"),
+    },
     "poxm": {"n_hidden": SIZE, "start": option("uniform", "logging")},
     "incentives": {
         "n_hidden": SIZE,

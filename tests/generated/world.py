@@ -176,6 +176,9 @@ ENTRIES: dict[str, Small] = {
     "m1m2": Small(_shares, sizes={"n_hidden": 8, "n_latent": 2}),
     "mvae": Small(_shares, {"x": "X", "counts": None}, {"n_hidden": 8}),
     "svae": Small(_screened, {"perturbation": SCREEN}, {"n_hidden": 8, "n_latent": 2}, counts=True),
+    "comparative": Small(
+        _counts, sizes={"n_hidden": 8, "n_latent": 2, "n_salient": 2, "table": "multigroup"}, counts=True
+    ),
     "poxm": Small(_slates, sizes={"n_hidden": 8}, ask=_nothing),
     "incentives": Small(_features, sizes={"n_hidden": 8, "n_representation": 4, "n_head": 4}, ask=_nothing),
     "nodags": Small(_perturbed, ask=_nothing),

@@ -110,7 +110,7 @@ class Comparative(Program):
         n_batch: Size = 1,
         n_latent: Size = 10,
         n_salient: Size = 10,
-        table: str | Sequence[Sequence[int]] = "contrastive",
+        table: Any = "contrastive",
         dimensions: str = "learned",
         least: Share = 0.035,
         balance: bool = True,
@@ -281,7 +281,7 @@ def limited(full: Any, live: Tensor) -> Distribution:
     return dist.Normal(base.loc * live, base.scale * live + 1 - live).to_event(1)
 
 
-def uses_of(table: str | Sequence[Sequence[int]], n_group: int, n_background: int) -> Tensor:
+def uses_of(table: Any, n_group: int, n_background: int) -> Tensor:
     """Return M [groups, blocks], 0 or 1.
 
     Raises
@@ -301,9 +301,9 @@ def uses_of(table: str | Sequence[Sequence[int]], n_group: int, n_background: in
         uses = torch.ones(n_group, 2)
         uses[:n_background, 1] = 0
         return uses
-    rows = [list(row) for row in table]
+    rows = [list(row) if isinstance(row, Sequence) else [] for row in table] if isinstance(table, Sequence) else []
     wide = {len(row) for row in rows}
-    if len(rows) != n_group or len(wide) != 1 or max(wide) < 2 or not {v for row in rows for v in row} <= {0, 1}:
+    if len(rows) != n_group or len(wide) != 1 or max(wide) < 2 or any(v not in (0, 1) for row in rows for v in row):
         raise ValueError(_wanted(table, n_group))
     uses = torch.tensor(rows, dtype=torch.float32)
     if not uses.any(1).all() or not uses.any(0).all():

@@ -95,7 +95,8 @@ def test_tables_of_groups_and_blocks():
     assert uses_of([[1, 0], [1, 1]], 2, 0).tolist() == [[1, 0], [1, 1]]
     with pytest.raises(ValueError, match=r"contrastive' needs a background: name it, fields=\{'group': Groups\("):
         uses_of("contrastive", 2, 0)
-    for wrong in ([[1, 0]], [[1, 0], [1]], [[1, 2], [1, 0]], [[1, 0], [0, 0]], [[1], [1]], [[1, 0], [1, 0]]):
+    no_tables: Any = [3, None, [1, 0], [["1", "0"]] * 2, [[[1], 0]] * 2]
+    for wrong in (*no_tables, [[1, 0]], [[1, 0], [1]], [[1, 2], [1, 0]], [[1, 0], [0, 0]], [[1]] * 2, [[1, 0]] * 2):
         with pytest.raises(ValueError, match="table must have a row of 0 and 1 for each of the 2 groups"):
             uses_of(wrong, 2, 0)
     with pytest.raises(ValueError, match="table must be"):

@@ -73,7 +73,10 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "n_salient": SIZE,
         "n_layers": count(1, right=(1, 2)),
         "dropout": DROPOUT,
-        "table": option("multigroup"),
+        "table": Kind(
+            lambda world: [("a word", "pairs"), ("a number", 3), ("None", None), ("flat", [1, 1]), ("no rows", [])],
+            lambda world: [("multigroup", "multigroup"), ("three groups", [[1, 0], [1, 1], [1, 1]])],
+        ),
         "dimensions": option("learned", "fixed"),
         "least": real((0.0, 0.25), at_least=0, below=1),
         "balance": flag(),

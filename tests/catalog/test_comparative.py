@@ -303,9 +303,9 @@ def test_more_than_two_groups_each_with_a_block_of_its_own(world, tmp_path):
 @pytest.mark.parametrize(
     "given",
     [
-        {"table": "multigroup", "likelihood": "zinb"},
+        pytest.param({"table": "multigroup", "likelihood": "zinb"}, marks=pytest.mark.slow),
         {"dimensions": "fixed", "likelihood": "poisson", "balance": False},
-        {"table": [[1, 1, 0], [1, 1, 1]], "n_layers": 1},
+        pytest.param({"table": [[1, 1, 0], [1, 1, 1]], "n_layers": 1}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -15,7 +15,7 @@ PLACE = {"group": fi.Groups("population", background="background")}
 
 @pytest.fixture(scope="module")
 def world():
-    return salient_sim(0, 1000, 1000, 2, 1, 30, 20, 1500.0)
+    return salient_sim(0, 600, 600, 2, 1, 30, 20, 1500.0)
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +28,20 @@ def fitted(world):
 def test_changes_are_those_of_the_simulation(world, fitted):
     answer = salient_genes(fitted, "target", delta=0.1)
     table = answer.table.loc[list(world.data.var_names)]
-    truth = np.log2(world.rates[:1000].mean(0)) - np.log2(world.without[:1000].mean(0))
+    truth = np.log2(world.rates[:600].mean(0)) - np.log2(world.without[:600].mean(0))
     assert np.corrcoef(table["lfc"], truth)[0, 1] > 0.95
     called = table["is_de"].to_numpy()
     assert called.sum() >= 5 and (np.abs(truth[called]) > 0.05).mean() > 0.8  # the error of the network is not in it
     for column, rates in (("with_salient", world.rates), ("without", world.without)):
-        assert np.corrcoef(np.log(table[column]), np.log(rates[:1000].mean(0)))[0, 1] > 0.95
+        assert np.corrcoef(np.log(table[column]), np.log(rates[:600].mean(0)))[0, 1] > 0.95
     np.testing.assert_allclose(np.log2(table["with_salient"] / table["without"]), table["lfc"], atol=0.01)
-    assert (
-        list(answer.table["fdr"]) == sorted(answer.table["fdr"]) and answer.diagnostics.loc["target", "cells"] == 1000
-    )
+    assert list(answer.table["fdr"]) == sorted(answer.table["fdr"]) and answer.diagnostics.loc["target", "cells"] == 600
     assert "over without" in answer.plot().axes[0].get_xlabel()
 
 
 def test_proportions_are_the_mean_of_the_decoder(world, fitted):
     """With the latents of many draws of the guide, and with zeros for the salient ones, by the networks themselves."""
-    program, batch = fitted.program.eval(), fitted.read(world.data).batch(np.arange(1000))
+    program, batch = fitted.program.eval(), fitted.read(world.data).batch(np.arange(600))
     sums = torch.zeros(2, 30)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -60,7 +58,7 @@ def test_proportions_are_the_mean_of_the_decoder(world, fitted):
 
 def test_the_error_is_that_of_drawing_other_cells(world, fitted):
     """The spread of fold changes between halves of the cells, against what one half says of itself."""
-    target = world.data[:1000]
+    target = world.data[:600]
     halves = [salient_genes(fitted, "target", target[k::2].copy(), seed=k).table.sort_index() for k in (0, 1)]
     z = (halves[0]["lfc"] - halves[1]["lfc"]) / np.hypot(halves[0]["lfc_sd"], halves[1]["lfc_sd"])
     assert 0.5 < np.sqrt((z**2).mean()) < 1.5
@@ -78,7 +76,7 @@ def test_what_is_wrong_is_named(world, fitted):
     with pytest.raises(ValueError, match="no group of the training data 'treated'; there are background, target"):
         salient_genes(fitted, "treated")
     with pytest.raises(ValueError, match="group 'target' has 1 cells in the data: at least two are needed"):
-        salient_genes(fitted, "target", world.data[999:].copy())
+        salient_genes(fitted, "target", world.data[599:].copy())
     with pytest.raises(ValueError, match="no latent site 'w': comparative has z, s"):
         salient_genes(fitted, "target", site="w")
     for name, wrong in (("delta", -1), ("fdr", 2), ("draws", 3), ("cells", 1), ("seed", -1)):

@@ -40,6 +40,10 @@ PERTURBED = {"x": X["x"].astype(np.float32), "targets": np.arange(40) % 4 - 1}
 """Cells of three genes, one of which was intervened on in most."""
 
 
+SMALL = {"comparative": {"n_hidden": 16, "n_latent": 3, "n_salient": 3}}
+"""Entries that are checked in a smaller size than their own, to take seconds."""
+
+
 @pytest.fixture
 def small_counts(pbmc):
     cells = pbmc[:60]
@@ -73,7 +77,7 @@ def test_every_entry_conforms(name, small_counts):
     data = small_counts if "counts" in fields else PARTLY if "labels" in fields else X
     data = LOGGED if "candidates" in fields else OFFERED if "level" in fields else data
     data = PERTURBED if "targets" in fields else data
-    report = check(name, data)
+    report = check(name, data, **SMALL.get(name, {}))
     assert report["passed"].dropna().all()
     shared = name == "dcdfg"  # cells share the masks of edges, so there is no bound for one cell
     assert set(report.index[report["passed"].isna()]) <= ({"bounds", "device"} if shared else {"device"})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-SHORT, LONG = 700, 10_000
+SHORT, LONG = 400, 10_000
 
 
 def run(seed: int, cases: int, *more: str) -> str:

@@ -208,6 +208,7 @@ def explained(latent: np.ndarray, truth: np.ndarray) -> float:
     return float(LinearRegression().fit(latent, truth).score(latent, truth))
 
 
+@pytest.mark.slow
 def test_a_fit_finds_the_latents_and_how_many_there_are(fitted, world):
     target = world.data.obs["population"].eq("target").to_numpy()
     assert fitted.program.n_used == (2, 1)

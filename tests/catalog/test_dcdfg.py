@@ -16,7 +16,7 @@ from fieldguide.inference import ELBO, fit, load, split_interventions
 from fieldguide.inference.step import Step
 from fieldguide.inference.weights.weigh import weigh
 
-FAST = {"max_epochs": 200, "batch_size": 256, "learning_rate": 1e-2, "progress": False}
+FAST = {"max_epochs": 120, "batch_size": 256, "learning_rate": 2e-2, "progress": False}
 
 
 def minibatch(d=6, cells=12, seed=0):

@@ -146,8 +146,8 @@ def _joined(world: World) -> ad.AnnData:
 def assays(world: World) -> dict[str, ad.AnnData]:
     """Two assays, of which the second lacks three genes."""
     full, narrow = counts(world), counts(world)[:, :-3]
-    for matrix in (full, narrow):  # no cell is empty on the genes of both
-        matrix[:, 0] += matrix[:, : narrow.shape[1]].sum(1) == 0
+    for matrix in (full, narrow):  # no cell is empty on the genes of both, nor without the first, which a case hides
+        matrix[:, 1] += matrix[:, 1 : narrow.shape[1]].sum(1) == 0
     return {"seq": annotated(world, full), "spatial": annotated(world, narrow)}
 
 

@@ -153,10 +153,9 @@ def test_de_is_the_decision_of_the_api(file, fitted, tmp_path, capsys):
 def test_compare_is_the_comparison_of_the_api(file, tmp_path, capsys):
     before = file.read_bytes()
     words = ["compare", "scvi", str(file), "--objectives", "iwae", "elbo", *QUESTION, *QUICK, *FEW]
-    for name in ("one", "two"):
-        assert main([*words, "--output", str(tmp_path / name)]) == 0
+    assert main([*words, "--output", str(tmp_path / "one")]) == 0
     shown = capsys.readouterr()
-    assert f"report: {tmp_path / 'two' / 'report.html'}" in shown.out
+    assert f"report: {tmp_path / 'one' / 'report.html'}" in shown.out
     assert "[1/2] fitting under iwae: IWAE(particles=2" in shown.err, "progress is shown"
     settings = {"max_epochs": 2, "n_latent": 3, "n_hidden": 16, "draws": 30, "posterior_draws": 30, "particles": 2}
     question = {"groupby": "bulk_labels", "group": "CD19+ B", "reference": "Dendritic"}
@@ -164,9 +163,6 @@ def test_compare_is_the_comparison_of_the_api(file, tmp_path, capsys):
     table = pd.read_csv(tmp_path / "one" / "comparison.csv", index_col=0)
     pd.testing.assert_frame_equal(table, direct.table.drop(columns="seconds"), check_dtype=False)
     assert str(int(direct.table.loc["iwae", "de_genes"])) in shown.out
-    for path in (tmp_path / "one").glob("*.csv"):
-        if path.name != "times.csv":
-            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
     assert "cells.h5ad: 234 cells" in (tmp_path / "one" / "report.html").read_text()
     assert file.read_bytes() == before, "the input is as it was"
 

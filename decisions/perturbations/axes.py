@@ -92,7 +92,7 @@ def independent_axes(shifts: np.ndarray, seed: int = 0) -> np.ndarray:
     rank = int((spans > 1e-6 * max(spans.max(initial=0.0), 1e-12)).sum())
     if not rank:
         return np.eye(size)
-    search = FastICA(rank, whiten="unit-variance", random_state=seed, max_iter=5000, tol=1e-5)
+    search = FastICA(rank, whiten="unit-variance", random_state=seed, max_iter=1000, tol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a search that has not converged is a start like another
         search.fit(shifts)

@@ -40,7 +40,7 @@ def learn(name, adata, **settings):
     return fit(name.split(",")[0], adata, **options)
 
 
-@pytest.fixture(params=list(ENTRIES))
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if "," in n else n for n in ENTRIES])
 def name(request):
     return request.param
 
@@ -146,7 +146,7 @@ def test_a_graph_in_two_pieces(name):
 
 @pytest.mark.parametrize(
     ("rank", "settle"),
-    [(4, 1.0), (None, 0.5), (None, 0.9)],
+    [(4, 1.0), pytest.param(None, 0.5, marks=pytest.mark.slow), (None, 0.9)],
     ids=["factors, never settled", "pairs, settled", "pairs, in a fixed order"],
 )
 def test_a_graph_whose_cycles_stay(rank, settle):

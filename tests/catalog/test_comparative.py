@@ -305,7 +305,7 @@ def test_more_than_two_groups_each_with_a_block_of_its_own(world, tmp_path):
     "given",
     [
         pytest.param({"table": "multigroup", "likelihood": "zinb"}, marks=pytest.mark.slow),
-        {"dimensions": "fixed", "likelihood": "poisson", "balance": False},
+        pytest.param({"dimensions": "fixed", "likelihood": "poisson", "balance": False}, marks=pytest.mark.slow),
         pytest.param({"table": [[1, 1, 0], [1, 1, 1]], "n_layers": 1}, marks=pytest.mark.slow),
     ],
     ids=str,

@@ -115,7 +115,11 @@ def test_metrics_count_in_the_likelihood(cells):
         torch.testing.assert_close(weights.log_likelihood, own + theirs, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("arguments", [{"likelihood": "nb"}, {"n_layers": 2, "library": "latent"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param({"likelihood": "nb"}, marks=pytest.mark.slow), {"n_layers": 2, "library": "latent"}],
+    ids=str,
+)
 def test_it_conforms_in_its_variants(arguments, cells):
     cells = cells[:50].copy()
     cells.obs["quality"] = cells.obs["logit_0"]

@@ -111,6 +111,7 @@ def test_customers_that_taught_the_responses_do_not_judge_what_is_made_of_them(c
         evaluate_policy(log, copied, estimators=["snips"])
 
 
+@pytest.mark.slow
 def test_draws_keep_the_shape_and_centre_on_the_fit(concave, monotone, test):
     fits = {"concave": concave, "monotone": monotone}
     for shape in ("concave", "monotone"):

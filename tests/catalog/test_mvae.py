@@ -211,7 +211,12 @@ class _Gaussian(torch.nn.Module):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"form": "A"}, {"form": "B"}, {"speed": 0.0}, {"observation": "gaussian", "classes": "learned"}],
+    [
+        {"form": "A"},
+        pytest.param({"form": "B"}, marks=pytest.mark.slow),
+        pytest.param({"speed": 0.0}, marks=pytest.mark.slow),
+        {"observation": "gaussian", "classes": "learned"},
+    ],
     ids=str,
 )
 def test_every_form_conforms(arguments):

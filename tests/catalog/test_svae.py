@@ -298,7 +298,14 @@ def test_new_perturbations_are_learnt_with_the_networks_as_they_are(fitted, worl
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prior": "ivae"}, {"prior": "vae"}, {"mask": "sampled", "alpha": 5.0}, {"alpha": 5.0}]
+    "options",
+    [
+        {},
+        pytest.param({"prior": "ivae"}, marks=pytest.mark.slow),
+        pytest.param({"prior": "vae"}, marks=pytest.mark.slow),
+        {"mask": "sampled", "alpha": 5.0},
+        pytest.param({"alpha": 5.0}, marks=pytest.mark.slow),
+    ],
 )
 def test_conformance(world, options):
     small = world.data[:40].copy()

@@ -94,7 +94,7 @@ def test_worked_example():
     assert allocate(F3_REWARD, F3_COST, 100).diagnostics["spent"].iloc[0] == 6
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6))
 def test_laws(seed):
     reward, cost, budget = problem(seed, most=12)

@@ -27,7 +27,7 @@ def quick(**settings):
 
 
 def test_training_reaches_the_best_possible_likelihood():
-    result = quick(max_epochs=200, learning_rate=3e-2, batch_size=100, validation=0, early_stopping=None)
+    result = quick(max_epochs=120, learning_rate=5e-2, batch_size=100, cooldown=0.3, validation=0, early_stopping=None)
     x = torch.tensor(X["x"], dtype=torch.float32)
     evidence = result.program.exact_log_evidence(x).mean().item()
     covariance = np.cov(X["x"].T, bias=True)

@@ -75,6 +75,7 @@ def test_the_model_of_an_entry_stays_bit_for_bit(objective, guide, pbmc):
     assert not second.program.training
 
 
+@pytest.mark.slow
 def test_the_guide_is_trained_and_another_family_finds_what_a_mean_field_cannot():
     """A posterior of correlation 0.9: the gap of a mean-field guide is -log(1 - 0.9 ** 2) / 2 at best."""
     torch.manual_seed(0)

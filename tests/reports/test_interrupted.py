@@ -28,7 +28,11 @@ def tried(*words) -> dict[str, int]:
 
 def test_a_few_moments():
     assert set(tried("fit", "--trials", 1)) <= {"0", "130"}
-    assert set(tried("report", "--signal", "KILL", "--trials", 1, "--writers", 2)) <= {"0", "-9"}
+
+
+@pytest.mark.slow
+def test_a_few_moments_of_two_writers():
+    assert set(tried("report", "--signal", "KILL", "--trials", 2, "--writers", 2)) <= {"0", "-9"}
 
 
 @pytest.mark.slow

@@ -5,7 +5,21 @@ if not __name__.startswith("fieldguide."):
         "import fieldguide.catalog, not catalog: install the project first (python -m pip install -c constraints.txt .)"
     )
 
-from fieldguide.catalog import comparative, dcdfg, gimvi, hcv, incentives, m1m2, mvae, nodags, poxm, ppca, scvi, svae
+from fieldguide.catalog import (
+    comparative,
+    dcdfg,
+    fcr,
+    gimvi,
+    hcv,
+    incentives,
+    m1m2,
+    mvae,
+    nodags,
+    poxm,
+    ppca,
+    scvi,
+    svae,
+)
 from fieldguide.catalog.declare import Entry, citation, entries, entry, get
 from fieldguide.catalog.procedures.edge_strengths import contractive_view, edge_strengths
 from fieldguide.catalog.procedures.perturbations import learn_perturbations
@@ -23,6 +37,7 @@ __all__ = [
     "dcdfg",
     "entries",
     "entry",
+    "fcr",
     "fit_self_normalised",
     "get",
     "gimvi",

@@ -30,7 +30,9 @@ from fieldguide.decisions.labels.rejection import (
     risk_coverage,
 )
 from fieldguide.decisions.latent_independence import independence
+from fieldguide.decisions.perturbations.contexts import context_effects
 from fieldguide.decisions.perturbations.genes import latent_genes
+from fieldguide.decisions.perturbations.pairs import context_responses
 from fieldguide.decisions.perturbations.prediction import predicted_expression
 from fieldguide.decisions.perturbations.targets import perturbation_targets
 from fieldguide.decisions.policies.action_embedding import Embedding
@@ -58,6 +60,8 @@ __all__ = [
     "calls",
     "causal_graph",
     "class_probabilities",
+    "context_effects",
+    "context_responses",
     "decide",
     "denoised_expression",
     "differential_expression",

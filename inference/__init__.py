@@ -16,6 +16,7 @@ from fieldguide.inference.constraints import (
     hsic,
     permutation_test,
 )
+from fieldguide.inference.data.doses import Doses
 from fieldguide.inference.data.fields import (
     Categories,
     Category,
@@ -83,6 +84,7 @@ __all__ = [
     "Continuous",
     "Counts",
     "Dataset",
+    "Doses",
     "EdgeCount",
     "Field",
     "Fit",

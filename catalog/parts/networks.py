@@ -19,7 +19,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class Layers(nn.Module):
-    """Fully connected layers, each linear - batch normalisation - ReLU - dropout.
+    """Fully connected layers, each linear - batch normalisation - (leaky) rectifier - dropout.
 
     Parameters
     ----------
@@ -28,6 +28,8 @@ class Layers(nn.Module):
         Width of the covariates, which are joined to the input of every layer.
     dropout : float
     batch_norm : bool
+    slope : float
+        Of the rectifier below zero.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Layers(nn.Module):
         n_covariates: int = 0,
         dropout: float = 0.0,
         batch_norm: bool = True,
+        slope: float = 0.0,
     ) -> None:
         super().__init__()
+        self.slope = slope
         widths = [n_in] + [n_hidden] * (n_layers - 1)
         self.linear = nn.ModuleList(nn.Linear(width + n_covariates, n_hidden) for width in widths)
         self.norm = nn.ModuleList(BatchNorm(n_hidden) if batch_norm else nn.Identity() for _ in widths)
@@ -48,7 +52,8 @@ class Layers(nn.Module):
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Return hidden values [..., H] from inputs [..., I] and covariates [B, C] or None."""
         for linear, norm in zip(self.linear, self.norm, strict=True):
-            x = self.dropout(F.relu(norm(linear(join(x, covariates)))))
+            x = norm(linear(join(x, covariates)))
+            x = self.dropout(F.leaky_relu(x, self.slope) if self.slope else F.relu(x))
         return x
 
 

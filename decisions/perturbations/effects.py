@@ -83,8 +83,9 @@ def shift_probabilities(
     """Return the posterior probability that a shift is one, and larger than ``least``, and the prior behind it.
 
     A share pi of the entries are shifts, Normal(0, s^2); the others are Normal(0, s_0^2), with s_0 smaller: leaks of
-    axes that are not quite right, and small consequences. Estimates have normal errors besides. The prior is that of
-    largest likelihood, found by expectation-maximisation over all entries (an empirical null; Efron 2004).
+    axes that are not quite right, and small consequences; it is at most ``least``, where that is given. Estimates have
+    normal errors besides. The prior is that of largest likelihood, found by expectation-maximisation over all entries
+    (an empirical null; Efron 2004).
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def shift_probabilities(
     """
     known = np.isfinite(error)
     value, variance = estimate[known], error[known] ** 2
-    prior = _prior(value, variance, null == "empirical")
+    prior = _prior(value, variance, null == "empirical", least**2 or np.inf)
     probability = np.empty(estimate.shape)
     probability[known] = _inclusion(value, variance, *prior) * _beyond(value, variance, prior[1], least)
     probability[~known] = prior[0] * 2 * norm.sf(least, scale=np.sqrt(prior[1]))
@@ -117,19 +118,19 @@ def shift_probabilities(
     return probability, {"share": float(share), "size": float(np.sqrt(slab)), "null": float(np.sqrt(spike))}
 
 
-def _prior(value: np.ndarray, variance: np.ndarray, empirical: bool) -> tuple[float, float, float]:
-    """Share of shifts and the variances of these and of the others, by expectation-maximisation."""
+def _prior(value: np.ndarray, variance: np.ndarray, empirical: bool, most: float) -> tuple[float, float, float]:
+    """Share of shifts and the variances of these and of the others (at most so much), by expectation-maximisation."""
     if not value.size:
         return 0.5, 1.0, 0.0
     squares = np.sort(value**2)
     share, slab = 0.2, max(float(squares[int(0.8 * len(squares)) :].mean()), TINY)
-    spike = min(float(np.median(squares)), slab / 4) if empirical else 0.0
+    spike = min(float(np.median(squares)), slab / 4, most) if empirical else 0.0
     for _ in range(ROUNDS):
         before = np.array([share, slab, spike])
         on = _inclusion(value, variance, share, slab, spike)
         share = float((on.sum() + 1) / (on.size + 2))
         slab = _variance(on, value, variance, slab)
-        spike = min(_variance(1 - on, value, variance, spike), slab) if empirical else 0.0
+        spike = min(_variance(1 - on, value, variance, spike), slab, most) if empirical else 0.0
         if np.abs(np.array([share, slab, spike]) - before).max() < CHANGE * slab:
             break
     return share, slab, spike

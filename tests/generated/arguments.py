@@ -68,6 +68,18 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "rotate": option("none", "ica", "sparse"),
         "guide": GUIDE,
     },
+    "fcr": {
+        "n_latent_x": count(0, right=(0, 2)),
+        "n_latent_tx": count(0, right=(1, 3)),
+        "n_latent_t": count(0, right=(0, 2)),
+        "n_hidden": SIZE,
+        "n_layers": count(1, right=(1, 2)),
+        "dropout": DROPOUT,
+        "axes": option("turned", "free"),
+        "interaction": option("free", "centred"),
+        "labels": Kind(flag().wrong, lambda world: [("no", False)]),
+        "critic": WEIGHT,
+    },
     "comparative": PLAN
     | {
         "n_salient": SIZE,

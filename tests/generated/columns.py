@@ -112,6 +112,8 @@ COLUMNS: dict[tuple[str, str], list[Column]] = {
     ("incentives", "weight"): MEASURES + NOT_POSITIVE,
     ("svae", "perturbation"): SCREENED,
     ("svae", "batch"): CATEGORY,
+    ("fcr", "perturbation"): SCREENED,
+    ("fcr", "context"): CATEGORY,
     ("comparative", "group"): CATEGORY + ONE,
     ("comparative", "batch"): CATEGORY,
     ("nodags", "targets"): TARGETS,

@@ -139,6 +139,12 @@ def _screened(world: World) -> ad.AnnData:
     return data
 
 
+def _contexts(world: World) -> ad.AnnData:
+    data = _screened(world)
+    data.obs["context"] = np.array(["c1", "c2"])[world.rng.permutation(world.n) % 2]
+    return data
+
+
 def _joined(world: World) -> ad.AnnData:
     return inference.join_modalities(assays(world))
 
@@ -178,6 +184,12 @@ ENTRIES: dict[str, Small] = {
     "svae": Small(_screened, {"perturbation": SCREEN}, {"n_hidden": 8, "n_latent": 2}, counts=True),
     "comparative": Small(
         _counts, sizes={"n_hidden": 8, "n_latent": 2, "n_salient": 2, "table": "multigroup"}, counts=True
+    ),
+    "fcr": Small(
+        _contexts,
+        {"perturbation": SCREEN},
+        {"n_hidden": 8, "n_latent_x": 1, "n_latent_tx": 2, "n_latent_t": 1},
+        counts=True,
     ),
     "poxm": Small(_slates, sizes={"n_hidden": 8}, ask=_nothing),
     "incentives": Small(_features, sizes={"n_hidden": 8, "n_representation": 4, "n_head": 4}, ask=_nothing),

@@ -1,0 +1,323 @@
+"""FCR: blocks of latents for the context of a cell, its treatment, and the interaction of both (Mao et al. 2024)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.block_axes import assigned_blocks, diagonal_axes
+from fieldguide.catalog.parts.block_prior import SITES, BlockPrior, Law
+from fieldguide.catalog.parts.coupled_prior import CoupledPrior
+from fieldguide.catalog.parts.guides import Encoder
+from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
+from fieldguide.catalog.parts.networks import Layers, one_hot
+from fieldguide.catalog.parts.pair_critic import PairCritic, within_groups
+from fieldguide.catalog.parts.turning import turn
+from fieldguide.inference import ELBO, Category, Counts, Doses, Perturbations, Positive, Program, Schema, Values
+from fieldguide.inference.checks.arguments import one_of
+from fieldguide.inference.checks.ranges import Number, Share, Size, Weight, checked
+from fieldguide.inference.program import Batch
+from fieldguide.inference.step import Losses, add_term, by_group
+
+TURN = 0.5
+"""Share of the training after which the latents are turned to the axes of their blocks."""
+SLOPE = 0.2
+"""Of the leaky rectifiers: networks of them may be injective, as the theory asks of the decoder."""
+LEAST_NOISE = 1e-3
+
+
+@entry(
+    "fcr",
+    title="FCR: blocks of latents for the context of a cell, its treatment, and what the treatment does there alone",
+    schema=Schema(
+        counts=Counts("X", optional=True),
+        values=Values("", optional=True),
+        context=Category("context"),
+        perturbation=Perturbations("perturbation"),
+        dose=Doses("", optional=True),
+        size_factor=Positive("", optional=True),
+    ),
+    objective=ELBO(kl="analytic"),
+    defaults={"learning_rate": 3e-3, "cooldown": 0.3},
+    cite="""
+@inproceedings{mao2024learning,
+  title = {Learning Identifiable Factorized Causal Representations of Cellular Responses},
+  author = {Mao, Haiyi and Lopez, Romain and Liu, Kai and Huetter, Jan-Christian and Richmond, David and
+    Benos, Panayiotis V. and Qiu, Lin},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume = {37},
+  year = {2024},
+  note = {arXiv:2410.22472}
+}""",
+)
+class FCR(Program):
+    r"""FCR, factorised causal representation of cells in several contexts (lines, donors) under several treatments.
+
+    For a cell of context c under treatment t, with counts or values y [G]::
+
+        z_x ~ Normal(m_x(c), s_x(c))      z_t ~ Normal(m_t(t), s_t(t))      z_tx ~ Normal(m_tx(c, t), s_tx(c, t))
+        u = decoder(z_x, z_tx, z_t)
+        y_j ~ NegativeBinomial(mean l * softmax(u)_j, inverse dispersion theta_j)      or Normal(u_j, noise_j)
+
+    Perturbations of one cell, times their doses, add up in means and log scales. The guide does not see context and
+    treatment, unless ``labels=True``: what it says of them it has from the expression of the cell.
+
+    A prior of three blocks identifies them where enough conditions differ in mean and scale; but which block a latent
+    ends in is settled early in the training, by chance, and gradients do not undo it. So in its first half no block has
+    a prior of its own: latents have one Gaussian prior for each condition, free in means and correlations. Then they
+    are turned to the axes in which they are independent in all conditions, each axis is given to the block that its
+    means and scales speak for (`fieldguide.catalog.parts.block_axes`), and the three priors set in.
+
+    Sites: ``z_x``, ``z_tx``, ``z_t`` (those of at least one latent); outside training ``rho`` [G] (proportions), or
+    ``mean`` [G]; ``counts`` or ``values`` [G].
+
+    Parameters
+    ----------
+    n_genes, n_values : int
+        G; one of them is 0. With ``fields={"counts": None, "values": "X"}`` the observation is Gaussian.
+    n_context, n_perturbation : int
+        Filled in by ``fit``, as G is.
+    n_latent_x, n_latent_tx, n_latent_t : int
+        Latents of each block; 0 leaves it out. Without ``z_tx`` contexts and treatments add up in the latents.
+    n_hidden, n_layers : int
+        Size of the networks.
+    dropout : float
+        Of the encoders.
+    axes : {"turned", "free"}
+        "free": the three priors from the start, as published.
+    interaction : {"free", "centred"}
+        "centred": the means of ``z_tx`` are centred over contexts and over treatments.
+    labels : bool
+        Whether the guides see context and treatment, as published: q(z_x | y, c), q(z_t | y, t), q(z_tx | y, c, t).
+        It needs ``axes="free"``.
+    critic : float
+        Weight of two critics, in nats a cell, that the guides learn to fool: whether z_x and z_tx are of one cell among
+        those of a context, and z_t and z_tx among those of a treatment. 0 for none. The same is asked, by kernels and
+        without a critic, by ``constraints=[hsic("z_x", "z_tx", given=...), hsic("z_t", "z_tx", given=...)]``.
+    """
+
+    latent = "z_tx"
+    warmup = SITES
+    kept = ("z_x",)
+    turned: Tensor
+    alone: Tensor
+
+    @checked
+    def __init__(
+        self,
+        n_genes: Number = 0,
+        n_values: Number = 0,
+        n_context: Size = 1,
+        n_perturbation: Size = 1,
+        n_latent_x: Number = 5,
+        n_latent_tx: Number = 5,
+        n_latent_t: Number = 5,
+        n_hidden: Size = 128,
+        n_layers: Size = 2,
+        dropout: Share = 0.0,
+        axes: str = "turned",
+        interaction: str = "free",
+        labels: bool = False,
+        critic: Weight = 0.0,
+    ) -> None:
+        super().__init__()
+        one_of("axes", axes, ("turned", "free"))
+        one_of("interaction", interaction, ("free", "centred"))
+        if bool(n_genes) == bool(n_values):
+            raise ValueError(
+                "fcr reads counts or values, one of them: fields={'counts': None, 'values': 'X'} for real numbers"
+            )
+        if labels and axes == "turned":
+            raise ValueError("labels=True needs axes='free': guides that see labels cannot be turned")
+        self.sizes = dict(zip(SITES, (n_latent_x, n_latent_tx, n_latent_t), strict=True))
+        if not sum(self.sizes.values()):
+            raise ValueError("n_latent_x, n_latent_tx and n_latent_t are all 0: there must be a latent")
+        self.axes, self.labels, self.n_context, self.n_perturbation = axes, labels, n_context, n_perturbation
+        self.latent = next(site for site in ("z_tx", "z_t", "z_x") if self.sizes[site])
+        size = {"n_layers": n_layers, "dropout": dropout, "batch_norm": False, "slope": SLOPE}
+        n_out = n_genes or n_values
+        if labels:
+            seen = {"z_x": n_context, "z_tx": n_context + n_perturbation, "z_t": n_perturbation}
+            self.encoder_blocks = nn.ModuleDict(
+                {s: Encoder(n_out + seen[s], n, n_hidden, **size) for s, n in self.sizes.items() if n}
+            )
+        else:
+            self.encoder = Encoder(n_out, sum(self.sizes.values()), n_hidden, **size)
+        self.prior = BlockPrior(n_context, n_perturbation, self.sizes, interaction == "centred")
+        self.decoder = Layers(sum(self.sizes.values()), n_hidden, n_layers, batch_norm=False, slope=SLOPE)
+        self.head = nn.Linear(n_hidden, n_out)
+        if n_genes:
+            self.log_dispersion = nn.Parameter(torch.randn(n_genes))
+        else:
+            self.log_noise = nn.Parameter(torch.zeros(n_values))
+        self.register_buffer("turned", torch.tensor(axes == "free"))
+        self.register_buffer("alone", torch.tensor(False))
+        self.critic = critic
+        self.critics: Any = nn.ModuleDict()
+        if critic:
+            pairs = [site for site in ("z_x", "z_t") if self.sizes[site] and n_latent_tx]
+            self.critics.update({site: PairCritic(self.sizes[site], n_latent_tx) for site in pairs})
+        self.pending: CoupledPrior | None = None
+        self.coupled: CoupledPrior | None = None
+        self.by_dose = False
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Count the training cells of each condition, and make a prior for each, if the latents are to be turned."""
+        seen = []
+        for batch in batches:
+            codes = batch["perturbation"]
+            if "dose" in batch and (batch["dose"].shape != codes.shape or ((batch["dose"] != 0) & (codes < 0)).any()):
+                raise ValueError(
+                    "doses and perturbations differ in what is a control: give Doses and Perturbations one"
+                )
+            seen.append((batch["context"], codes, self.conditions(batch)))
+        self.by_dose = bool(seen) and seen[0][2].shape[1] > 1 + seen[0][1].shape[1]
+        context, codes, conditions = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        self.prior.count(context, codes)
+        self.alone.fill_(bool((self.prior.pairs[:, 0] == 0).any()))
+        if not bool(self.turned):
+            self.pending = CoupledPrior(conditions, sum(self.sizes.values()))
+
+    def model(self, batch: Batch) -> None:
+        with self.cells(batch):
+            z: list[Tensor] = []
+            laws = self.laws(batch)
+            rows = None if self.coupled is None else self.coupled.rows(self.conditions(batch))
+            for site, law in laws.items():
+                if self.coupled is None or rows is None:
+                    prior: Any = dist.Normal(law.loc, law.total).to_event(1)
+                else:
+                    prior = self.coupled.block(rows, z, self.sizes[site])
+                z.append(pyro.sample(site, prior))
+            u = self.head(self.decoder(torch.cat(z, -1)))
+            if "values" in batch:
+                if not self.training:
+                    pyro.deterministic("mean", u, event_dim=1)
+                noise = self.log_noise.exp() + LEAST_NOISE
+                pyro.sample("values", dist.Normal(u, noise).to_event(1), obs=batch["values"])
+                return
+            if not self.training:
+                pyro.deterministic("rho", torch.softmax(u, -1), event_dim=1)
+            library = batch["size_factor"] if "size_factor" in batch else batch["counts"].sum(-1)
+            counts = LIKELIHOODS["nb"].from_logits(u, library.log().unsqueeze(-1), self.log_dispersion)
+            pyro.sample("counts", counts, obs=batch["counts"])
+
+    def guide(self, batch: Batch) -> None:
+        with self.cells(batch):
+            for site, posterior in self.encoded(batch).items():
+                pyro.sample(site, posterior)
+
+    def laws(self, batch: Batch) -> dict[str, Law]:
+        """Prior of each block for the cells of a minibatch."""
+        return self.prior.laws(batch["context"], batch["perturbation"], batch.get("dose"))
+
+    def encoded(self, batch: Batch) -> dict[str, Distribution]:
+        """Guide of each block for the cells of a minibatch."""
+        y = self.observed(batch)
+        if not self.labels:
+            base: Any = self.encoder(y).base_dist  # pyright: ignore[reportAttributeAccessIssue]
+            used = {site: n for site, n in self.sizes.items() if n}
+            parts = zip(*(v.split(list(used.values()), -1) for v in (base.loc, base.scale)), strict=True)
+            return {site: dist.Normal(*part).to_event(1) for site, part in zip(used, parts, strict=True)}
+        context = one_hot(batch["context"], self.n_context)
+        codes = batch["perturbation"]
+        weight = (codes >= 0).to(y) * batch.get("dose", torch.ones((), device=y.device))
+        treatment = (weight.unsqueeze(-1) * one_hot(codes.clamp(min=0), self.n_perturbation)).sum(-2)
+        seen = {"z_x": (context,), "z_tx": (context, treatment), "z_t": (treatment,)}
+        return {site: encoder(torch.cat((y, *seen[site]), -1)) for site, encoder in self.encoder_blocks.items()}
+
+    # ---- training ------------------------------------------------------------------------------------------
+    def training_loss(self, step: Any, objective: Callable) -> Any:
+        """Set the prior of each condition to the latents of its cells; in the middle of the training turn the axes."""
+        moving = self.decoder.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if moving and self.pending is not None and "progress" in step.scalars:
+            self.coupled, self.pending = self.pending, None
+        if moving and self.coupled is not None:
+            if float(step.scalars.get("progress", 0.0)) >= TURN:
+                self.turn_axes()
+            else:
+                with torch.no_grad():
+                    base: Any = self.encoder(self.observed(step.batch)).base_dist
+                self.coupled.update(base.loc, base.scale, self.coupled.rows(self.conditions(step.batch)))
+        losses = objective(step)
+        return self.criticised(step, losses) if self.training and self.critics else losses
+
+    def criticised(self, step: Any, losses: Losses) -> Losses:
+        """Return the losses with those of the critics, a parameter group, and of the guide that they catch."""
+        codes = torch.unique(step.batch["perturbation"], dim=0, return_inverse=True)[1]
+        groups, both = {"z_x": step.batch["context"], "z_t": codes}, step.draw("z_tx")
+        total: Any = 0.0
+        for site, critic in self.critics.items():
+            one, order = step.draw(site), within_groups(groups[site])
+            losses = add_term(by_group(losses), self.critic * critic.losses(one, both, order)[1], "phi")
+            caught = critic.losses(one.detach(), both.detach(), order)[0]
+            step.log(f"critic_{site}", caught)
+            total = total + caught
+        return by_group(losses) | {"critic": total}
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Model ``theta``, guide ``phi``, and ``critic`` where there is one."""
+        groups = super().groups()
+        if self.critics:
+            critics = {id(p) for p in self.critics.parameters()}
+            groups["theta"] = [p for p in groups["theta"] if id(p) not in critics]
+            groups["critic"] = list(self.critics.parameters())
+        return groups
+
+    def observed(self, batch: Batch) -> Tensor:
+        """What the guides see of a cell, [B, G]."""
+        return batch["values"] if "values" in batch else batch["counts"].log1p()
+
+    def conditions(self, batch: Batch) -> Tensor:
+        """Context, perturbations and doses in thousandths of each cell, int64 [B, 1 + 2 M]."""
+        parts = [batch["context"].unsqueeze(-1), batch["perturbation"]]
+        if "dose" in batch:
+            parts.append((1000 * batch["dose"]).round().long())
+        return torch.cat(parts, -1)
+
+    @torch.no_grad()
+    def turn_axes(self) -> None:
+        """Turn the latents to the axes of blocks, and start the priors of the blocks there."""
+        coupled = self.coupled
+        assert coupled is not None
+        cells, kinds = coupled.cells.cpu().double(), coupled.kinds.cpu().numpy()
+        mean, covariance = coupled.mean[:-1].cpu().double(), coupled.covariance[:-1].cpu().double()
+        axes = diagonal_axes(covariance, cells)
+        origin = (cells / cells.sum()) @ mean
+        means = ((mean - origin) @ axes.T).numpy()
+        variances = (axes @ covariance @ axes.T).diagonal(dim1=-2, dim2=-1).numpy()
+        treatment = np.unique(kinds[:, 1:], axis=0, return_inverse=True)[1].ravel()
+        order = assigned_blocks(means, variances, cells.numpy(), kinds[:, 0], treatment, tuple(self.sizes.values()))
+        turn(self.encoder, self.decoder, axes[order].to(coupled.mean), origin.to(coupled.mean))
+        width = (kinds.shape[1] - 1) // (2 if self.by_dose else 1)
+        dose = kinds[:, 1 + width :] / 1000 if self.by_dose else np.ones((len(kinds), width))
+        begin = 0
+        for site, size in self.sizes.items():
+            ours = order[begin : begin + size]
+            begin += size
+            if size:
+                moments = means[:, ours], variances[:, ours]
+                self.prior.start(site, *moments, cells.numpy(), kinds[:, : 1 + width], dose)
+        self.coupled = None
+        self.turned.fill_(True)
+
+    def unfinished(self) -> bool:
+        """Whether the axes have yet to be turned."""
+        return not bool(self.turned)
+
+    def remarks(self) -> list[str]:
+        said = []
+        if self.unfinished():
+            said.append("the latents were not turned to the axes of blocks: fit without compile=True, or axes='free'")
+        if self.alone:
+            said.append(
+                "a context has no control among the training cells: what a treatment adds there is told from the "
+                "context by its other treatments alone"
+            )
+        return said

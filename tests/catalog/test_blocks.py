@@ -1,0 +1,85 @@
+"""Axes of blocks of latents, and the Gaussian prior of each pair under which they are found."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+
+from fieldguide.catalog.parts.block_axes import assigned_blocks, dependence, diagonal_axes
+from fieldguide.catalog.parts.coupled_prior import CoupledPrior, WhitenedNormal
+
+
+# ---- axes of blocks ---------------------------------------------------------------------------------------
+@settings(max_examples=10)
+@given(st.integers(0, 50))
+def test_axes_that_make_all_covariances_diagonal_are_recovered(seed):
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(4, 4)) + 2 * np.eye(4)
+    scales = rng.uniform(0.2, 3, (12, 4))
+    covariances = torch.tensor(mixing @ (scales[..., None] * np.eye(4)) @ mixing.T)
+    axes = diagonal_axes(covariances, torch.full((12,), 1e6)).numpy()
+    product = np.abs(axes @ mixing)
+    product /= product.max(1, keepdims=True)
+    rows, columns = linear_sum_assignment(-product)
+    assert sorted(columns) == [0, 1, 2, 3] and np.partition(product, -2, 1)[:, -2].max() < 1e-3
+    share = torch.full((12,), 1 / 12, dtype=torch.float64)
+    assert float(dependence(torch.as_tensor(axes), covariances, share)) < 1e-5
+    average = (axes @ covariances.numpy().mean(0) @ axes.T).diagonal()
+    np.testing.assert_allclose(average, 1, rtol=1e-6)
+
+
+@given(st.integers(0, 50))
+def test_axes_are_given_to_the_block_that_their_law_speaks_for(seed):
+    rng = np.random.default_rng(seed)
+    context, treatment = (v.ravel() for v in np.meshgrid(np.arange(3), np.arange(4), indexing="ij"))
+    laws = {"x": (context, 2), "tx": (context * 4 + treatment, 3), "t": (treatment, 1)}
+    means, variances = [], []
+    for group, size in laws.values():
+        levels, widths = rng.normal(0, 2, (12, size)), rng.uniform(0.2, 1, (12, size))
+        means.append(levels[group]), variances.append(widths[group])
+    shuffled = rng.permutation(6)
+    table = [np.hstack(v)[:, shuffled] for v in (means, variances)]
+    order = assigned_blocks(*table, np.full(12, 200), context, treatment, (2, 3, 1))
+    blocks = np.array([0, 0, 1, 1, 1, 2])
+    assert (blocks[shuffled][order] == blocks).all()
+
+
+# ---- the prior of each pair -------------------------------------------------------------------------------
+def test_the_whitened_normal_is_the_gaussian_of_that_covariance():
+    torch.manual_seed(0)
+    lower = torch.randn(5, 3, 3, dtype=torch.float64).tril(-1) + torch.diag_embed(torch.rand(5, 3).double() + 0.5)
+    loc, value = torch.randn(5, 3).double(), torch.randn(2, 5, 3).double()
+    white = torch.linalg.solve_triangular(lower, torch.eye(3).double().expand(5, 3, 3), upper=False)
+    ours, theirs = WhitenedNormal(loc, white), MultivariateNormal(loc, scale_tril=lower)
+    torch.testing.assert_close(ours.log_prob(value), theirs.log_prob(value))
+    torch.testing.assert_close(ours.expand((2, 5)).log_prob(value), theirs.log_prob(value))
+    guide = Normal(torch.randn(5, 3).double(), torch.rand(5, 3).double() + 0.2)
+    exact = kl_divergence(MultivariateNormal(guide.loc, torch.diag_embed(guide.scale**2)), theirs)
+    torch.testing.assert_close(kl_divergence(torch.distributions.Independent(guide, 1), ours), exact)
+    drawn = ours.rsample((20_000,))
+    torch.testing.assert_close(drawn.mean(0), loc, atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn[:, 0].T.cov(), theirs.covariance_matrix[0], atol=0.2, rtol=0.05)
+
+
+def test_the_coupled_prior_is_set_to_the_moments_of_its_cells():
+    torch.manual_seed(0)
+    conditions = torch.tensor([[0, -1], [0, 1], [1, 1]]).repeat_interleave(torch.tensor([300, 200, 100]), 0)
+    prior = CoupledPrior(conditions, 3)
+    mixing = torch.randn(3, 3)
+    loc = torch.randn(600, 3) @ mixing + conditions[:, :1] * 2
+    scale = torch.full((600, 3), 0.3)
+    prior.update(loc, scale, prior.rows(conditions))  # all cells at once
+    rows = prior.rows(conditions)
+    for code in range(3):
+        own = loc[rows == code]
+        torch.testing.assert_close(prior.mean[code], own.mean(0), atol=1e-5, rtol=1e-5)
+        second = (own - own.mean(0)).T @ (own - own.mean(0)) / len(own) + 0.09 * torch.eye(3)
+        torch.testing.assert_close(prior.covariance[code], second, atol=1e-4, rtol=1e-4)
+    assert prior.rows(torch.tensor([[7, 7], [0, 1]])).tolist()[0] == 3, "a condition that training has not"
+    z = torch.randn(600, 3)
+    first = prior.block(rows, [], 2).log_prob(z[:, :2])
+    chain = first + prior.block(rows, [z[:, :2]], 1).log_prob(z[:, 2:])
+    whole = WhitenedNormal(prior.mean[rows], prior.white[rows]).log_prob(z)
+    torch.testing.assert_close(chain, whole, atol=1e-3, rtol=1e-4)

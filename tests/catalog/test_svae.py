@@ -19,7 +19,7 @@ from fieldguide.catalog.svae import SVAE
 from fieldguide.decisions.perturbations.axes import independent_axes, shift_cost, sparse_axes
 from fieldguide.inference.conformance import check
 
-QUICK = {"n_latent": 5, "n_hidden": 64, "max_epochs": 30, "learning_rate": 5e-3, "batch_size": 64, "progress": False}
+QUICK = {"n_latent": 5, "n_hidden": 64, "max_epochs": 45, "learning_rate": 5e-3, "batch_size": 64, "progress": False}
 
 
 def mean_correlation(truth, latent):

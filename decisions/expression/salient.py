@@ -13,7 +13,7 @@ from fieldguide.decisions.decoding import TINY, proportions
 from fieldguide.decisions.expression.figures import volcano
 from fieldguide.decisions.fdr import calls, fdr_values
 from fieldguide.inference import Fit, Groups
-from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
+from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, checked_text
 from fieldguide.inference.checks.labels import find_label, label_text
 from fieldguide.inference.program import Batch
 from fieldguide.inference.randomness import isolated, stream
@@ -79,6 +79,7 @@ def salient_genes(
     """
     delta, fdr = checked_real("delta (log2 units)", delta, at_least=0), checked_real("fdr", fdr, at_least=0, at_most=1)
     draws, cells, seed = checked_int("draws", draws, 20), checked_int("cells", cells, 2), checked_seed(seed)
+    site = checked_text("site", site)
     label, rows, dataset = cells_of_group(fitted, group, data)
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(rows)[:cells])

@@ -1,5 +1,6 @@
 """What a treatment is expected to do in a context, pairs that were never seen among them, beside plain baselines."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,11 +133,11 @@ def _asked(screen: Screen, pairs: Any) -> list[tuple[int, str, np.ndarray]]:
     if pairs is None:
         treated = [(label, codes) for label, codes in zip(screen.labels, screen.codes, strict=True) if label != CONTROL]
         return [(c, label, codes) for c in range(len(screen.contexts)) for label, codes in treated]
-    if isinstance(pairs, str):
-        raise TypeError(f"pairs is a list of contexts and perturbations: [(context, {pairs!r})]")
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs is a list of contexts and perturbations, [(context, perturbation)], not {pairs!r}")
     asked = []
     for pair in pairs:
-        if isinstance(pair, str) or len(tuple(pair)) != 2:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise ValueError(f"pairs: {pair!r} is no pair of a context and a perturbation")
         context, perturbation = pair
         label, codes = screen.label_of("pairs", perturbation)

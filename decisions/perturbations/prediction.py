@@ -1,6 +1,6 @@
 """What perturbations are expected to do to expression, combinations that were never seen among them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from fieldguide.inference.fitted import Fit
 
 
 def predicted_expression(
-    fitted: Fit, perturbations: Sequence[str], data=None, *, draws: Any = 500, seed: Any = 0
+    fitted: Fit, perturbations: Iterable[str], data=None, *, draws: Any = 500, seed: Any = 0
 ) -> pd.DataFrame:
     """Return the expected proportion of each gene under perturbations, as the fitted program has it.
 
@@ -44,8 +44,8 @@ def predicted_expression(
         For a label with a part that the training data had not.
     """
     draws, seed = checked_int("draws", draws, 1), checked_seed(seed)
-    if isinstance(perturbations, str):
-        raise TypeError(f"perturbations is a list of labels: [{perturbations!r}]")
+    if isinstance(perturbations, str) or not isinstance(perturbations, Iterable):
+        raise TypeError(f"perturbations is a list of labels, [{perturbations!r}], not {perturbations!r}")
     labels = [str(label) for label in perturbations]
     if not labels:
         raise ValueError("perturbations names no label")

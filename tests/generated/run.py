@@ -30,6 +30,7 @@ from generated.graphs import graphs  # noqa: E402
 from generated.matrices import matrices  # noqa: E402
 from generated.policies import policies  # noqa: E402
 from generated.posteriors import posterior  # noqa: E402
+from generated.screens import screens  # noqa: E402
 from generated.settings import settings  # noqa: E402
 from generated.world import World  # noqa: E402
 
@@ -44,6 +45,7 @@ AREAS = {
     "graphs": graphs,
     "policies": policies,
     "budgets": budgets,
+    "screens": screens,
     "files": files,
     "commands": commands,
 }

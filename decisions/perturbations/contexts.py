@@ -137,11 +137,11 @@ def interactions(
 
     Examples
     --------
-    >>> effect, error = interactions(np.array([[0.0], [1], [2], [5]]), np.full(4, 4), [0, 0, 1, 1], [0, 1, 0, 1])
+    >>> context, label = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    >>> effect, error = interactions(np.array([[0.0], [1], [2], [5]]), np.full(4, 4), context, label)
     >>> effect.ravel().round(2).tolist(), error.ravel().round(2).tolist()
     ([0.5, -0.5, -0.5, 0.5], [0.25, 0.25, 0.25, 0.25])
     """
-    context, label = np.asarray(context), np.asarray(label)
     design = np.concatenate((np.eye(context.max() + 1)[context], np.eye(label.max() + 1)[label]), 1)
     weight = n_cells.astype(float)
     gram = (design.T * weight) @ design

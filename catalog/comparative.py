@@ -259,6 +259,12 @@ class Comparative(Program):
             said.append(
                 "the number of latents was not chosen: train for longer, without compile=True, or dimensions='fixed'"
             )
+        full = [f"block {b}" if b else "z" for b, r in enumerate(self.rankings) if r.size > 2 and r.keep.all()]
+        if not self.unfinished() and int(self.rankings[0].judged) and full:
+            said.append(
+                f"all latents were kept of {', '.join(full)}: there may be more, or the training was too short to tell "
+                "which are needed"
+            )
         if self.nested:
             said.append(
                 "each batch has cells of one group only: what differs between batches is in the salient latents"

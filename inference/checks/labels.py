@@ -1,6 +1,6 @@
 """Labels as users write them: 1, "1" and 1.0 are one label, and an exact match comes first."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,27 @@ def _distinct(values: Any) -> tuple[np.ndarray, list]:
                 raise TypeError(f"a label is text or a number, and that of row {row} is {value!r:.60}")
             codes[row] = known.setdefault((type(value), value), len(known))
     return codes, [value for _, value in known]
+
+
+def given_labels(name: str, labels: Any) -> tuple[str, ...]:
+    """Return one label or several as text, each once.
+
+    Raises
+    ------
+    TypeError
+        For what is no label, naming the argument.
+
+    Examples
+    --------
+    >>> given_labels("control", 3), given_labels("control", ["a", "b", "a"])
+    (('3',), ('a', 'b'))
+    """
+    single = isinstance(labels, str | Mapping) or not isinstance(labels, Iterable)
+    several = [labels] if single else list(labels)
+    for label in several:
+        if label is None or isinstance(label, float) and label != label or isinstance(label, Mapping | list | set):
+            raise TypeError(f"{name} must be a label or a list of labels, not {labels!r}")
+    return tuple(dict.fromkeys(label_text(label) for label in several))
 
 
 def find_label(name: str, wanted: Any, known: Sequence[Any], what: str = "label") -> int:

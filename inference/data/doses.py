@@ -1,13 +1,13 @@
 """How much was given of each perturbation of a cell: a field beside that of the perturbations."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fieldguide.inference.checks.arguments import checked_text
-from fieldguide.inference.checks.labels import label_texts
+from fieldguide.inference.checks.labels import given_labels, label_texts
 from fieldguide.inference.data.fields import Field
 from fieldguide.inference.data.interventions import says_none
 from fieldguide.inference.data.perturbations import Perturbations
@@ -35,18 +35,17 @@ class Doses(Field):
 
     place: str = "dose"
     beside: str = "perturbation"
-    control: str | Sequence[str] = ()
+    control: Any = ()
     separator: str = "+"
 
     def __post_init__(self) -> None:
-        given = (self.control,) if isinstance(self.control, str) else tuple(str(word) for word in self.control)
-        object.__setattr__(self, "control", given)
+        object.__setattr__(self, "control", given_labels("control", self.control))
         checked_text("separator", self.separator)
         checked_text("beside", self.beside)
 
     def learn(self, name, data, place):
         largest: dict[str, float] = {}
-        for parts, doses in self._pairs(name, data, place)[0]:
+        for parts, doses in self.labelled(name, data, place)[0]:
             for part, dose in zip(parts, doses, strict=True):
                 largest[part] = max(largest.get(part, 0.0), dose)
         nothing = next((part for part, dose in largest.items() if dose == 0), None)
@@ -54,10 +53,12 @@ class Doses(Field):
             raise SchemaError(
                 f"field '{name}': perturbation {nothing!r} has the dose 0 in every cell; call these cells controls"
             )
-        return {"largest": dict(sorted(largest.items())), "separator": self.separator}
+        settings = {"beside": self.beside, "control": list(self.control), "separator": self.separator}
+        return {"largest": dict(sorted(largest.items()))} | settings
 
     def read(self, name, data, place, state):
-        pairs, which = self._pairs(name, data, place)
+        learnt = replace(self, beside=state["beside"], control=state["control"], separator=state["separator"])
+        pairs, which = learnt.labelled(name, data, place)
         width = max([1, *(len(parts) for parts, _ in pairs)])
         table = np.zeros((len(pairs), width), dtype=np.float32)
         for row, (parts, doses) in enumerate(pairs):
@@ -67,7 +68,7 @@ class Doses(Field):
             table[row, : len(share)] = [share[part] for part in sorted(share)]
         return DenseStore(table[which])
 
-    def _pairs(self, name: str, data, place) -> tuple[list[tuple[list[str], list[float]]], np.ndarray]:
+    def labelled(self, name: str, data, place) -> tuple[list[tuple[list[str], list[float]]], np.ndarray]:
         """Return parts and doses of each different pair of label and dose, and which of them each cell has."""
         labels, doses = (column_of(name, data, column) for column in (self.beside, place))
         require_complete(name, self.beside, labels)

@@ -1,10 +1,11 @@
 """Groups of cells to compare, those that the others are compared with first."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from fieldguide.inference.checks.labels import given_labels
 from fieldguide.inference.data.fields import Category
 from fieldguide.inference.data.interventions import says_none
 from fieldguide.inference.data.reading import SchemaError, column_of
@@ -26,11 +27,10 @@ class Groups(Category):
     """
 
     place: str = "group"
-    background: str | Sequence[str] = ()
+    background: Any = ()
 
     def __post_init__(self) -> None:
-        given = (self.background,) if isinstance(self.background, str) else tuple(str(b) for b in self.background)
-        object.__setattr__(self, "background", given)
+        object.__setattr__(self, "background", given_labels("background", self.background))
 
     def learn(self, name, data, place):
         column = column_of(name, data, place)

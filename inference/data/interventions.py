@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, checked_text
-from fieldguide.inference.checks.labels import find_label, label_texts
+from fieldguide.inference.checks.labels import find_label, given_labels, label_texts
 from fieldguide.inference.data.fields import Field
 from fieldguide.inference.data.matrices import dense, shown, table_of
 from fieldguide.inference.data.reading import SchemaError, cell_name, check_data, column_of
@@ -64,8 +64,7 @@ class Targets(Field):
     beside: str = "x"
 
     def __post_init__(self) -> None:
-        given = (self.control,) if isinstance(self.control, str) else tuple(str(word) for word in self.control)
-        object.__setattr__(self, "control", given)
+        object.__setattr__(self, "control", given_labels("control", self.control))
         checked_text("separator", self.separator)
 
     def learn(self, name, data, place):

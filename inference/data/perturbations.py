@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fieldguide.inference.checks.arguments import checked_text
-from fieldguide.inference.checks.labels import label_texts
+from fieldguide.inference.checks.labels import given_labels, label_texts
 from fieldguide.inference.data.fields import Field
 from fieldguide.inference.data.interventions import NONE, says_none
 from fieldguide.inference.data.reading import SchemaError, cell_name, check_labels, column_of, require_complete
@@ -39,15 +40,14 @@ class Perturbations(Field):
     """
 
     place: str = "perturbation"
-    control: str | Sequence[str] = ()
+    control: Any = ()
     separator: str = "+"
     needs_control: bool = False
 
     expandable = True
 
     def __post_init__(self) -> None:
-        given = (self.control,) if isinstance(self.control, str) else tuple(str(word) for word in self.control)
-        object.__setattr__(self, "control", given)
+        object.__setattr__(self, "control", given_labels("control", self.control))
         checked_text("separator", self.separator)
 
     def learn(self, name, data, place):

@@ -17,7 +17,11 @@ FitFile = Annotated[Positional[Path], arg(metavar="FIT")]
 DataFile = Annotated[Positional[Path], arg(metavar="DATA")]
 Fields = Annotated[
     tuple[str, ...],
-    arg(metavar="FIELD=PLACE", help="Where a field lives, such as batch=sample; several columns as a,b."),
+    arg(
+        metavar="FIELD=PLACE",
+        help="Where a field lives, such as batch=sample; several columns as a,b; with settings of the field, as in "
+        "'perturbation=guide(control=AAVS1)' or 'group=condition(background=CTRL)'; none switches a field off.",
+    ),
 ]
 Model = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE", help="Arguments of the model, such as n_latent=20.")]
 Constraints = Annotated[
@@ -99,10 +103,44 @@ def read_fit(path: Path) -> Any:
     return load(path)
 
 
-def field_places(words: Sequence[str]) -> dict[str, Any] | None:
-    """Read FIELD=PLACE; several places, separated by commas, are a list."""
-    places = pairs(words, "--fields", "FIELD=PLACE")
-    return {name: place.split(",") if "," in place else place for name, place in places.items()} or None
+def field_places(entry: str, words: Sequence[str]) -> dict[str, Any] | None:
+    """Read FIELD=PLACE for an entry; several places, separated by commas, are a list; settings stand in brackets."""
+    from fieldguide.catalog import get
+
+    fields = get(entry).schema.fields
+    places: dict[str, Any] = {}
+    for name, place in pairs(words, "--fields", "FIELD=PLACE").items():
+        asked = re.fullmatch(r"([^(]*)\((.*=.*)\)", place)
+        if place == "none":
+            places[name] = None
+        elif asked and name in fields:
+            places[name] = _with_settings(name, fields[name], *asked.groups())
+        else:
+            places[name] = place.split(",") if "," in place else place
+    return places or None
+
+
+def _with_settings(name: str, field: Any, place: str, words: str) -> Any:
+    """The field with a place and settings of its own; a setting that is given twice has several values."""
+    from dataclasses import fields, replace
+
+    known = [f.name for f in fields(field) if f.name not in ("place", "optional")]
+    settings: dict[str, Any] = {}
+    for word in words.split(","):
+        key, value = pair(word.strip(), f"--fields: {name}", "SETTING=VALUE")
+        if key not in known:
+            some = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"--fields: {name} has no setting '{key}' ({type(field).__name__}); {some}")
+        if isinstance(getattr(field, key), bool):
+            if value not in ("True", "False"):
+                raise ValueError(f"--fields: {key} of {name} must be True or False, not {value!r}")
+            value = value == "True"
+        settings[key] = (
+            (*settings[key], value)
+            if isinstance(settings.get(key), tuple)
+            else ((settings[key], value) if key in settings else value)
+        )
+    return replace(field, place=place or field.place, **settings)
 
 
 def model_arguments(name: str, words: Sequence[str]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def fit(
     fitted = inference.fit(
         name,
         read_h5ad(data, backed),
-        fields=field_places(fields),
+        fields=field_places(name, fields),
         objective=chosen_objective(name, objective, particles),
         constraints=constraints_of(constraint),
         max_epochs=max_epochs,
@@ -179,7 +179,7 @@ def compare(
             mix=mix,
             posterior_draws=posterior_draws,
             seed=seed,
-            fields=field_places(fields),
+            fields=field_places(name, fields),
             device=device,
             validation=validation,
             draws=draws,

@@ -36,6 +36,21 @@ def test_doses_stand_in_the_order_of_the_codes():
     assert joined[2] == [0.5], "a part that is a control has a dose, which is left out"
 
 
+def test_a_field_that_was_learnt_needs_no_settings_to_read():
+    """A fit from a file has the places and what was learnt, and the fields of its entry."""
+    from fieldguide.inference import FittedSchema
+
+    field = Doses("dose", beside="drug", control="AAVS1", separator=";")
+    data = cells(["a", "b;a", "AAVS1"], ["2", "3;1", None])
+    learnt = Schema(dose=field).learn(data)
+    again = FittedSchema(Schema(dose=Doses()), learnt.places, learnt.states)
+    assert (
+        again.read(data)["dose"].values.tolist()
+        == learnt.read(data)["dose"].values.tolist()
+        == [[1, 0], [0.5, 1], [0, 0]]
+    )
+
+
 def test_new_cells_have_the_unit_of_the_training_cells():
     new = read(["a", "a", "b", "DMSO"], [5, 10, 1, 0], new=(["a", "b"], [20, 0.1]))[1]
     np.testing.assert_allclose(new, [[2.0], [0.1]], rtol=1e-6)

@@ -28,6 +28,16 @@ def test_the_background_has_the_lowest_codes():
     )
 
 
+def test_a_background_is_a_label_of_any_type_each_once():
+    assert Groups(background=3).background == Groups(background=3.0).background == ("3",)
+    assert Groups(background=np.array(["b", "a", "b"])).background == ("b", "a")
+    assert codes([2, 1, 2, 1], Groups(background=2)) == [0, 1, 0, 1]
+    assert codes([2, 1, 2, 1], Groups(background=[2, "2"])) == [0, 1, 0, 1]
+    for wrong in (None, [None], {"a": 1}, [["a"]], float("nan")):
+        with pytest.raises(TypeError, match="background must be a label or a list of labels"):
+            Groups(background=wrong)
+
+
 def test_usual_words_are_taken_for_the_background_and_said():
     with pytest.warns(UserWarning, match=r"'ctrl' of column 'group' is read as the background; Groups\('group', back"):
         assert codes(["stim", "ctrl", "stim", "ctrl"]) == [1, 0, 1, 0]

@@ -1,5 +1,8 @@
-"""Constraints on the command line."""
+"""Constraints and settings of fields on the command line."""
 
+import anndata
+import numpy as np
+import pandas as pd
 import pytest
 
 from fieldguide import inference
@@ -66,3 +69,36 @@ def test_fit_takes_constraints_and_leaves_out_those_of_the_entry(pbmc, tmp_path,
     capsys.readouterr()
     assert main(["fit", "scvi", str(file), *common, "--constraint", "hsic(z,depth)"]) == 1
     assert "'depth' is neither a site of SCVI" in capsys.readouterr().err
+
+
+def test_settings_of_a_field_stand_in_brackets(tmp_path, capsys):
+    obs = pd.DataFrame(
+        {"drug": ["water", "A", "A+B", "B"] * 5, "line": ["u", "v"] * 10, "dose": ["0", "1", "1+2", "2"] * 5},
+        index=[f"c{i}" for i in range(20)],
+    )
+    rng = np.random.default_rng(0)
+    file, out = tmp_path / "cells.h5ad", tmp_path / "fit"
+    anndata.AnnData(rng.poisson(5, (20, 4)).astype(np.float32), obs=obs).write_h5ad(file)
+    common = ["--max-epochs", "1", "--model", "n_hidden=4", "--output", str(out), "--fields"]
+    common += ["context=line"]
+    drug, dose = "perturbation=drug(control=water)", "dose=dose(beside=drug,control=water)"
+    assert main(["fit", "fcr", str(file), *common, drug, dose]) == 0
+    schema = inference.load(out).schema
+    assert schema.places["perturbation"] == "drug" and schema.states["perturbation"]["control"] == ["water"]
+    assert schema.states["dose"]["beside"] == "drug" and schema.states["dose"]["largest"] == {"A": 1, "B": 2}
+    assert main(["fit", "fcr", str(file), *common, drug, "counts=none", "values=X"]) == 0
+    assert "counts" not in inference.load(out).schema.places
+    both = "perturbation=drug(control=water,control=A)"
+    assert main(["fit", "fcr", str(file), *common, both]) == 0
+    assert inference.load(out).schema.states["perturbation"]["control"] == ["water", "A"]
+    capsys.readouterr()
+    for words, message in (
+        ("perturbation=drug(kontrol=water)", "perturbation has no setting 'kontrol' (Perturbations); it has control"),
+        ("context=line(control=u)", "context has no setting 'control' (Category); it has none"),
+        ("perturbation=drug(needs_control=yes)", "needs_control of perturbation must be True or False, not 'yes'"),
+        ("size_factor=none", ""),
+    ):
+        usual = {"context": "context=line", "perturbation": drug}
+        usual[words.partition("=")[0]] = words
+        code = main(["fit", "fcr", str(file), *common[:-1], *usual.values()])
+        assert code == (1 if message else 0) and message in capsys.readouterr().err

@@ -24,6 +24,7 @@ from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Number, Share, Size, Weight, checked
 from fieldguide.inference.program import Batch
 from fieldguide.inference.step import Losses, add_term, by_group
+from fieldguide.inference.training.processes import mean_over_processes
 
 TURN = 0.5
 """Share of the training after which the latents are turned to the axes of their blocks."""
@@ -286,6 +287,7 @@ class FCR(Program):
         """Turn the latents to the axes of blocks, and start the priors of the blocks there."""
         coupled = self.coupled
         assert coupled is not None
+        mean_over_processes(coupled.mean, coupled.covariance)
         cells, kinds = coupled.cells.cpu().double(), coupled.kinds.cpu().numpy()
         mean, covariance = coupled.mean[:-1].cpu().double(), coupled.covariance[:-1].cpu().double()
         axes = diagonal_axes(covariance, cells)

@@ -21,6 +21,7 @@ from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Share, Size, Weight, checked
 from fieldguide.inference.program import Batch
 from fieldguide.inference.step import add_term
+from fieldguide.inference.training.processes import mean_over_processes
 
 PRIORS = ("svae+", "svae", "ivae", "vae")
 TURN = 0.3
@@ -200,6 +201,7 @@ class SVAE(Program):
         """Turn the latents to axes in which the shifts are sparse."""
         if not isinstance(self.shifts, ExactShifts):
             return
+        mean_over_processes(self.shifts.mean)
         there = self.shifts.n_cells > 0
         shifts = self.shifts.mean[there]
         origin = torch.zeros_like(self.prior_loc) if self.n_controls else shifts.median(0).values

@@ -1,9 +1,18 @@
 """What the processes of one fit have in common: gradients and running statistics."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fieldguide.inference.program import Program
+
+
+def mean_over_processes(*values: Tensor) -> None:
+    """Set values to their mean over all processes, in place, before something is decided by them; one keeps its own."""
+    if dist.is_available() and dist.is_initialized():
+        for value in values:
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
 
 
 def average_gradients(fabric, parameters: list[Tensor]) -> None:

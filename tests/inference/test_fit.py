@@ -274,6 +274,41 @@ def test_two_processes_train_one_model(tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ["svae", "comparative", "fcr"])
+def test_two_processes_decide_alike_in_the_middle_of_training(entry, tmp_path):
+    """Axes that are turned, latents that are cut off: by what both have seen."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import numpy as np, os, pandas as pd, anndata, warnings
+            from fieldguide.inference import Groups, Perturbations, fit
+            warnings.simplefilter("ignore")
+            rng = np.random.default_rng(0)
+            cells = np.arange(600)
+            obs = pd.DataFrame(index=cells.astype(str))
+            obs["perturbation"] = np.array(["ctrl", "a", "b", "c"])[cells % 4]
+            obs["context"] = obs["group"] = np.array(["u", "v", "w"])[cells // 4 % 3]
+            rates = rng.gamma(2, 2, (4, 12))[cells % 4] * rng.gamma(3, 0.5, (3, 12))[cells // 4 % 3]
+            data = anndata.AnnData(rng.poisson(rates).astype("float32"), obs=obs)
+            fields = {{"perturbation": Perturbations(control="ctrl")}}
+            fields = {{"group": Groups(background="u")}} if {entry!r} == "comparative" else fields
+            settings = {{"max_epochs": 12, "batch_size": 32, "progress": False, "n_hidden": 8}}
+            result = fit({entry!r}, data, fields=fields, **settings)
+            state = [v.double().numpy().ravel() for v in result.program.state_dict().values()]
+            np.save(r"{{}}/rank{{}}.npy".format(r"{tmp_path}", os.environ["RANK"]), np.concatenate(state))
+            assert not result.program.unfinished()
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29714", str(script)]
+    done = subprocess.run(command, capture_output=True, timeout=300, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (np.load(tmp_path / f"rank{r}.npy") for r in (0, 1))
+    np.testing.assert_array_equal(first, second)
+
+
 def test_settings_of_a_fresh_guide_are_checked_by_name():
     x = {"x": np.random.default_rng(0).normal(size=(40, 3))}
     first = fit("ppca", x, n_latent=1, max_epochs=1, progress=False)

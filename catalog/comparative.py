@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -13,8 +14,9 @@ from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import Encoder
 from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import Layers, one_hot
+from fieldguide.catalog.parts.observation import Observation, observed_size
 from fieldguide.catalog.parts.ranking import Ranking
-from fieldguide.inference import ELBO, Category, Counts, Groups, Positive, Program, Schema
+from fieldguide.inference import ELBO, Category, Counts, Groups, Positive, Program, Schema, Values
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Number, Share, Size, checked
 from fieldguide.inference.program import Batch
@@ -32,7 +34,8 @@ DRAWS = 2
     "comparative",
     title="Comparative (contrastive) model: latents that all groups share, and salient ones that only some have",
     schema=Schema(
-        counts=Counts("X"),
+        counts=Counts("X", optional=True),
+        values=Values("", optional=True),
         group=Groups("group"),
         batch=Category("batch", optional=True),
         size_factor=Positive("", optional=True),
@@ -73,8 +76,11 @@ class Comparative(Program):
 
     Parameters
     ----------
-    n_genes, n_group, n_background, n_batch : int
-        What the data implies; filled in by ``fit``. Groups of the background come first.
+    n_genes, n_values : int
+        G; one of them is 0. With ``fields={"counts": None, "values": "X"}``, for real numbers, the observation is
+        Gaussian around ``mean`` [G], and has the noise of its group.
+    n_group, n_background, n_batch : int
+        What the data implies; filled in by ``fit``, as G is. Groups of the background come first.
     n_latent, n_salient : int
         Of the shared block, and of each other block; with ``dimensions="learned"`` the most of them.
     table : {"contrastive", "multigroup"} or sequence of sequences
@@ -104,8 +110,9 @@ class Comparative(Program):
     @checked
     def __init__(
         self,
-        n_genes: Size,
-        n_group: Size,
+        n_genes: Number = 0,
+        n_values: Number = 0,
+        n_group: Size = 1,
         n_background: Number = 0,
         n_batch: Size = 1,
         n_latent: Size = 10,
@@ -120,21 +127,18 @@ class Comparative(Program):
         likelihood: str = "nb",
     ) -> None:
         super().__init__()
+        n_out = observed_size(n_genes, n_values)
         one_of("likelihood", likelihood, LIKELIHOODS)
         one_of("dimensions", dimensions, ("learned", "fixed"))
-        self.n_batch, self.likelihood, self.least, self.balance = n_batch, likelihood, least, balance
+        self.n_batch, self.least, self.balance = n_batch, least, balance
         uses = uses_of(table, n_group, n_background)
         n_blocks = uses.shape[1] - 1
         n_covariates = n_batch if n_batch > 1 else 0
         encoder = {"n_layers": n_layers, "dropout": dropout}
-        self.encoder_z = Encoder(n_genes, n_latent, n_hidden, **encoder)
-        self.encoder_s = Encoder(n_genes, n_blocks * n_salient, n_hidden, **encoder)
+        self.encoder_z = Encoder(n_out, n_latent, n_hidden, **encoder)
+        self.encoder_s = Encoder(n_out, n_blocks * n_salient, n_hidden, **encoder)
         self.decoder = Layers(n_latent + n_blocks * n_salient, n_hidden, n_layers, n_covariates, batch_norm=False)
-        self.head_rho = nn.Linear(n_hidden, n_genes)
-        if likelihood == "zinb":
-            self.head_gate = nn.Linear(n_hidden, n_genes)
-        if likelihood != "poisson":
-            self.log_dispersion = nn.Parameter(torch.randn(n_group, n_genes))
+        self.observation = Observation(n_genes, n_values, n_hidden, likelihood, n_group)
         self.rankings: Any = nn.ModuleList(Ranking(size, JUDGED) for size in (n_latent, *[n_salient] * n_blocks))
         self.register_buffer("uses", uses)
         self.register_buffer("prior_z", torch.zeros(n_latent))
@@ -169,19 +173,10 @@ class Comparative(Program):
             s = pyro.sample("s", dist.Normal(self.prior_s, 1.0).to_event(1))
             live_z, live_s = self.live(batch)
             hidden = self.decoder(torch.cat((z * live_z, s * live_s), -1), self.covariates(batch))
-            logits = self.head_rho(hidden)
-            if not self.training:
-                pyro.deterministic("rho", torch.softmax(logits, -1), event_dim=1)
-            library = batch["size_factor"] if "size_factor" in batch else batch["counts"].sum(-1)
-            parameters = [logits, library.log().unsqueeze(-1)]
-            if self.likelihood != "poisson":
-                parameters.append(self.log_dispersion[batch["group"]])
-            if self.likelihood == "zinb":
-                parameters.append(self.head_gate(hidden))
-            pyro.sample("counts", LIKELIHOODS[self.likelihood].from_logits(*parameters), obs=batch["counts"])
+            self.observation(hidden, batch, batch["group"])
 
     def guide(self, batch: Batch) -> None:
-        features, (live_z, live_s) = batch["counts"].log1p(), self.live(batch)
+        features, (live_z, live_s) = self.observation.features(batch), self.live(batch)
         with self.cells(batch):
             for name, encoder, live in (("z", self.encoder_z, live_z), ("s", self.encoder_s, live_s)):
                 pyro.sample(name, limited(encoder(features), live))
@@ -244,7 +239,7 @@ class Comparative(Program):
         """Return the mean bound of cells with the first latents of a block alone; equal draws for each count."""
         cells = len(batch["group"])
         self.cuts = [r.first(count if b == block else r.size).expand(cells, -1) for b, r in enumerate(self.rankings)]
-        with isolated(batch["counts"].device, 0):
+        with isolated(batch["group"].device, 0):
             weights = Step(self, batch).weights(DRAWS)
         self.cuts = None
         return weights.log_w.double().mean()
@@ -307,6 +302,7 @@ def uses_of(table: Any, n_group: int, n_background: int) -> Tensor:
         uses = torch.ones(n_group, 2)
         uses[:n_background, 1] = 0
         return uses
+    table = table.tolist() if isinstance(table, np.ndarray) else table
     rows = [list(row) if isinstance(row, Sequence) else [] for row in table] if isinstance(table, Sequence) else []
     wide = {len(row) for row in rows}
     if len(rows) != n_group or len(wide) != 1 or max(wide) < 2 or any(v not in (0, 1) for row in rows for v in row):

@@ -15,8 +15,8 @@ from fieldguide.catalog.parts.block_axes import assigned_blocks, diagonal_axes
 from fieldguide.catalog.parts.block_prior import SITES, BlockPrior, Law
 from fieldguide.catalog.parts.coupled_prior import CoupledPrior
 from fieldguide.catalog.parts.guides import Encoder
-from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import Layers, one_hot
+from fieldguide.catalog.parts.observation import Observation, observed_size
 from fieldguide.catalog.parts.pair_critic import PairCritic, within_groups
 from fieldguide.catalog.parts.turning import turn
 from fieldguide.inference import ELBO, Category, Counts, Doses, Perturbations, Positive, Program, Schema, Values
@@ -30,7 +30,6 @@ TURN = 0.5
 """Share of the training after which the latents are turned to the axes of their blocks."""
 SLOPE = 0.2
 """Of the leaky rectifiers: networks of them may be injective, as the theory asks of the decoder."""
-LEAST_NOISE = 1e-3
 
 
 @entry(
@@ -40,7 +39,7 @@ LEAST_NOISE = 1e-3
         counts=Counts("X", optional=True),
         values=Values("", optional=True),
         context=Category("context"),
-        perturbation=Perturbations("perturbation"),
+        perturbation=Perturbations("perturbation", needs_control=True),
         dose=Doses("", optional=True),
         size_factor=Positive("", optional=True),
     ),
@@ -128,12 +127,9 @@ class FCR(Program):
         critic: Weight = 0.0,
     ) -> None:
         super().__init__()
+        n_out = observed_size(n_genes, n_values)
         one_of("axes", axes, ("turned", "free"))
         one_of("interaction", interaction, ("free", "centred"))
-        if bool(n_genes) == bool(n_values):
-            raise ValueError(
-                "fcr reads counts or values, one of them: fields={'counts': None, 'values': 'X'} for real numbers"
-            )
         if labels and axes == "turned":
             raise ValueError("labels=True needs axes='free': guides that see labels cannot be turned")
         self.sizes = dict(zip(SITES, (n_latent_x, n_latent_tx, n_latent_t), strict=True))
@@ -142,7 +138,6 @@ class FCR(Program):
         self.axes, self.labels, self.n_context, self.n_perturbation = axes, labels, n_context, n_perturbation
         self.latent = next(site for site in ("z_tx", "z_t", "z_x") if self.sizes[site])
         size = {"n_layers": n_layers, "dropout": dropout, "batch_norm": False, "slope": SLOPE}
-        n_out = n_genes or n_values
         if labels:
             seen = {"z_x": n_context, "z_tx": n_context + n_perturbation, "z_t": n_perturbation}
             self.encoder_blocks = nn.ModuleDict(
@@ -152,11 +147,7 @@ class FCR(Program):
             self.encoder = Encoder(n_out, sum(self.sizes.values()), n_hidden, **size)
         self.prior = BlockPrior(n_context, n_perturbation, self.sizes, interaction == "centred")
         self.decoder = Layers(sum(self.sizes.values()), n_hidden, n_layers, batch_norm=False, slope=SLOPE)
-        self.head = nn.Linear(n_hidden, n_out)
-        if n_genes:
-            self.log_dispersion = nn.Parameter(torch.randn(n_genes))
-        else:
-            self.log_noise = nn.Parameter(torch.zeros(n_values))
+        self.observation = Observation(n_genes, n_values, n_hidden)
         self.register_buffer("turned", torch.tensor(axes == "free"))
         self.register_buffer("alone", torch.tensor(False))
         self.critic = critic
@@ -164,8 +155,9 @@ class FCR(Program):
         if critic:
             pairs = [site for site in ("z_x", "z_t") if self.sizes[site] and n_latent_tx]
             self.critics.update({site: PairCritic(self.sizes[site], n_latent_tx) for site in pairs})
-        self.pending: CoupledPrior | None = None
+        self.pending: list[CoupledPrior] = []  # no part of the program before training
         self.coupled: CoupledPrior | None = None
+        self.register_load_state_dict_pre_hook(_with_coupled)
         self.by_dose = False
 
     def prepare(self, batches: Iterable[Batch]) -> None:
@@ -183,7 +175,7 @@ class FCR(Program):
         self.prior.count(context, codes)
         self.alone.fill_(bool((self.prior.pairs[:, 0] == 0).any()))
         if not bool(self.turned):
-            self.pending = CoupledPrior(conditions, sum(self.sizes.values()))
+            self.pending = [CoupledPrior(conditions, sum(self.sizes.values()))]
 
     def model(self, batch: Batch) -> None:
         with self.cells(batch):
@@ -196,18 +188,7 @@ class FCR(Program):
                 else:
                     prior = self.coupled.block(rows, z, self.sizes[site])
                 z.append(pyro.sample(site, prior))
-            u = self.head(self.decoder(torch.cat(z, -1)))
-            if "values" in batch:
-                if not self.training:
-                    pyro.deterministic("mean", u, event_dim=1)
-                noise = self.log_noise.exp() + LEAST_NOISE
-                pyro.sample("values", dist.Normal(u, noise).to_event(1), obs=batch["values"])
-                return
-            if not self.training:
-                pyro.deterministic("rho", torch.softmax(u, -1), event_dim=1)
-            library = batch["size_factor"] if "size_factor" in batch else batch["counts"].sum(-1)
-            counts = LIKELIHOODS["nb"].from_logits(u, library.log().unsqueeze(-1), self.log_dispersion)
-            pyro.sample("counts", counts, obs=batch["counts"])
+            self.observation(self.decoder(torch.cat(z, -1)), batch)
 
     def guide(self, batch: Batch) -> None:
         with self.cells(batch):
@@ -220,7 +201,7 @@ class FCR(Program):
 
     def encoded(self, batch: Batch) -> dict[str, Distribution]:
         """Guide of each block for the cells of a minibatch."""
-        y = self.observed(batch)
+        y = self.observation.features(batch)
         if not self.labels:
             base: Any = self.encoder(y).base_dist  # pyright: ignore[reportAttributeAccessIssue]
             used = {site: n for site, n in self.sizes.items() if n}
@@ -237,14 +218,14 @@ class FCR(Program):
     def training_loss(self, step: Any, objective: Callable) -> Any:
         """Set the prior of each condition to the latents of its cells; in the middle of the training turn the axes."""
         moving = self.decoder.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if moving and self.pending is not None and "progress" in step.scalars:
-            self.coupled, self.pending = self.pending, None
+        if moving and self.pending and "progress" in step.scalars:
+            self.coupled = self.pending.pop().to(step.batch["context"].device)
         if moving and self.coupled is not None:
             if float(step.scalars.get("progress", 0.0)) >= TURN:
                 self.turn_axes()
             else:
                 with torch.no_grad():
-                    base: Any = self.encoder(self.observed(step.batch)).base_dist
+                    base: Any = self.encoder(self.observation.features(step.batch)).base_dist
                 self.coupled.update(base.loc, base.scale, self.coupled.rows(self.conditions(step.batch)))
         losses = objective(step)
         return self.criticised(step, losses) if self.training and self.critics else losses
@@ -270,10 +251,6 @@ class FCR(Program):
             groups["theta"] = [p for p in groups["theta"] if id(p) not in critics]
             groups["critic"] = list(self.critics.parameters())
         return groups
-
-    def observed(self, batch: Batch) -> Tensor:
-        """What the guides see of a cell, [B, G]."""
-        return batch["values"] if "values" in batch else batch["counts"].log1p()
 
     def conditions(self, batch: Batch) -> Tensor:
         """Context, perturbations and doses in thousandths of each cell, int64 [B, 1 + 2 M]."""
@@ -323,3 +300,10 @@ class FCR(Program):
                 "context by its other treatments alone"
             )
         return said
+
+
+def _with_coupled(program: Any, state: dict[str, Tensor], *_: Any) -> None:
+    """Give the program the prior of conditions that a training which ended before the turn has left, or none."""
+    program.coupled = None
+    if "coupled.kinds" in state:
+        program.coupled = CoupledPrior(state["coupled.kinds"], sum(program.sizes.values()))

@@ -120,7 +120,9 @@ class Fit:
         """
         if data is None:
             if self.dataset is None:
-                raise ValueError("this fit was loaded from a file and holds no data: pass the data")
+                raise ValueError(
+                    "this fit holds no data (it was loaded from a file, or has learnt new perturbations): pass the data"
+                )
             self.dataset.require_unchanged()
             return self.dataset
         return read(data, self.schema)

@@ -51,7 +51,8 @@ def load(path: str | Path, program: type[Program] | Program | None = None) -> Fi
         said = f"{path} cannot be read as a fit ({type(error).__name__}: {error})"
         raise ValueError(f"{said}; it was written by fieldguide {written}") from error
     if fitted.interrupted:
-        caution(f"the training of {path} was interrupted after {len(fitted.history)} epochs")
+        left = "".join(f"; {said}" for said in fitted.program.remarks()) if fitted.program.unfinished() else ""
+        caution(f"the training of {path} was interrupted after {len(fitted.history)} epochs{left}")
     return fitted
 
 

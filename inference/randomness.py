@@ -18,7 +18,7 @@ PURPOSES = {
     "annealing": (1_000_003, 900_001, (1,)),
     "encoding": (1_000_003, 600_011, (1,)),
     "latents": (1_000_003, 400_009, (1,)),
-    "pair": (1_000_033, 300_007, (7919,)),
+    "pair": (1_000_033, 300_007, (7919, 15_485_863)),
 }
 """Of each purpose: what the seed is multiplied by, an offset, and what the numbers that tell streams apart are."""
 

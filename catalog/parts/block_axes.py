@@ -12,6 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 STARTS = 8
+CONDITIONS = 400
+"""Those of most cells, by which axes are found."""
 ROUNDS = 60
 SHRINK = 5.0
 """Cells whose worth the average covariance has in that of each condition."""
@@ -33,6 +35,8 @@ def diagonal_axes(covariances: Tensor, cells: Tensor, seed: int = 0) -> Tensor:
     seed : int
         Of the starts.
     """
+    most = torch.argsort(cells, descending=True, stable=True)[:CONDITIONS]
+    covariances, cells = covariances[most], cells[most]
     share = cells.double() / cells.sum()
     size = covariances.shape[-1]
     average = (share[:, None, None] * covariances).sum(0)

@@ -29,7 +29,7 @@ class Law:
     loc, scale : Tensor [B, D]
     unknown : Tensor [B, D]
         Standard deviation of what is not known of ``loc``: 0, but for pairs of context and treatment that training
-        has not. It is part of ``total``.
+        has not, the control among them. It is part of ``total``.
     """
 
     loc: Tensor
@@ -103,7 +103,9 @@ class BlockPrior(nn.Module):
                 rows = first[site].unsqueeze(-1) + codes + 1
                 loc, log_scale = (_added(table.flatten(0, -2), first[site], rows, weight) for table in (loc, log_scale))
                 if unknown is not None:
-                    unknown = (weight * unknown.flatten(0, -2)[rows]).square().sum(-2).sqrt()
+                    treated = (weight * unknown.flatten(0, -2)[rows]).square().sum(-2).sqrt()
+                    control = (codes < 0).all(-1, keepdim=True)
+                    unknown = torch.where(control, unknown.flatten(0, -2)[first[site]], treated)
             unknown = torch.zeros_like(loc) if unknown is None else unknown
             laws[site] = Law(loc, log_scale.clamp(-BOUND, BOUND).exp(), unknown)
         return laws
@@ -112,18 +114,26 @@ class BlockPrior(nn.Module):
         """Return means and log scales [C, 1 + T, D] of the latents of both, and what is not known of the means."""
         if self.centred and loc.shape[0] > 1 and loc.shape[1] > 1:
             loc = loc - loc.mean(0, keepdim=True) - loc.mean(1, keepdim=True) + loc.mean((0, 1), keepdim=True)
-        if self.training or not self.unseen.any():
+        unseen = self.unseen
+        if self.training or not unseen.any():
             return loc, log_scale, None
-        known = ~self.unseen
+        known, lacking = ~unseen, unseen[:, :1].unsqueeze(-1)
+        if lacking.any() and not lacking.all():  # controls of a context are taken to be like those of the others
+            others = loc[~unseen[:, 0], :1]
+            usual, spread = others.mean(0), others.std(0, correction=0)
+            loc = torch.cat((torch.where(lacking, usual, loc[:, :1]), loc[:, 1:] + lacking * (loc[:, :1] - usual)), 1)
+        else:
+            spread = torch.zeros_like(loc[0, :1])
+        known = torch.cat((torch.ones_like(known[:, :1]), known[:, 1:]), 1)
         loc, unknown = completed(loc, known)
+        unknown = torch.cat((torch.where(lacking, spread, 0.0).expand_as(loc[:, :1]), unknown[:, 1:]), 1)
         mean = (log_scale * known.unsqueeze(-1)).sum((0, 1)) / known.sum().clamp(min=1)
         return loc, torch.where(known.unsqueeze(-1), log_scale, mean), unknown
 
     @property
     def unseen(self) -> Tensor:
-        """Which pairs training had no cell of, bool [C, 1 + T]; none before it has begun, and no control."""
-        unseen = (self.pairs == 0) & (self.pairs.sum() > 0)
-        return torch.cat((torch.zeros_like(unseen[:, :1]), unseen[:, 1:]), 1)
+        """Which pairs training had no cell of, bool [C, 1 + T]; none before it has begun."""
+        return (self.pairs == 0) & (self.pairs.sum() > 0)
 
     @torch.no_grad()
     def start(

@@ -92,21 +92,22 @@ class CoupledPrior(nn.Module):
     white: Tensor
     cells: Tensor
     keys: Tensor
+    kinds: Tensor
 
     def __init__(self, conditions: Tensor, size: int) -> None:
         super().__init__()
         kinds, cells = torch.unique(conditions, dim=0, return_counts=True)
         keys = hashed(kinds)
         order = keys.argsort()
-        self.kinds = kinds[order]
         for name, value in {
+            "kinds": kinds[order],
             "keys": keys[order],
             "cells": cells[order].to(torch.get_default_dtype()),
             "mean": torch.zeros(len(kinds) + 1, size, device=conditions.device),
             "covariance": torch.eye(size, device=conditions.device).repeat(len(kinds) + 1, 1, 1),
             "white": torch.eye(size, device=conditions.device).repeat(len(kinds) + 1, 1, 1),
         }.items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value)
 
     def rows(self, conditions: Tensor) -> Tensor:
         """Return the number of the condition of each cell [B]; the last for one that training has not."""

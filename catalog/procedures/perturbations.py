@@ -10,6 +10,7 @@ import torch
 from fieldguide.catalog.parts.shifts import ExactShifts
 from fieldguide.catalog.svae import SVAE
 from fieldguide.inference.checks.labels import label_texts
+from fieldguide.inference.data.interventions import says_none
 from fieldguide.inference.data.perturbations import Perturbations
 from fieldguide.inference.data.reading import column_of
 from fieldguide.inference.data.schema import FittedSchema
@@ -78,7 +79,7 @@ def _new_names(fitted: Fit, data: Any, place: str, state: dict[str, Any]) -> lis
     field = replace(fitted.schema.schema.fields[FIELD], separator=state["separator"], control=())  # pyright: ignore
     assert isinstance(field, Perturbations)
     labels = pd.unique(label_texts(column_of(FIELD, data, place)).astype(str))
-    known = {*state["perturbations"], *state["control"]}
+    known = {*state["perturbations"], *state["control"], *(label for label in labels if says_none(label))}
     parts = {part for label in labels if label not in known for part in field.parts(label, state["control"])}
     new = sorted(parts - known)
     if not new:
@@ -92,7 +93,6 @@ def _grown(small: dict[str, torch.Tensor], large: dict[str, torch.Tensor]) -> di
     for name, value in large.items():
         state[name] = small[name]
         if value.shape != small[name].shape:
-            state[name] = torch.cat(
-                (small[name], torch.zeros_like(value[len(small[name]) :], device=small[name].device))
-            )
+            new = value[len(small[name]) :].to(small[name].device)
+            state[name] = torch.cat((small[name], torch.ones_like(new) if name.endswith("share") else 0 * new))
     return state

@@ -9,10 +9,11 @@ from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.fdr import calls, fdr_values
 from fieldguide.decisions.perturbations.effects import shift_probabilities
 from fieldguide.decisions.perturbations.figures import effect_map
-from fieldguide.decisions.perturbations.screen import CONTROL, read_screen
+from fieldguide.decisions.perturbations.screen import Screen, read_screen
 from fieldguide.inference.checks.arguments import checked_real, one_of
 
 RIDGE = 1e-9
+ALONE = 1e-6
 LEAST_CELLS = 2
 """Cells that a pair needs to have a mean with an error."""
 
@@ -51,7 +52,8 @@ def context_effects(
     Returns
     -------
     Decision
-        ``table``, one row a pair and latent, most probable first: ``context``, ``perturbation``, ``latent``,
+        ``table``, one row a pair and latent, most probable first: ``context``, ``perturbation`` (at its dose, where it
+        has several, which are treatments of their own here), ``latent``,
         ``effect``, ``error`` (standard error), ``probability`` (that its size is at least ``min_effect``), ``fdr`` (of
         the list down to this row), ``is_specific``, ``n_cells``. ``diagnostics``, one row a pair: ``n_cells``,
         ``n_specific`` and ``distance``, the length of its interaction. ``plot`` draws the latents by pair.
@@ -75,14 +77,15 @@ def context_effects(
             "there is nothing to compare: two contexts with two treatments in common are needed, the control counted"
         )
     context, label = np.nonzero(used)
-    mean, variance = _moments(latents, screen.context, screen.label, n_cells)
-    deviation = np.sqrt((n_cells[..., None] * variance).sum((0, 1)) / n_cells.sum())
+    mean, variance = _moments(latents, screen.context, screen.kind, n_cells)
+    freedom = (n_cells[used] - 1).sum()  # of cells in pairs that count
+    deviation = np.sqrt((n_cells[used][:, None] * variance[used]).sum(0) / freedom)
     effect, error = interactions(mean[used] / deviation, n_cells[used], context, label)
-    treated = np.array([name != CONTROL for name in screen.labels])[label]
+    treated = ~screen.control[label]
     effect, error = effect[treated], error[treated]
     probability, prior = shift_probabilities(effect, error, least, null)
     rows, columns = np.divmod(np.arange(effect.size), effect.shape[1])
-    names = [np.asarray(v, dtype=object) for v in (screen.contexts, screen.labels)]
+    names = [np.asarray(v, dtype=object) for v in (screen.contexts, _names(screen))]
     pair = {"context": names[0][context[treated]], "perturbation": names[1][label[treated]]}
     flat, cells = probability.ravel(), n_cells[used][treated]
     table = pd.DataFrame(
@@ -119,7 +122,7 @@ def context_effects(
     lacking = int((~used).sum())
     if lacking:
         notes.append(f"{lacking} pairs of context and label have fewer than {LEAST_CELLS} cells and are left out.")
-    if CONTROL not in screen.labels:
+    if not screen.control.any():
         notes.append("There are no controls: effects are counted from the average of all treatments.")
     return Decision(table.iloc[order].reset_index(drop=True), diagnostics, settings, tuple(notes), effect_map)
 
@@ -149,9 +152,20 @@ def interactions(
     solved = np.linalg.solve(gram, design.T * weight)
     left = mean - design @ (solved @ mean)
     lever = np.einsum("pk,kp->p", design, solved)
-    error = np.sqrt(np.clip(1 - lever, 0, None) / weight)
-    certain = error < RIDGE**0.25  # a pair that its own parts fit alone says nothing of an interaction
-    return left, np.where(certain, np.inf, error)[:, None].repeat(mean.shape[1], 1)
+    alone = 1 - lever < ALONE  # a pair that its own parts fit by itself says nothing of an interaction
+    error = np.where(alone, np.inf, np.sqrt(np.clip(1 - lever, 0, None) / weight))
+    return left, error[:, None].repeat(mean.shape[1], 1)
+
+
+def _names(screen: Screen) -> list[str]:
+    """Names of the kinds of treatment, with their doses where there are several."""
+    names = [screen.name(codes) for codes in screen.codes]
+    several = {name for name in names if names.count(name) > 1}
+    said = []
+    for name, codes, doses in zip(names, screen.codes, screen.doses, strict=True):
+        given = "+".join(f"{dose:g}" for dose in doses[codes >= 0])
+        said.append(f"{name} at {given}" if name in several else name)
+    return said
 
 
 def _moments(

@@ -10,6 +10,8 @@ ROUNDS = 200
 """Most rounds of the estimation of how many shifts there are and how large."""
 CHANGE = 1e-8
 TINY = 1e-12
+ESTIMABLE = 1e-6
+"""What a sum of shifts may differ from one that the cells determine."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Shifts:
 def estimated_shifts(latents: np.ndarray, codes: np.ndarray, n_perturbations: int) -> Shifts:
     """Return the shift of the latents by each perturbation, against controls, in units of the latents.
 
-    Where cells have several perturbations their shifts are taken to add, and are told apart by least squares; of those
-    that never occur apart only the sum is known, which is shared out evenly. Without controls, shifts are counted from
-    the median perturbation.
+    Where cells have several perturbations their shifts are taken to add, and are told apart by least squares. What the
+    cells do not tell apart, as perturbations that never occur apart, has an infinite error; only sums are known, and
+    are shared out evenly. Without controls, shifts are counted from the median perturbation.
 
     Parameters
     ----------
@@ -39,42 +41,48 @@ def estimated_shifts(latents: np.ndarray, codes: np.ndarray, n_perturbations: in
     n_cells, size = np.zeros(n_perturbations), latents.shape[1]
     np.add.at(n_cells, codes[codes >= 0], 1)
     there = n_cells > 0
-    control = (codes < 0).all(1)
+    control = bool((codes < 0).all(1).any())
     several = (codes >= 0).sum(1).max(initial=0) > 1
     estimate, error = np.zeros((n_perturbations, size)), np.full((n_perturbations, size), np.inf)
-    origin = latents[control].mean(0) if control.any() else np.zeros(size)
-    centred = latents - origin
-    if several:
-        which, inverse = _design(codes, n_perturbations, there)
-        estimate[there] = inverse @ (which.T @ centred)
-        residual = centred - which @ estimate[there]
-        spread = np.diag(inverse)
-    else:
-        sums = np.zeros((n_perturbations, size))
-        rows = codes.max(1)
-        np.add.at(sums, rows[~control], centred[~control])
-        estimate[there] = sums[there] / n_cells[there, None]
-        residual = centred.copy()
-        residual[~control] -= estimate[rows[~control]]
-        spread = 1 / n_cells[there]
-    freedom = max(len(latents) - int(there.sum()) - int(control.any()), 1)
+    solve = _jointly if several else _one_by_one
+    estimate[there], spread, residual = solve(latents, codes, there, control)
+    freedom = max(len(latents) - int(there.sum()) - int(control or several), 1)
     deviation = np.sqrt((residual**2).sum(0) / freedom)
-    if control.any():
-        spread = spread + 1 / control.sum()
-    else:
+    if not control:
         estimate[there] -= np.median(estimate[there], 0)
     error[there] = np.sqrt(spread)[:, None] * deviation
     return Shifts(estimate, error, deviation)
 
 
-def _design(codes: np.ndarray, n_perturbations: int, there: np.ndarray):
-    """Which perturbations each cell has, sparse [N, K'], and the inverse of their products [K', K']."""
-    from scipy.sparse import csr_matrix
+def _one_by_one(latents: np.ndarray, codes: np.ndarray, there: np.ndarray, control: bool):
+    """Shifts [K', D], their variances [K'] where cells have variance one, and residuals [N, D]; one a cell at most."""
+    rows = codes.max(1)
+    none = rows < 0
+    origin = latents[none].mean(0) if control else np.zeros(latents.shape[1])
+    sums, n_cells = np.zeros((len(there), latents.shape[1])), np.bincount(rows[~none], minlength=len(there))
+    np.add.at(sums, rows[~none], latents[~none] - origin)
+    estimate = np.zeros_like(sums)
+    estimate[there] = sums[there] / n_cells[there, None]
+    residual = latents - origin - np.where(none[:, None], 0, estimate[np.maximum(rows, 0)])
+    return estimate[there], 1 / n_cells[there] + (1 / none.sum() if control else 0), residual
+
+
+def _jointly(latents: np.ndarray, codes: np.ndarray, there: np.ndarray, control: bool):
+    """The same where cells have several: by regression on an intercept and all perturbations."""
+    from scipy.sparse import csr_matrix, hstack
 
     cells, at = np.nonzero(codes >= 0)
-    shape = (len(codes), n_perturbations)
-    which = csr_matrix((np.ones(len(cells)), (cells, codes[cells, at])), shape=shape)[:, np.flatnonzero(there)]
-    return which, np.linalg.pinv((which.T @ which).toarray(), hermitian=True)
+    which = csr_matrix((np.ones(len(cells)), (cells, codes[cells, at])), shape=(len(codes), len(there)))
+    design = hstack((np.ones((len(codes), 1)), which[:, np.flatnonzero(there)])).tocsr()
+    products = (design.T @ design).toarray()
+    inverse = np.linalg.pinv(products, hermitian=True)
+    coefficients = inverse @ (design.T @ latents)
+    wanted = np.eye(len(products))[1:]  # shifts, or their differences from the mean one
+    if not control:
+        wanted[:, 1:] -= 1 / (len(products) - 1)
+    known = np.abs(wanted @ (inverse @ products) - wanted).max(1) < ESTIMABLE
+    spread = np.where(known, np.einsum("ij,jk,ik->i", wanted, inverse, wanted), np.inf)
+    return wanted @ coefficients, spread, latents - design @ coefficients
 
 
 def shift_probabilities(

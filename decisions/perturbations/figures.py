@@ -25,7 +25,7 @@ def shift_map(decision: Any) -> Any:
     image = axes.imshow(shifts, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     rows, columns = np.nonzero(marked.to_numpy(dtype=bool))
     axes.plot(columns, rows, "k.", markersize=3, label=f"shifted ({len(rows)})")
-    figure.colorbar(image, ax=axes, label="shift (standard deviations)")
+    figure.colorbar(image, ax=axes, extend="both", label="shift (standard deviations)")
     axes.set_xlabel("latent")
     axes.set_xticks(range(shifts.shape[1]), [str(k) for k in shifts.columns], fontsize=7)
     if len(shifts) <= NAMED:
@@ -48,6 +48,8 @@ def response_scatter(decision: Any) -> Any:
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.2 * lines + 0.5), layout="constrained")
+    if len(shown) < len(decision.diagnostics):
+        figure.suptitle(f"{len(shown)} of {len(decision.diagnostics)} pairs, those with most cells", fontsize=9)
     table = decision.table.set_index(["context", "perturbation"])
     for panel, (_, row) in enumerate(shown.iterrows()):
         axes = figure.add_subplot(lines, columns, panel + 1)
@@ -82,7 +84,7 @@ def effect_map(decision: Any) -> Any:
     image = axes.imshow(effects, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     rows, columns = np.nonzero(marked.to_numpy(dtype=bool))
     axes.plot(columns, rows, "k.", markersize=3, label=f"particular to the context ({len(rows)})")
-    figure.colorbar(image, ax=axes, label="interaction (standard deviations)")
+    figure.colorbar(image, ax=axes, extend="both", label="interaction (standard deviations)")
     axes.set_xlabel("latent")
     axes.set_xticks(range(effects.shape[1]), [str(k) for k in effects.columns], fontsize=7)
     if len(effects) <= NAMED:

@@ -1,6 +1,6 @@
 """What a treatment is expected to do in a context, pairs that were never seen among them, beside plain baselines."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,20 @@ import torch
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.decoding import PROPORTIONS, encoded, expected_values
 from fieldguide.decisions.perturbations.figures import response_scatter
-from fieldguide.decisions.perturbations.screen import CONTROL, PSEUDO, Screen, conditioned, read_screen
+from fieldguide.decisions.perturbations.screen import PSEUDO, Screen, conditioned, read_screen
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.checks.labels import find_label
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.messages import caution
 from fieldguide.inference.randomness import stream
 
 INTERVAL = (0.025, 0.975)
+AT_ONCE = 4096
+"""Cells decoded at once."""
+JUDGES, JUDGE_DRAWS = 24, 10
+"""Pairs that are known, by which the error of predictions is told; and their draws."""
+FIRM = 4.0
+"""Pairs whose worth the error of all genes together has in that of each."""
 
 
 def context_responses(
@@ -33,20 +40,23 @@ def context_responses(
 
     Controls of the context are drawn with their latents that no treatment changes; the others are drawn from their
     prior, under the control and under the treatment, and both are decoded. Of a pair that was never seen, what is not
-    known of its latents is drawn anew each time, so that intervals are wide where the pair may do anything. Beside it
-    stands what needs no model: the mean response of the other contexts ("additive").
+    known of its latents is drawn anew each time. To this the intervals add by how much responses were missed that are
+    known: up to 24 pairs of the data that the program was trained on, gene by gene. Beside it stands what needs no
+    model: the mean response of the other contexts ("additive").
 
     Parameters
     ----------
     fitted : Fit
         Of a program with contexts, perturbations and blocks of latents, such as "fcr".
-    pairs : list of (context, perturbation), optional
-        Combinations are written "A+B". By default every context with every label of the data.
+    pairs : list of (context, perturbation), or DataFrame with these two columns, optional
+        Combinations are written as in the data, such as "A+B". By default every context that has controls with every
+        treatment of the data.
     data : optional
         Cells, among them controls of each context; the training data by default. Cells of a pair that the program was
         not trained on say how good its prediction is.
     dose : float
-        As a share of the largest of each perturbation, where doses were read.
+        As a share of the largest of each perturbation, where doses were read; what is observed is then of cells at that
+        dose.
     draws, cells : int
         Draws of what is not known, and controls decoded in each of them.
     seed : int
@@ -57,65 +67,50 @@ def context_responses(
         ``table``, one row a pair and gene: ``context``, ``perturbation``, ``gene``, ``control`` (observed level),
         ``response``, ``low`` and ``high`` (95 %), ``additive``, ``observed`` (NaN without cells). Responses to counts
         are log2 fold changes of mean proportions, else differences of means. ``diagnostics``, one row a pair:
-        ``n_cells`` (in the data), ``extrapolated`` (whether training had no cell of a part of it in the context), and
-        R2 over the genes of the observed response: ``r2``, ``r2_additive``, ``r2_no_effect`` (of no response at all).
-        ``plot`` draws the pairs.
+        ``n_cells`` (in the data), ``extrapolated`` (whether training had no cell of a part of it in the context, or no
+        control there), and R2 over the genes of the observed response: ``r2``, ``r2_additive``, ``r2_no_effect`` (of no
+        response at all). ``plot`` draws the pairs.
 
     Raises
     ------
     TypeError
         For a fit without contexts or blocks of latents.
     ValueError
-        For a context or a perturbation that training did not have, and a context without controls.
+        For a context or a perturbation that training did not have, a context without controls, a dose where none were
+        read, and a fit whose training ended too early.
     """
     draws, cells, seed = checked_int("draws", draws, 2), checked_int("cells", cells, 1), checked_seed(seed)
     dose = checked_real("dose", dose, at_least=0)
     screen = read_screen(fitted, data)
-    asked = _asked(screen, pairs)
-    scale, levels = screen.levels()
-    n_cells, names = screen.n_cells, screen.genes(levels.shape[-1])
-    rows, diagnostics = [], []
-    for number, (context, label, codes) in enumerate(asked):
-        column = screen.labels.index(label) if label in screen.labels else None
-        control = _controls(screen, context)
-        drawn = _responses(screen, context, codes, dose, (draws, cells), stream(seed, "pair", number))
-        response, (low, high) = drawn.mean(0), np.quantile(drawn, INTERVAL, axis=0)
-        base = levels[context, control]
-        there = column is not None and n_cells[context, column] > 0
-        observed = levels[context, column] - base if there else np.full_like(base, np.nan)
-        additive = _additive(levels, n_cells, context, control, column)
-        rows.append(
-            pd.DataFrame(
-                {
-                    "context": screen.contexts[context],
-                    "perturbation": label,
-                    "gene": names,
-                    "control": base,
-                    "response": response,
-                    "low": low,
-                    "high": high,
-                    "additive": additive,
-                    "observed": observed,
-                }
-            )
+    if dose != 1 and not screen.has_doses:
+        raise ValueError(
+            f"dose={dose:g}: {fitted.name} was fitted without doses; fields={{'dose': Doses(...)}} reads them"
         )
+    asked = _asked(screen, pairs)
+    misfit, judges = _misfit(screen, min(cells, 50), seed)
+    rows, diagnostics = [], []
+    for number, (context, codes) in enumerate(asked):
+        drawn = _responses(screen, context, codes, dose, (draws, cells), stream(seed, "pair", number))
+        noise = np.random.default_rng(stream(seed, "pair", number, 1)).standard_normal(drawn.shape)
+        low, high = np.quantile(drawn + misfit * noise, INTERVAL, axis=0)
+        response, base = drawn.mean(0), screen.level(context, screen.control)
+        observed, additive = screen.response(context, codes, dose), _additive(screen, context, codes, dose)
+        pair = {"context": screen.contexts[context], "perturbation": screen.name(codes)}
+        of_genes = {"gene": screen.genes(len(base)), "control": base, "response": response, "low": low, "high": high}
+        rows.append(pd.DataFrame({**pair, **of_genes, "additive": additive, "observed": observed}))
+        scores = {"r2": response, "r2_additive": additive, "r2_no_effect": np.zeros_like(base)}
+        n_cells = int(screen.n_cells[context, screen.kinds(codes, dose)].sum())
         diagnostics.append(
-            {
-                "context": screen.contexts[context],
-                "perturbation": label,
-                "n_cells": int(n_cells[context, column]) if column is not None else 0,
-                "extrapolated": _extrapolated(screen, context, codes),
-                "r2": explained(observed, response),
-                "r2_additive": explained(observed, additive),
-                "r2_no_effect": explained(observed, np.zeros_like(base)),
-            }
+            {**pair, "n_cells": n_cells, "extrapolated": _extrapolated(screen, context, codes, dose)}
+            | {name: explained(observed, predicted) for name, predicted in scores.items()}
         )
     notes = [
-        "Networks and what was learnt of the pairs that were seen are taken as known: intervals hold what is not known "
-        "of pairs that were not, and which cells there are.",
+        f"Intervals hold what is not known of a pair that was not seen, which cells there are, and by how much "
+        f"{judges} known pairs were missed; other training of the networks is not in them.",
         "'additive' is the mean response of the other contexts in the data; R2 is of the response, not of the level.",
     ]
-    settings = {"scale": scale, "dose": dose, "draws": draws, "cells": cells, "seed": seed}
+    scale = "mean" if screen.observed == "values" else "log2"
+    settings = {"scale": scale, "dose": dose, "draws": draws, "cells": cells, "seed": seed, "judges": judges}
     table = pd.concat(rows, ignore_index=True)
     return Decision(table, pd.DataFrame(diagnostics), settings, tuple(notes), response_scatter)
 
@@ -128,53 +123,80 @@ def explained(observed: np.ndarray, predicted: np.ndarray) -> float:
     return float(1 - ((observed - predicted) ** 2).sum() / total) if total > 0 else np.nan
 
 
-def _asked(screen: Screen, pairs: Any) -> list[tuple[int, str, np.ndarray]]:
-    """Context, label and codes of each pair."""
+def _asked(screen: Screen, pairs: Any) -> list[tuple[int, np.ndarray]]:
+    """Context and codes of each pair."""
+    has_control = screen.n_cells[:, screen.control].sum(1) > 0
+    if not has_control.any():
+        raise ValueError("no context has a control cell in the data: there is nothing to respond from")
     if pairs is None:
-        treated = [(label, codes) for label, codes in zip(screen.labels, screen.codes, strict=True) if label != CONTROL]
-        return [(c, label, codes) for c in range(len(screen.contexts)) for label, codes in treated]
+        if not has_control.all():
+            without = ", ".join(repr(screen.contexts[c]) for c in np.flatnonzero(~has_control))
+            caution(f"no control cell in the data of context {without}: no response there")
+        return [(int(c), codes) for c in np.flatnonzero(has_control) for codes in screen.treatments()]
+    if isinstance(pairs, pd.DataFrame):
+        lacking = next((c for c in ("context", "perturbation") if c not in pairs), None)
+        if lacking is not None:
+            raise ValueError(f"pairs has no column {lacking!r}; it has {', '.join(map(str, pairs.columns))}")
+        pairs = list(zip(pairs["context"], pairs["perturbation"], strict=True))
     if isinstance(pairs, str) or not isinstance(pairs, Iterable):
         raise TypeError(f"pairs is a list of contexts and perturbations, [(context, perturbation)], not {pairs!r}")
     asked = []
     for pair in pairs:
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
             raise ValueError(f"pairs: {pair!r} is no pair of a context and a perturbation")
-        context, perturbation = pair
-        label, codes = screen.label_of("pairs", perturbation)
-        if label == CONTROL:
+        where, perturbation = pair
+        codes = screen.codes_of("pairs", perturbation)
+        if (codes < 0).all():
             raise ValueError(f"pairs: {perturbation!r} is a control: there is no response to it")
-        asked.append((find_label("pairs", context, screen.contexts, "context"), label, codes))
+        context = find_label("pairs", where, screen.contexts, "context")
+        if not has_control[context]:
+            raise ValueError(f"context {where!r} has no control cell in the data: there is nothing to respond from")
+        asked.append((context, codes))
     if not asked:
         raise ValueError("pairs names no pair")
     return asked
 
 
-def _controls(screen: Screen, context: int) -> int:
-    """The column of the controls, of which the context has some."""
-    if CONTROL in screen.labels and screen.n_cells[context, screen.labels.index(CONTROL)]:
-        return screen.labels.index(CONTROL)
-    raise ValueError(
-        f"context {screen.contexts[context]!r} has no control cell in the data: there is nothing to respond from"
-    )
-
-
-def _extrapolated(screen: Screen, context: int, codes: np.ndarray) -> bool:
-    """Whether something is not known of the latents of a pair, as it was not trained on."""
+def _laws(screen: Screen, context: int, codes: np.ndarray, dose: float) -> dict[str, Any]:
+    """The prior of each site in a pair, for one cell."""
     batch = {k: v.to(screen.fitted.device) for k, v in screen.dataset.batch(np.array([0])).items()}
     program: Any = screen.fitted.program.eval()
     with torch.no_grad():
-        laws = program.laws(conditioned(screen, batch, context, codes, 1.0))
-    return any(bool((law.unknown > 0).any()) for law in laws.values())
+        return program.laws(conditioned(screen.fitted, batch, codes, dose, context))
 
 
-def _additive(levels: np.ndarray, n_cells: np.ndarray, context: int, control: int, column: int | None) -> np.ndarray:
+def _extrapolated(screen: Screen, context: int, codes: np.ndarray, dose: float) -> bool:
+    """Whether something is not known of the latents of a pair or of its control, as it was not trained on."""
+    both = [_laws(screen, context, given, dose) for given in (codes, np.array([-1]))]
+    return any(bool((law.unknown > 0).any()) for laws in both for law in laws.values())
+
+
+def _additive(screen: Screen, context: int, codes: np.ndarray, dose: float) -> np.ndarray:
     """The mean response [G] of the other contexts that have the pair and controls."""
-    if column is None:
-        return np.full(levels.shape[-1], np.nan)
-    others = (n_cells[:, column] > 0) & (n_cells[:, control] > 0) & (np.arange(len(levels)) != context)
-    if not others.any():
-        return np.full(levels.shape[-1], np.nan)
-    return (levels[others, column] - levels[others, control]).mean(0)
+    others = [screen.response(c, codes, dose) for c in range(len(screen.contexts)) if c != context]
+    known = [response for response in others if not np.isnan(response).any()]
+    return np.mean(known, 0) if known else np.full(screen.sums.shape[-1], np.nan)
+
+
+def _misfit(screen: Screen, cells: int, seed: int) -> tuple[np.ndarray, int]:
+    """By how much the responses of known pairs are missed, gene by gene [G], and how many pairs say so."""
+    known = screen.n_cells * ~screen.control * (screen.n_cells[:, screen.control].sum(1, keepdims=True) > 0)
+    order = np.argsort(-known, axis=None, kind="stable")[: 4 * JUDGES]
+    missed = []
+    for context, kind in zip(*np.unravel_index(order, known.shape), strict=True):
+        doses = screen.doses[kind][screen.codes[kind] >= 0]
+        if len(missed) == JUDGES or known[context, kind] < 2 or np.ptp(doses) > 0:
+            continue
+        codes, dose = screen.codes[kind][screen.codes[kind] >= 0], float(doses[0])
+        if not _extrapolated(screen, int(context), codes, dose):
+            drawn = _responses(
+                screen, int(context), codes, dose, (JUDGE_DRAWS, cells), stream(seed, "pair", len(missed), 2)
+            )
+            missed.append(screen.response(int(context), codes, dose) - drawn.mean(0))
+    if not missed:
+        return np.zeros(screen.sums.shape[-1]), 0
+    squares = np.array(missed) ** 2
+    return np.sqrt((squares.sum(0) + FIRM * squares.mean()) / (len(squares) + FIRM)), len(missed)
 
 
 def _responses(
@@ -182,28 +204,45 @@ def _responses(
 ) -> np.ndarray:
     """Draws of the response of each gene [S, G]."""
     fitted, (draws, cells) = screen.fitted, sizes
-    program: Any = fitted.program
     rng = np.random.default_rng(seed)
-    pool = np.flatnonzero((screen.context == context) & (screen.label == _controls(screen, context)))
+    pool = np.flatnonzero((screen.context == context) & screen.control[screen.kind])
+    step = max(AT_ONCE // cells, 1)
     responses = []
-    for draw in range(draws):
-        rows = np.sort(rng.choice(pool, cells))
+    for begin in range(0, draws, step):
+        size = min(step, draws - begin)
+        rows = rng.choice(pool, size * cells)
         batch = {name: v.to(fitted.device) for name, v in screen.dataset.batch(rows).items()}
-        latents = encoded(fitted, batch, stream(seed, "encoding", draw))
-        means = []
-        for given in (np.array([-1]), codes):
-            changed = conditioned(screen, batch, context, given, dose)
-            drawn = {site: latents[site] for site in program.kept if site in latents}
-            with torch.no_grad():
-                laws = program.laws(changed)
-            generator = np.random.default_rng(stream(seed, "latents", draw))
-            for site, law in laws.items():
-                cell = torch.as_tensor(generator.standard_normal(tuple(law.loc.shape))).to(law.loc)
-                pair = torch.as_tensor(generator.standard_normal(law.loc.shape[-1])).to(law.loc)
-                if site not in drawn:
-                    drawn[site] = law.loc + law.unknown * pair + law.scale * cell
-            site, values = expected_values(fitted, changed, stream(seed, "decoding", draw), drawn)
-            mean = values.double().mean(0).cpu().numpy()
-            means.append(np.log2(mean + PSEUDO) if site == PROPORTIONS else mean)
-        responses.append(means[1] - means[0])
-    return np.stack(responses)
+        latents = encoded(fitted, batch, stream(seed, "encoding", begin))
+        noise: dict[str, Any] = {}
+        levels = [
+            _decoded(screen, conditioned(fitted, batch, given, dose, context), latents, noise, (size, cells), rng, seed)
+            for given in (np.array([-1]), codes)
+        ]
+        responses.append(levels[1] - levels[0])
+    return np.concatenate(responses)
+
+
+def _decoded(
+    screen: Screen, batch: dict, latents: dict, noise: dict, sizes: tuple[int, int], rng: Any, seed: int
+) -> np.ndarray:
+    """Levels of each gene [S, G] of cells whose latents follow their prior, but for those that are kept.
+
+    ``noise`` holds the standard normal numbers of each site, of the draw [S, 1, D] and of its cells [S, n, D]: the
+    control and the treatment have the same.
+    """
+    fitted, (draws, cells) = screen.fitted, sizes
+    program: Any = fitted.program
+    with torch.no_grad():
+        laws = program.laws(batch)
+    drawn = {site: latents[site] for site in program.kept if site in latents}
+    for site, law in laws.items():
+        if site not in noise:
+            shape = (draws, cells, law.loc.shape[-1])
+            noise[site] = [torch.as_tensor(rng.standard_normal(s)).to(law.loc) for s in ((draws, 1, shape[2]), shape)]
+        if site not in drawn:
+            pair, cell = noise[site]
+            parts = [part.view(draws, cells, -1) for part in (law.loc, law.unknown, law.scale)]
+            drawn[site] = (parts[0] + parts[1] * pair + parts[2] * cell).flatten(0, 1)
+    site, values = expected_values(fitted, batch, stream(seed, "decoding"), drawn)
+    mean = values.double().view(draws, cells, -1).mean(1).cpu().numpy()
+    return np.log2(mean + PSEUDO) if site == PROPORTIONS else mean

@@ -1,21 +1,24 @@
 """A screen in several contexts: what was done to each cell, where, and what is observed under each condition."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from fieldguide.decisions.perturbations.targets import perturbation_field
-from fieldguide.inference.checks.labels import find_label
+from fieldguide.inference.checks.labels import find_label, label_text
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.program import Batch
 
 CONTROL = "control"
-"""Name of what is done to cells without a perturbation."""
+"""Name of what is done to cells without a perturbation, unless a perturbation is called so."""
 PSEUDO = 1e-5
 """Added to mean proportions before the logarithm."""
 BLOCK = 4096
+ALIKE = 1e-3
+"""By how much doses may differ that count as one, as shares of the largest."""
 
 
 @runtime_checkable
@@ -36,21 +39,20 @@ class BlockProgram(Protocol):
 
 @dataclass
 class Screen:
-    """Cells by condition: a context and what was done, several perturbations joined by "+".
+    """Cells by condition: a context and what was done, with its doses.
 
     Attributes
     ----------
     fitted : Fit
     dataset : Dataset
-    contexts : list of str
-    perturbations : list of str
-        Names of single perturbations.
-    context : int array [N]
-    labels : list of str
-        What was done, in the data: the first is the control, if there is one.
-    label : int array [N]
+    contexts, perturbations : list of str
+        Names, the latter of single perturbations.
+    context, kind : int array [N]
+        Of each cell.
     codes : int array [L, M]
-        Perturbations of each label, -1 for none.
+        Perturbations of each kind of treatment, -1 for none.
+    doses : float array [L, M]
+        1 where no doses were read.
     """
 
     fitted: Fit
@@ -58,64 +60,104 @@ class Screen:
     contexts: list[str]
     perturbations: list[str]
     context: np.ndarray
-    labels: list[str]
-    label: np.ndarray
+    kind: np.ndarray
     codes: np.ndarray
+    doses: np.ndarray
 
     @property
+    def control(self) -> np.ndarray:
+        """Which kinds are no treatment, bool [L]."""
+        return (self.codes < 0).all(1)
+
+    @cached_property
     def n_cells(self) -> np.ndarray:
-        """Cells under each label in each context, int [C, L]."""
-        table = np.zeros((len(self.contexts), len(self.labels)), dtype=int)
-        np.add.at(table, (self.context, self.label), 1)
+        """Cells of each kind in each context, int [C, L]."""
+        table = np.zeros((len(self.contexts), len(self.codes)), dtype=int)
+        np.add.at(table, (self.context, self.kind), 1)
         return table
+
+    @property
+    def has_doses(self) -> bool:
+        """Whether the fit read doses."""
+        return "dose" in self.dataset.stores
+
+    def name(self, codes: np.ndarray) -> str:
+        """What a treatment is called: its perturbations, joined as in the data."""
+        state = perturbation_field(self.fitted)[2]
+        parts = [self.perturbations[code] for code in codes if code >= 0]
+        if parts:
+            return state["separator"].join(parts)
+        return CONTROL if CONTROL not in self.perturbations else next(iter(state["control"]), "no perturbation")
+
+    def kinds(self, codes: np.ndarray, dose: float) -> np.ndarray:
+        """Which kinds are a treatment at a dose, bool [L]."""
+        wanted = set(codes[codes >= 0].tolist())
+        same = np.array([set(kind[kind >= 0].tolist()) == wanted for kind in self.codes])
+        given = np.where(self.codes >= 0, self.doses, dose)
+        return same & (np.abs(given - dose) <= ALIKE * max(dose, 1)).all(1) if wanted else same
+
+    def treatments(self) -> list[np.ndarray]:
+        """Perturbations of the different treatments there are, without the control, as codes."""
+        known = dict.fromkeys(tuple(kind[kind >= 0].tolist()) for kind in self.codes)
+        return [np.array(kind) for kind in known if kind]
+
+    def codes_of(self, name: str, wanted: Any) -> np.ndarray:
+        """Return the codes of what a user calls for, -1 for a control.
+
+        Raises
+        ------
+        ValueError
+            For what has a part that was not in the training data.
+        """
+        _, field, state = perturbation_field(self.fitted)
+        text = label_text(wanted)
+        if text not in self.perturbations:
+            if text in (*state["control"], CONTROL):
+                return np.array([-1])
+            parts = [part.strip() for part in text.split(state["separator"])]
+            parts = [part for part in parts if part not in state["control"]]
+        else:
+            parts = [text]
+        return np.unique([find_label(name, part, self.perturbations, "perturbation") for part in parts])
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """Sums over cells of the observed matrix by condition, float64 [C, L, G]."""
+        store, total = self.dataset.stores[self.observed], None
+        for begin in range(0, self.dataset.n_cells, BLOCK):
+            rows = np.arange(begin, min(begin + BLOCK, self.dataset.n_cells))
+            values = store.gather(rows).double().numpy()
+            if total is None:
+                total = np.zeros((*self.n_cells.shape, values.shape[1]))
+            np.add.at(total, (self.context[rows], self.kind[rows]), values)
+        assert total is not None
+        return total
+
+    @property
+    def observed(self) -> str:
+        """The field that is observed: "values" or "counts"."""
+        return "values" if "values" in self.dataset.stores else "counts"
+
+    def level(self, context: int, kinds: np.ndarray) -> np.ndarray:
+        """Return the level of each gene [G] in the cells of some kinds in a context; NaN where there are none.
+
+        Of counts it is the log2 of the mean proportion, all counts together; else the mean.
+        """
+        total = self.sums[context, kinds].sum(0)
+        cells = self.n_cells[context, kinds].sum()
+        if not cells:
+            return np.full(len(total), np.nan)
+        return total / cells if self.observed == "values" else np.log2(total / total.sum() + PSEUDO)
+
+    def response(self, context: int, codes: np.ndarray, dose: float) -> np.ndarray:
+        """Return the observed response of each gene [G] to a treatment in a context; NaN without cells of both."""
+        return self.level(context, self.kinds(codes, dose)) - self.level(context, self.control)
 
     def genes(self, size: int) -> list[str]:
         """Names of the genes, or their numbers."""
         states = {} if self.fitted.schema is None else self.fitted.schema.states
         names = states.get("counts", {}).get("genes") or states.get("values", {}).get("features")
         return [str(name) for name in (names or range(size))]
-
-    def label_of(self, name: str, wanted: Any) -> tuple[str, np.ndarray]:
-        """Return the name and the codes [M] of what a user calls for, known in the data or made of known parts.
-
-        Raises
-        ------
-        SchemaError, ValueError
-            For what has a part that was not in the training data.
-        """
-        field_name, field, state = perturbation_field(self.fitted)
-        parts = [] if str(wanted) == CONTROL else field.parts(str(wanted), state["control"])
-        codes = sorted(find_label(name, part, self.perturbations, "perturbation") for part in parts)
-        return label_text([self.perturbations[code] for code in codes]), np.array(codes or [-1])
-
-    def sums(self, name: str) -> np.ndarray:
-        """Return the sums over cells of a matrix by condition, float64 [C, L, G]."""
-        store, total = self.dataset.stores[name], None
-        for begin in range(0, self.dataset.n_cells, BLOCK):
-            rows = np.arange(begin, min(begin + BLOCK, self.dataset.n_cells))
-            values = store.gather(rows).double().numpy()
-            if total is None:
-                total = np.zeros((len(self.contexts), len(self.labels), values.shape[1]))
-            np.add.at(total, (self.context[rows], self.label[rows]), values)
-        assert total is not None
-        return total
-
-    def levels(self) -> tuple[str, np.ndarray]:
-        """Return the level of each gene by condition [C, L, G], NaN without cells, and its scale.
-
-        Of counts the scale is "log2": of the mean proportion, all counts of a condition together; else "mean".
-        """
-        n_cells = self.n_cells
-        with np.errstate(invalid="ignore", divide="ignore"):
-            if "values" in self.dataset.stores:
-                return "mean", self.sums("values") / n_cells[..., None]
-            sums = self.sums("counts")
-            return "log2", np.log2(sums / sums.sum(-1, keepdims=True) + PSEUDO)
-
-
-def label_text(parts: list[str]) -> str:
-    """Name of several perturbations together."""
-    return "+".join(parts) or CONTROL
 
 
 def read_screen(fitted: Any, data: Any = None) -> Screen:
@@ -125,28 +167,41 @@ def read_screen(fitted: Any, data: Any = None) -> Screen:
     ------
     TypeError
         For a fit of a program that reads no contexts or no perturbations, or has no blocks of latents.
+    ValueError
+        For a fit whose training ended before its latents were what they should be.
     """
     name, _, state = perturbation_field(fitted)
     schema = fitted.schema
     if schema is None or "context" not in schema.states or not isinstance(fitted.program, BlockProgram):
         raise TypeError(f"{fitted.name} has no contexts of perturbed cells: fit an entry with them, such as 'fcr'")
+    if fitted.program.unfinished():
+        raise ValueError(f"the training of {fitted.name} ended too early: {' '.join(fitted.program.remarks())}")
     dataset = fitted.read(data)
     everything = np.arange(dataset.n_cells)
     codes = dataset.stores[name].gather(everything).numpy()
-    context = dataset.stores["context"].gather(everything).numpy()
-    kinds, label = np.unique(codes, axis=0, return_inverse=True)
-    perturbations = list(state["perturbations"])
-    labels = [label_text([perturbations[c] for c in kind if c >= 0]) for kind in kinds]
-    contexts = [str(c) for c in schema.states["context"]["categories"]]
-    return Screen(fitted, dataset, contexts, perturbations, context, labels, label.ravel(), kinds)
+    doses = dataset.stores["dose"].gather(everything).numpy() if "dose" in dataset.stores else np.ones(codes.shape)
+    doses = np.where(codes >= 0, np.round(doses.astype(float), 6), 0)
+    table, kind = np.unique(np.hstack((codes, doses)), axis=0, return_inverse=True)
+    width = codes.shape[1]
+    return Screen(
+        fitted,
+        dataset,
+        [str(c) for c in schema.states["context"]["categories"]],
+        list(state["perturbations"]),
+        dataset.stores["context"].gather(everything).numpy(),
+        kind.ravel(),
+        table[:, :width].astype(int),
+        table[:, width:],
+    )
 
 
-def conditioned(screen: Screen, batch: Batch, context: int, codes: np.ndarray, dose: float) -> Batch:
-    """Return a minibatch whose cells are all in one context under given perturbations, at a dose."""
-    name = perturbation_field(screen.fitted)[0]
-    size = len(batch["context"])
-    given: Tensor = batch[name].new_tensor(codes).expand(size, -1)
-    changed = batch | {name: given, "context": batch["context"].new_full((size,), context)}
+def conditioned(fitted: Fit, batch: Batch, codes: np.ndarray, dose: float, context: int | None = None) -> Batch:
+    """Return a minibatch whose cells are all under given perturbations at a dose, in one context or their own."""
+    name = perturbation_field(fitted)[0]
+    given: Tensor = batch[name].new_tensor(codes).expand(len(batch["index"]), -1)
+    changed = batch | {name: given}
+    if context is not None:
+        changed["context"] = batch["context"].new_full((len(given),), context)
     if "dose" in batch:
         changed["dose"] = batch["dose"].new_full(given.shape, dose) * (given >= 0)
     return changed

@@ -70,10 +70,14 @@ def perturbation_targets(
     one_of("rotate", rotate, AXES)
     one_of("null", null, ("empirical", "zero"))
     codes, names, latents = _cells(fitted, data, site)
+    n_cells = np.bincount(codes[codes >= 0], minlength=len(names))
+    if not (codes < 0).all(1).any() and len(names) < 2:
+        raise ValueError(
+            "there are no controls, and one perturbation alone: nothing to count its shifts from; add cells with others"
+        )
     shifts = estimated_shifts(latents, codes, len(names))
     there = np.isfinite(shifts.error[:, 0])
     scaled = shifts.estimate / shifts.deviation
-    n_cells = np.bincount(codes[codes >= 0], minlength=len(names))
     if rotate != "none":
         axes = chosen_axes(rotate, scaled[there], n_cells[there].astype(float)) / shifts.deviation
         shifts = estimated_shifts(latents @ axes.T, codes, len(names))
@@ -115,7 +119,7 @@ def perturbation_targets(
         "controls": int((codes < 0).all(1).sum()),
     }
     return Decision(
-        table.iloc[order].reset_index(drop=True), diagnostics, settings, _notes(settings, n_cells), shift_map
+        table.iloc[order].reset_index(drop=True), diagnostics, settings, _notes(settings, n_cells, there), shift_map
     )
 
 
@@ -137,18 +141,28 @@ def perturbation_field(fitted: Any) -> tuple[str, Perturbations, dict[str, Any]]
 
 
 def _cells(fitted: Any, data: Any, site: str | None) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Codes of the perturbations [N, M], their names, and the means of the guide [N, D], float64."""
+    """Codes [N, M] and names of the perturbations that the cells have, and the means of the guide [N, D], float64."""
     name, _, state = perturbation_field(fitted)
     dataset = fitted.read(data)
     codes = dataset.stores[name].gather(np.arange(dataset.n_cells)).numpy()
     latents = np.asarray(fitted.latent(data, site), dtype=np.float64)
-    return codes, list(state["perturbations"]), latents.reshape(len(latents), -1)
+    present = np.unique(codes[codes >= 0])
+    if not len(present):
+        raise ValueError("the cells have no perturbation: there is no shift to count")
+    recoded = np.where(codes < 0, -1, np.searchsorted(present, codes))
+    names = list(state["perturbations"])
+    return recoded, [names[code] for code in present], latents.reshape(len(latents), -1)
 
 
-def _notes(settings: dict[str, Any], n_cells: np.ndarray) -> tuple[str, ...]:
+def _notes(settings: dict[str, Any], n_cells: np.ndarray, there: np.ndarray) -> tuple[str, ...]:
     notes = ["Cells are taken as independent given their perturbation: batches and guides are not part of the errors."]
     if not settings["controls"]:
         notes.append("There are no controls: shifts are counted from the median perturbation.")
+    if not there.all():
+        notes.append(
+            f"{int((~there).sum())} perturbations never occur apart from others: the cells do not say which of them "
+            "does what, and their errors are infinite."
+        )
     few = int((n_cells < FEW_CELLS).sum())
     if few:
         notes.append(f"{few} perturbations have fewer than {FEW_CELLS} cells.")

@@ -1,5 +1,7 @@
 """How much was given of each perturbation of a cell: a field beside that of the perturbations."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +30,7 @@ class Doses(Field):
     beside : str
         The column of the perturbations.
     control : str or sequence of str
-        Labels of cells without a perturbation, besides the usual words, as of `Perturbations`.
+        Labels of cells without a perturbation, those of `Perturbations`; by default the usual words.
     separator : str
         Of labels and of doses.
     """
@@ -45,72 +47,91 @@ class Doses(Field):
 
     def learn(self, name, data, place):
         largest: dict[str, float] = {}
-        for parts, doses in self.labelled(name, data, place)[0]:
-            for part, dose in zip(parts, doses, strict=True):
+        for doses in self.labelled(name, data, place, ())[0]:
+            for part, dose in doses.items():
                 largest[part] = max(largest.get(part, 0.0), dose)
         nothing = next((part for part, dose in largest.items() if dose == 0), None)
         if nothing is not None:
             raise SchemaError(
-                f"field '{name}': perturbation {nothing!r} has the dose 0 in every cell; call these cells controls"
+                f"field '{name}': perturbation {nothing!r} has the dose 0 in every cell; if it is a control, say so "
+                f"here too: {self.called(place, nothing)}"
             )
         settings = {"beside": self.beside, "control": list(self.control), "separator": self.separator}
         return {"largest": dict(sorted(largest.items()))} | settings
 
     def read(self, name, data, place, state):
         learnt = replace(self, beside=state["beside"], control=state["control"], separator=state["separator"])
-        pairs, which = learnt.labelled(name, data, place)
-        width = max([1, *(len(parts) for parts, _ in pairs)])
-        table = np.zeros((len(pairs), width), dtype=np.float32)
-        for row, (parts, doses) in enumerate(pairs):
-            share = {
-                part: dose / state["largest"].get(part, dose or 1.0) for part, dose in zip(parts, doses, strict=True)
-            }
-            table[row, : len(share)] = [share[part] for part in sorted(share)]
+        kinds, which = learnt.labelled(name, data, place, state["largest"])
+        table = np.zeros((len(kinds), max([1, *map(len, kinds)])), dtype=np.float32)
+        for row, doses in enumerate(kinds):
+            table[row, : len(doses)] = [doses[part] / state["largest"].get(part, 1.0) for part in sorted(doses)]
         return DenseStore(table[which])
 
-    def labelled(self, name: str, data, place) -> tuple[list[tuple[list[str], list[float]]], np.ndarray]:
-        """Return parts and doses of each different pair of label and dose, and which of them each cell has."""
-        labels, doses = (column_of(name, data, column) for column in (self.beside, place))
-        require_complete(name, self.beside, labels)
-        labels = label_texts(labels).astype(str)
-        texts = np.where(doses.isna(), "", doses.astype(str))
-        both = pd.MultiIndex.from_arrays([labels, texts])
-        which, kinds = pd.factorize(both)
-        field = Perturbations(self.beside, separator=self.separator)
-        control = [label for label in np.unique(labels) if label in self.control or says_none(label)]
-        pairs = []
-        for number, (label, text) in enumerate(kinds):
-            parts = field.parts(label, control)
-            at = int(np.flatnonzero(which == number)[0])
-            pairs.append((parts, self._numbers(name, data, place, label, text, parts, at, control)))
-        return pairs, which
+    def labelled(self, name: str, data, place, known: Iterable[str]) -> tuple[list[dict[str, float]], np.ndarray]:
+        """Return the dose of each part of each different pair of label and dose, and which of them each cell has.
 
-    def _numbers(self, name, data, place, label: str, text: str, parts: list[str], at: int, control) -> list[float]:
-        """Return the doses of the parts of a label."""
-        if not parts:
-            return []
-        words = [word.strip() for word in str(text).split(self.separator)]
-        named = [part.strip() for part in label.split(self.separator)]
-        if len(words) == len(named) != len(parts):  # a part that is a control has a dose, too
-            words = [word for word, part in zip(words, named, strict=True) if part in parts][: len(parts)]
-        cell = cell_name(data, at)
-        if len(words) != len(parts):
+        A usual word for a control is none where other controls are named, or where it is ``known`` as a perturbation.
+        """
+        try:
+            labels = column_of(name, data, self.beside)
+        except SchemaError as error:
             raise SchemaError(
-                f"field '{name}': cell {cell!r} has {len(parts)} perturbations, {label!r}, and {len(words)} doses, "
-                f"{text!r}, in column {place!r}; give one for each, such as {self.separator.join(['1'] * len(parts))!r}"
+                f"{error}. Doses stand beside perturbations: say where these are, Doses({str(place)!r}, beside=COLUMN)"
+            ) from None
+        require_complete(name, self.beside, labels)
+        texts, doses = label_texts(labels).astype(str), column_of(name, data, place)
+        numeric = doses.dtype.kind in "iuf"
+        both = pd.MultiIndex.from_arrays([texts, np.where(doses.isna(), "", doses.astype(str))])
+        which, kinds = pd.factorize(both)
+        usual = [label for label in np.unique(texts) if says_none(label) and label not in known]
+        control = [*self.control, *(() if self.control and not known else usual)]
+        first = np.unique(which, return_index=True)[1]
+        read = []
+        for (label, text), at in zip(kinds, first, strict=True):
+            words = [str(text).strip()] if numeric else self.split(str(text))
+            read.append(self.parts(name, cell_name(data, at), place, label, words, control))
+        return read, which
+
+    def split(self, text: str) -> list[str]:
+        """Doses as words; a sign that belongs to a number, as in 1e-05, is no separator."""
+        return [word.strip() for word in re.split(rf"(?<![0-9.][eE]){re.escape(self.separator)}", text)]
+
+    def parts(self, name: str, cell: str, place, label: str, words: list[str], control: list[str]) -> dict[str, float]:
+        """Return the dose of each perturbation that a label names; of one that is named twice, both together."""
+        several = Perturbations(self.beside, separator=self.separator).parts(label, control)
+        if not several:
+            return {}
+        named = [part.strip() for part in label.split(self.separator)]
+        named = named if len(words) == len(named) else several
+        if len(words) != len(named):
+            raise SchemaError(
+                f"field '{name}': cell {cell!r} has {len(several)} perturbations, {label!r}, and {len(words)} doses, "
+                f"{self.separator.join(words)!r}, in column {place!r}; give one for each, such as "
+                f"{self.separator.join(['1'] * len(several))!r}"
             )
-        numbers = []
-        for word in words:
-            try:
-                number = float(word)
-            except ValueError:
-                said = f"is {word!r}, not a number"
-                if not word:
-                    said = f"is missing; if {label!r} is a control, say so: Doses({place!r}, control={label!r})"
-                raise SchemaError(f"field '{name}': the dose of cell {cell!r} in column {place!r} {said}") from None
-            if not 0 <= number < np.inf:
-                raise SchemaError(
-                    f"field '{name}': the dose of cell {cell!r} in column {place!r} is {word}; doses are at least 0"
-                )
-            numbers.append(number)
-        return numbers
+        doses = dict.fromkeys(several, 0.0)
+        for part, word in zip(named, words, strict=True):
+            if part in doses:
+                doses[part] += self.number(name, cell, place, label, word)
+        return doses
+
+    def number(self, name: str, cell: str, place, label: str, word: str) -> float:
+        """Return a dose as a number of at least 0."""
+        try:
+            number = float(word)
+        except ValueError:
+            said = f"is {word!r}, not a number"
+            if not word:
+                said = f"is missing; if {label!r} is a control, say so: {self.called(place, label)}"
+            raise SchemaError(f"field '{name}': the dose of cell {cell!r} in column {place!r} {said}") from None
+        if not 0 <= number < np.inf:
+            raise SchemaError(
+                f"field '{name}': the dose of cell {cell!r} in column {place!r} is {word}; doses are at least 0"
+            )
+        return number
+
+    def called(self, place, control: str) -> str:
+        """The field with a further control, as it is written."""
+        several = [*self.control, control]
+        said = repr(several[0]) if len(several) == 1 else repr(several)
+        return f"Doses({str(place)!r}, beside={self.beside!r}, control={said})"

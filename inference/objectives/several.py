@@ -76,6 +76,8 @@ class Several:
             raise ValueError(
                 f"Several(by={self.by!r}): the program reads no such field; it reads {', '.join(step.batch)}"
             )
+        if step.batch[self.by].dim() != 1 or step.batch[self.by].is_floating_point():
+            raise ValueError(f"Several(by={self.by!r}): the field must have one code for each cell, as a Category has")
         if torch.compiler.is_compiling():
             raise ValueError("Several combines gradients inside the step: fit without compile=True")
         loss = self.objective(step)

@@ -106,7 +106,7 @@ def test_tables_of_groups_and_blocks():
 def small_program(**given: Any) -> tuple[Comparative, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     settings = {"n_latent": 2, "n_salient": 3, "n_hidden": 8, "dimensions": "fixed"} | given
-    program = Comparative(6, 2, 1, **settings)
+    program = Comparative(6, n_group=2, n_background=1, **settings)
     batch = {"counts": torch.randint(1, 30, (10, 6)).float(), "group": torch.arange(10) % 2, "index": torch.arange(10)}
     program.prepare([batch])
     return program, batch
@@ -144,9 +144,9 @@ def test_the_loss_is_that_of_contrastive_vi():
     target = batch["group"] == 1
     with torch.no_grad():
         hidden = program.decoder(torch.cat((z, s * target[:, None]), -1), None)
-        rho = torch.softmax(program.head_rho(hidden), -1).double().numpy()
-        gate = torch.sigmoid(program.head_gate(hidden)).double().numpy()
-        theta = program.log_dispersion.exp()[batch["group"]].double().numpy()
+        rho = torch.softmax(program.observation.head(hidden), -1).double().numpy()
+        gate = torch.sigmoid(program.observation.head_gate(hidden)).double().numpy()
+        theta = program.observation.log_dispersion.exp()[batch["group"]].double().numpy()
     counts = batch["counts"].numpy()
     mean = rho * counts.sum(1, keepdims=True)
     density = (1 - gate) * nbinom.pmf(counts, theta, theta / (theta + mean)) + gate * (counts == 0)
@@ -171,11 +171,11 @@ def test_groups_count_alike_whatever_their_sizes():
         torch.manual_seed(0)
         program.eval()  # running statistics, so that cells do not look at each other
         losses = program.training_loss(step, objective)
-        return torch.autograd.grad(losses, program.head_rho.bias)[0]
+        return torch.autograd.grad(losses, program.observation.head.bias)[0]
 
     # the density of one draw depends on the place of a cell in its minibatch: compare at equal places
     alone = [
-        torch.autograd.grad(_of(program, batch, objective, batch["group"] == g), program.head_rho.bias)[0]
+        torch.autograd.grad(_of(program, batch, objective, batch["group"] == g), program.observation.head.bias)[0]
         for g in (0, 1)
     ]
     torch.testing.assert_close(gradient(torch.arange(10), True), sum(alone) / 2)

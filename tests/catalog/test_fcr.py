@@ -144,6 +144,22 @@ def test_a_pair_that_training_has_not_is_predicted_and_its_doubt_stated():
     assert not program.laws(some_batch())["z_tx"].unknown.any(), "in training pairs are what they are"
 
 
+def test_controls_that_training_has_not_are_like_those_of_the_other_contexts():
+    """And pairs that it has stay what they are."""
+    prior = BlockPrior(3, 2, {"z_x": 1, "z_tx": 2, "z_t": 1}).eval()
+    torch.nn.init.normal_(prior.log_scale_z_tx)
+    codes = torch.tensor([[-1], [0], [1]]).repeat(3, 1)
+    context = torch.arange(3).repeat_interleave(3)
+    prior.count(context, codes)
+    before = prior.laws(context, codes)["z_tx"]
+    prior.count(context[1:], codes[1:])  # no control in the first context
+    after = prior.laws(context, codes)["z_tx"]
+    torch.testing.assert_close(after.loc[1:], before.loc[1:])
+    torch.testing.assert_close(after.loc[0], before.loc[[3, 6]].mean(0))
+    torch.testing.assert_close(after.unknown[0], (before.loc[3] - before.loc[6]).abs() / 2)
+    assert not after.unknown[1:].any() and not before.unknown.any()
+
+
 def test_centred_interactions_have_no_main_effects():
     program = small(interaction="centred")
     loc = program.prior.interactions(program.prior.loc_z_tx, program.prior.log_scale_z_tx)[0]
@@ -171,8 +187,8 @@ def test_fault_1_and_9_the_bound_is_the_likelihood_less_kl_of_guide_and_prior_an
     weights = fi.weigh(program, batch, 1, "analytic")
     z = torch.cat([weights.draws[s][0] for s in SITES], -1)
     with torch.no_grad():
-        mean = program.head(program.decoder(z))
-        noise = program.log_noise.exp() + 1e-3
+        mean = program.observation.head(program.decoder(z))
+        noise = program.observation.log_noise[0].exp() + 1e-3
         expected = Normal(mean, noise).log_prob(batch["values"]).sum(-1)
         guide, laws = program.encoded(batch), program.laws(batch)
         for site in SITES:
@@ -249,7 +265,8 @@ def test_fault_7_the_likelihood_is_summed_over_genes():
     program, batch = toy()
     weights = fi.weigh(program, batch, 1, "analytic")
     z = torch.cat([weights.draws[s][0] for s in SITES], -1)
-    mean, noise = program.head(program.decoder(z)), program.log_noise.exp() + 1e-3
+    mean = program.observation.head(program.decoder(z))
+    noise = program.observation.log_noise[0].exp() + 1e-3
     per_gene = Normal(mean, noise).log_prob(batch["values"])
     torch.testing.assert_close(weights.log_likelihood[0], per_gene[:, 0] + per_gene[:, 1])
 

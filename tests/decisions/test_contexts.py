@@ -7,7 +7,7 @@ import pytest
 
 import fieldguide.inference as fi
 from fieldguide.catalog.data.factor_blocks import factor_sim
-from fieldguide.decisions import context_effects, context_responses
+from fieldguide.decisions import context_effects, context_responses, predicted_expression
 from fieldguide.decisions.perturbations.contexts import interactions
 from fieldguide.decisions.perturbations.effects import shift_probabilities
 from fieldguide.decisions.perturbations.pairs import explained
@@ -103,6 +103,102 @@ def test_responses_to_counts_are_fold_changes_and_pairs_may_be_new(of_counts):
     assert half.table.set_index("gene")["response"]["g0"] < 0.5 * table["response"]["g0"]
 
 
+def test_what_is_observed_is_observed_at_the_dose_that_is_asked_for():
+    """Two doses of "a": the response, the others' mean and R2 are of cells at that dose."""
+    rng, n = np.random.default_rng(0), 400
+    kind = np.arange(n) % 4
+    obs = pd.DataFrame({"context": np.array(["x", "y"])[np.arange(n) // 4 % 2]}, index=[f"c{i}" for i in range(n)])
+    obs["perturbation"], obs["dose"] = np.array(["ctrl", "a", "a", "b"])[kind], np.array([0, 1, 10, 5])[kind]
+    rate = np.full((n, 5), 30.0)
+    rate[kind == 1, 0] *= 1.5
+    rate[kind == 2, 0] *= 6
+    data = anndata.AnnData(rng.poisson(rate).astype(np.float32), obs=obs)
+    place = {"perturbation": fi.Perturbations(control="ctrl"), "dose": fi.Doses("dose", control="ctrl")}
+    sizes = {"n_latent_x": 1, "n_latent_tx": 1, "n_latent_t": 1, "n_hidden": 16}
+    fitted = fi.fit("fcr", data, fields=place, max_epochs=40, batch_size=50, progress=False, **sizes)
+    counts, where = data.X.astype(float), (obs["context"] == "x").to_numpy()
+    for dose, own in ((1.0, 2), (0.1, 1)):
+        answer = context_responses(fitted, [("x", "a")], dose=dose, draws=3, cells=10)
+        sums = [counts[where & (kind == k)].sum(0) for k in (own, 0)]
+        level = [np.log2(s / s.sum() + PSEUDO) for s in sums]
+        np.testing.assert_allclose(answer.table["observed"], level[0] - level[1], atol=1e-6)
+        assert answer.diagnostics["n_cells"][0] == 50
+    assert np.isnan(context_responses(fitted, [("x", "a")], dose=0.5, draws=3, cells=10).table["observed"]).all()
+    names = set(context_effects(fitted).table["perturbation"])
+    assert names == {"a at 0.1", "a at 1", "b"}
+    both = [predicted_expression(fitted, ["a"], data, dose=d, draws=200).to_numpy()[0, 0] for d in (0.0, 1.0)]
+    assert both[1] > 1.5 * both[0], "the dose is that which is asked for, not that of the cells"
+    with pytest.raises(ValueError, match=r"dose=0.5: this fit of fcr read no doses|without doses"):
+        context_responses(
+            fi.fit("fcr", data, fields={"perturbation": place["perturbation"]}, max_epochs=1, progress=False, **sizes),
+            [("x", "a")],
+            dose=0.5,
+        )
+
+
+def test_intervals_hold_what_is_observed_of_known_pairs(world, fitted):
+    answer = context_responses(fitted, None, world.data[world.data.obs["context"] != "c2"].copy(), draws=40, cells=40)
+    table = answer.table
+    held = ((table["low"] <= table["observed"]) & (table["observed"] <= table["high"])).mean()
+    assert 0.85 < held <= 1 and answer.settings["judges"] > 4
+
+
+def test_names_are_written_as_in_the_data():
+    """Another separator, a treatment that is called like a pair, and one that is called like a control."""
+    rng, n = np.random.default_rng(0), 160
+    labels = np.array(["vehicle", "A", "B", "A|B", "A+B", "control"])[np.arange(n) % 6]
+    obs = pd.DataFrame({"context": np.array(["x", "y"])[np.arange(n) // 6 % 2], "perturbation": labels})
+    obs.index = [f"c{i}" for i in range(n)]
+    data = anndata.AnnData(rng.poisson(20, (n, 4)).astype(np.float32), obs=obs)
+    place = {"perturbation": fi.Perturbations(control="vehicle", separator="|")}
+    fitted = fi.fit("fcr", data, fields=place, max_epochs=2, progress=False, n_hidden=4)
+    wanted = ["A", "B", "A|B", "A+B", "control"]
+    answer = context_responses(fitted, draws=2, cells=4)
+    assert set(answer.diagnostics["perturbation"]) == set(wanted) == set(context_effects(fitted).table["perturbation"])
+    sums = {
+        k: data.X[((obs["context"] == "x") & (obs["perturbation"] == k)).to_numpy()].sum(0)
+        for k in (*wanted, "vehicle")
+    }
+    level = {k: np.log2(s / s.sum() + PSEUDO) for k, s in sums.items()}
+    for label in wanted:
+        table = context_responses(fitted, [("x", label)], draws=2, cells=4).table
+        assert set(table["perturbation"]) == {label}
+        np.testing.assert_allclose(table["observed"], level[label] - level["vehicle"], atol=1e-5)
+
+
+def test_pairs_may_be_a_frame_or_arrays(of_counts):
+    frame = context_responses(of_counts, [("x", "a"), ("y", "b")], draws=2, cells=4)
+    pairs = frame.diagnostics[["context", "perturbation"]]
+    for given in (pairs, pairs.to_numpy(), pairs.to_numpy().tolist()):
+        pd.testing.assert_frame_equal(context_responses(of_counts, given, draws=2, cells=4).table, frame.table)
+    with pytest.raises(ValueError, match="pairs has no column 'perturbation'"):
+        context_responses(of_counts, pairs[["context"]])
+
+
+def test_contexts_without_controls_are_left_out_and_said(of_counts):
+    data = counted()
+    without = data[~((data.obs["context"] == "x") & (data.obs["perturbation"] == "ctrl")).to_numpy()].copy()
+    with pytest.warns(UserWarning, match="no control cell in the data of context 'x'"):
+        answer = context_responses(of_counts, None, without, draws=2, cells=4)
+    assert set(answer.diagnostics["context"]) == {"y"}
+
+
+def test_a_fit_that_ended_before_the_turn_decides_nothing(world, tmp_path):
+    def stop(program, row):
+        if row["epoch"] >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="were not turned"):
+        early = fi.fit("fcr", world.data, fields=PLACE, callbacks=[stop], **QUICK, **BLOCKS)
+    early.save(tmp_path / "fit.safetensors")
+    with pytest.warns(UserWarning, match="interrupted"):
+        again = fi.load(tmp_path / "fit.safetensors")
+    np.testing.assert_allclose(again.bound(world.data[:30].copy()), early.bound(world.data[:30].copy()), rtol=1e-5)
+    for fit in (early, again):
+        with pytest.raises(ValueError, match="ended too early: the latents were not turned"):
+            context_responses(fit, [("c1", "t1")], world.data)
+
+
 def test_equal_seeds_give_equal_responses(of_counts):
     first, second = (context_responses(of_counts, [("x", "a")], draws=3, cells=9, seed=4).table for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
@@ -162,6 +258,34 @@ def test_errors_of_interactions_are_those_of_repeated_experiments():
     np.testing.assert_allclose(effect.std(1), error[:, 0], rtol=0.05)
 
 
+def test_many_cells_make_errors_small_and_not_infinite():
+    """The error of a pair falls with its cells; only a pair that is fitted by its own parts alone has none."""
+    means, parts = np.array([[0.0], [1], [2], [5]]), (np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    for n in (100, 9_000, 10**7):
+        np.testing.assert_allclose(interactions(means, np.full(4, n), *parts)[1], np.sqrt(0.25 / n), rtol=1e-6)
+
+
+def test_the_unit_is_the_standard_deviation_of_cells_alike():
+    """Six contexts of three cells a pair: without the freedom of their means it would be a fifth too small."""
+    rng, cells = np.random.default_rng(0), np.arange(6 * 4 * 3)
+    obs = pd.DataFrame({"context": cells // 12, "perturbation": np.array(["ctrl", "a", "b", "c"])[cells // 3 % 4]})
+    obs.index = [f"c{i}" for i in cells]
+    data = anndata.AnnData(rng.poisson(30, (72, 5)).astype(np.float32), obs=obs)
+    place = {"perturbation": fi.Perturbations(control="ctrl")}
+    sizes = {"n_latent_x": 1, "n_latent_tx": 1, "n_latent_t": 1, "n_hidden": 4}
+    fitted = fi.fit("fcr", data, fields=place, max_epochs=2, progress=False, **sizes)
+    z = np.asarray(fitted.latent(), dtype=float)[:, 0]
+    pairs = obs["context"].astype(str) + obs["perturbation"]
+    within = z - pd.Series(z).groupby(pairs.to_numpy()).transform("mean")
+    deviation = np.sqrt((within**2).sum() / (72 - 24))
+    means = pd.Series(z).groupby([obs["context"].to_numpy(), obs["perturbation"].to_numpy()]).mean().unstack()
+    left = means.sub(means.mean(1), axis=0).sub(means.mean(0), axis=1) + means.to_numpy().mean()
+    table = context_effects(fitted).table
+    said = table.set_index(["context", "perturbation"])["effect"]
+    for (context, label), effect in said.items():
+        assert effect == pytest.approx(left.loc[int(context), label] / deviation, rel=1e-4, abs=1e-5)
+
+
 def test_a_pair_that_is_alone_in_its_context_says_nothing():
     context, label = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 1])
     error = interactions(np.random.default_rng(0).normal(size=(5, 1)), np.full(5, 20), context, label)[1]
@@ -204,6 +328,7 @@ def test_figures_are_drawn(fitted, of_counts, world):
 
 def test_the_screen_counts_its_cells(of_counts):
     screen = read_screen(of_counts)
-    assert screen.contexts == ["x", "y"] and screen.labels == ["control", "a", "a+b", "b"]
+    assert screen.contexts == ["x", "y"]
+    assert [screen.name(codes) for codes in screen.codes] == ["control", "a", "a+b", "b"]
     assert screen.n_cells.tolist() == [[30, 30, 30, 30]] * 2
     assert screen.genes(6) == [f"g{i}" for i in range(6)]

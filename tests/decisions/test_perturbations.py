@@ -41,9 +41,10 @@ def test_shifts_are_those_of_least_squares(several):
     design = np.stack([(codes == k).any(1) for k in range(3)], 1).astype(float)
     z = 1 + design @ rng.normal(size=(3, 2)) + rng.normal(size=(300, 2)) * [1.0, 2.0]
     shifts = estimated_shifts(z, codes, 4)
-    control = (codes < 0).all(1)
-    expected = np.linalg.lstsq(design[~control], z[~control] - z[control].mean(0), rcond=None)[0]
-    np.testing.assert_allclose(shifts.estimate[:3], expected, atol=1e-10)
+    full = np.hstack((np.ones((300, 1)), design))
+    np.testing.assert_allclose(shifts.estimate[:3], np.linalg.lstsq(full, z, rcond=None)[0][1:], atol=1e-10)
+    variance = np.linalg.inv(full.T @ full).diagonal()[1:, None] * shifts.deviation**2
+    np.testing.assert_allclose(shifts.error[:3], np.sqrt(variance), rtol=1e-10)
     np.testing.assert_allclose(shifts.deviation, [1, 2], rtol=0.15)
     assert np.isinf(shifts.error[3]).all() and not shifts.estimate[3].any(), "no cell has it"
 
@@ -61,6 +62,30 @@ def test_without_controls_the_median_perturbation_is_the_origin():
     z = np.array([[5.0], [5.0], [5.0], [9.0]]).repeat(10, 0) + np.tile([-0.1, 0.1], 20)[:, None]
     shifts = estimated_shifts(z, np.arange(4).repeat(10)[:, None], 4)
     np.testing.assert_allclose(shifts.estimate[:, 0], [0, 0, 0, 4], atol=1e-12)
+
+
+def test_pairs_without_controls_are_counted_from_the_median_too():
+    rng = np.random.default_rng(0)
+    codes = np.array([[0, -1], [1, -1], [2, -1], [0, 1], [1, 2]]).repeat(400, 0)
+    design = np.stack([(codes == k).any(1) for k in range(3)], 1).astype(float)
+    shifts = estimated_shifts(10 + design @ [[1.0], [2.0], [0.0]] + 0.1 * rng.normal(size=(2000, 1)), codes, 3)
+    np.testing.assert_allclose(shifts.estimate[:, 0], [0, 1, -1], atol=0.02)
+    assert shifts.deviation[0] == pytest.approx(0.1, rel=0.05) and (shifts.error < 0.02).all()
+
+
+def test_what_never_occurs_apart_is_not_told_apart():
+    codes = np.array([[-1, -1], [0, -1], [1, 2]]).repeat(50, 0)
+    z = np.array([[0.0], [1.0], [4.0]]).repeat(50, 0) + np.random.default_rng(0).normal(0, 0.1, (150, 1))
+    shifts = estimated_shifts(z, codes, 3)
+    assert np.isfinite(shifts.error[0]) and np.isinf(shifts.error[1:]).all()
+    assert shifts.estimate[1:].sum() == pytest.approx(4, abs=0.1)
+
+
+def test_errors_of_pairs_are_those_of_repeated_experiments():
+    codes, rng = np.array([[1, -1]] * 400 + [[0, 1]] * 400 + [[-1, -1]] * 50), np.random.default_rng(0)
+    runs = [estimated_shifts(rng.normal(size=(850, 1)), codes, 2) for _ in range(300)]
+    seen, stated = np.std([r.estimate[:, 0] for r in runs], 0), np.mean([r.error[:, 0] for r in runs], 0)
+    np.testing.assert_allclose(stated, seen, rtol=0.12)
 
 
 # ---- probabilities ----------------------------------------------------------------------------------------

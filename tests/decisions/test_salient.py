@@ -50,7 +50,7 @@ def test_proportions_are_the_mean_of_the_decoder(world, fitted):
             z, s = program.encoder_z(features).sample(), program.encoder_s(features).sample()
             for row, salient in enumerate((s, 0 * s)):
                 hidden = program.decoder(torch.cat((z, salient), -1), None)
-                sums[row] += torch.softmax(program.head_rho(hidden), -1).mean(0) / 50
+                sums[row] += torch.softmax(program.observation.head(hidden), -1).mean(0) / 50
     table = salient_genes(fitted, "target").table.loc[list(world.data.var_names)]
     np.testing.assert_allclose(table["with_salient"], sums[0], rtol=0.01)
     np.testing.assert_allclose(table["without"], sums[1], rtol=0.01)

@@ -53,7 +53,7 @@ def small_counts(pbmc):
     cells.obs["labels"] = np.where(np.arange(cells.n_obs) % 4, "p", "q")
     cells.obs["batch"] = np.where(np.arange(cells.n_obs) % 3, "a", "b")
     cells.obs["quality"] = cells.obs["percent_mito"]
-    cells.obs["perturbation"] = np.array(["a", "b", "a+b"])[np.arange(cells.n_obs) % 3]
+    cells.obs["perturbation"] = np.array(["a", "b", "a+b", "ctrl"])[np.arange(cells.n_obs) % 4]
     cells.obs["context"] = np.where(np.arange(cells.n_obs) % 5 < 2, "c1", "c2")
     cells.obs["group"] = np.where(np.arange(cells.n_obs) % 2, "background", "target")
     return cells

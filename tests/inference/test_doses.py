@@ -73,6 +73,39 @@ def test_what_is_no_dose_is_named(doses, message):
         read([*labels, "DMSO"], [*doses, doses[0]])
 
 
+def test_a_usual_word_is_a_perturbation_where_other_controls_are_named():
+    """As `Perturbations` has it: DMSO beside vehicle is a treatment with its dose."""
+    labels, doses = ["vehicle", "DMSO", "DMSO", "b"], [0, 2, 1, 3]
+    fields = {"perturbation": Perturbations("drug", control="vehicle")}
+    schema = Schema(**fields, dose=Doses("dose", beside="drug", control="vehicle")).learn(cells(labels, doses))
+    values = schema.read(cells(labels, doses))
+    assert values["perturbation"].values.tolist() == [[-1], [0], [0], [1]]
+    assert values["dose"].values.tolist() == [[0], [1], [0.5], [1]]
+    new = schema.read(cells(["NT", "b"], [9, 3]))
+    assert new["perturbation"].values.tolist() == [[-1], [1]] and new["dose"].values.tolist() == [[0], [1]]
+
+
+def test_doses_of_a_perturbation_that_is_named_twice_add_up():
+    doses = read(["a", "b", "a+a+b", "a+a", "DMSO"], ["10", "10", "1+2+5", "1+2", "0"])[1]
+    np.testing.assert_allclose(doses[2:4], [[0.3, 0.5], [0.3, 0]], rtol=1e-6)
+
+
+def test_numbers_with_exponents_are_numbers():
+    small = read(["a", "a", "DMSO"], [1e-5, 1e-4, 0], separator="-")[1]
+    np.testing.assert_allclose(small, [[0.1], [1], [0]], rtol=1e-6)
+    assert read(["a", "a", "DMSO"], [1e16, 2e16, 0])[1] == [[0.5], [1], [0]]
+    assert read(["a", "b", "a+b", "DMSO"], ["1e+2", "2E-1", "5e+1+1e-1", "0"])[1][2] == [0.5, 0.5]
+
+
+def test_advice_can_be_followed():
+    with pytest.raises(SchemaError, match=r"say so: Doses\('dose', beside='drug', control='AAVS1'\)"):
+        Schema(dose=Doses(beside="drug")).learn(cells(["a", "AAVS1"], [1, None]))
+    with pytest.raises(SchemaError, match=r"here too: Doses\('dose', beside='drug', control=\['x', 'AAVS1'\]\)"):
+        Schema(dose=Doses(beside="drug", control="x")).learn(cells(["a", "x", "AAVS1"], [1, 0, 0]))
+    with pytest.raises(SchemaError, match=r"no column 'perturbation'.*Doses\('dose', beside=COLUMN\)"):
+        Schema(dose=Doses()).learn(cells(["a"], [1]))
+
+
 def test_a_pair_needs_two_doses():
     with pytest.raises(SchemaError, match="has 2 perturbations, 'a\\+b', and 1 doses, '1'.*such as '1\\+1'"):
         read(["a", "b", "a+b", "DMSO"], ["1", "1", "1", "0"])

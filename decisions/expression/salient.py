@@ -15,11 +15,14 @@ from fieldguide.decisions.fdr import calls, fdr_values
 from fieldguide.inference import Fit, Groups
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed, checked_text
 from fieldguide.inference.checks.labels import find_label, label_text
+from fieldguide.inference.messages import caution
 from fieldguide.inference.program import Batch
 from fieldguide.inference.randomness import isolated, stream
 
 BLOCK = 512
 """Cells decoded at once."""
+FOLDS = 5
+TOLD_APART = 0.85
 PARTS = 10
 """Draws of the latents; each serves several draws of the bootstrap."""
 
@@ -68,7 +71,14 @@ def salient_genes(
     Decision
         ``table``, one row a gene, most certain first: ``lfc`` (log2), ``lfc_sd``, ``lfc_low`` and ``lfc_high`` (95 %),
         ``probability`` (of a change by more than ``delta``), ``fdr`` (of the list down to this row), ``is_de``,
-        ``with_salient`` and ``without`` (mean proportions). ``diagnostics``: the number of ``cells``.
+        ``with_salient`` and ``without`` (mean proportions). ``diagnostics``: the number of ``cells``, and
+        ``told_apart``, the balanced accuracy (.5 by chance) by which the shared latents tell the group from all other
+        cells, out of fold and by a linear rule. Where they do, part of what sets it apart is not in the list.
+
+    Warns
+    -----
+    UserWarning
+        If shared latents tell the group apart in more than 85 % of the cells.
 
     Raises
     ------
@@ -80,7 +90,8 @@ def salient_genes(
     delta, fdr = checked_real("delta (log2 units)", delta, at_least=0), checked_real("fdr", fdr, at_least=0, at_most=1)
     draws, cells, seed = checked_int("draws", draws, 20), checked_int("cells", cells, 2), checked_seed(seed)
     site = checked_text("site", site)
-    label, rows, dataset = cells_of_group(fitted, group, data)
+    label, column, inside, dataset = cells_of_group(fitted, group, data)
+    rows = np.flatnonzero(inside)
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(rows)[:cells])
     weights = rng.standard_exponential((draws, len(rows)))
@@ -109,6 +120,15 @@ def salient_genes(
     )
     order = np.lexsort((-np.abs(table["lfc"].to_numpy()), -probability))
     notes = ["Cells are taken as independent, and the networks as known: donors and refits are not in the errors."]
+    apart, shared = _told_apart(fitted, inside, data, site), fitted.program.latent
+    if apart > TOLD_APART:
+        said = (
+            f"the shared latents tell {label!r} from the other cells (balanced accuracy {apart:.2f}): part of what "
+            f"sets it apart is in '{shared}', and not in the list. If the groups have the same types of cells, hold it "
+            f"alike: fit(..., constraints=[hsic('{shared}', {column!r}, bound='independent')])"
+        )
+        caution(said)
+        notes.append(said)
     if not lfc.any():
         notes.append(f"Group {label!r} has no salient latents in use: nothing is its own.")
     settings = {
@@ -120,8 +140,22 @@ def salient_genes(
         "draws": draws,
         "seed": seed,
     }
-    diagnostics = pd.DataFrame({"cells": [len(rows)]}, index=pd.Index([label], name="group"))
+    diagnostics = pd.DataFrame({"cells": [len(rows)], "told_apart": [apart]}, index=pd.Index([label], name="group"))
     return Decision(table.iloc[order], diagnostics, settings, tuple(notes), volcano)
+
+
+def _told_apart(fitted: Fit, inside: np.ndarray, data: Any, site: str) -> float:
+    """Balanced accuracy by which latents that all groups share tell a group from the others; nan without others."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    if fitted.program.latent == site or min(inside.sum(), (~inside).sum()) < FOLDS:
+        return float("nan")
+    latents = np.asarray(fitted.latent(data), dtype=float).reshape(len(inside), -1)
+    rule = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5])
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    return float(balanced_accuracy_score(inside, cross_val_predict(rule, latents, inside, cv=folds)))
 
 
 def _weighted(fitted: Fit, batch: Batch, site: str, weights: np.ndarray, seed: int) -> np.ndarray:
@@ -139,8 +173,8 @@ def _weighted(fitted: Fit, batch: Batch, site: str, weights: np.ndarray, seed: i
     return np.concatenate(sums, 1)
 
 
-def cells_of_group(fitted: Fit, group: Any, data: Any) -> tuple[str, np.ndarray, Any]:
-    """Return the label of a group, the rows of its cells, and the data set.
+def cells_of_group(fitted: Fit, group: Any, data: Any) -> tuple[str, str, np.ndarray, Any]:
+    """Return the label of a group, the column of the groups, which cells are of it, bool [N], and the data set.
 
     Raises
     ------
@@ -158,7 +192,7 @@ def cells_of_group(fitted: Fit, group: Any, data: Any) -> tuple[str, np.ndarray,
     known = fitted.schema.states[name]["categories"]
     code = find_label("group", group, known, "group of the training data")
     label, dataset = label_text(known[code]), fitted.read(data)
-    rows = np.flatnonzero(dataset.stores[name].gather(np.arange(dataset.n_cells)).numpy() == code)
-    if len(rows) < 2:
-        raise ValueError(f"group {label!r} has {len(rows)} cells in the data: at least two are needed")
-    return label, rows, dataset
+    inside = dataset.stores[name].gather(np.arange(dataset.n_cells)).numpy() == code
+    if inside.sum() < 2:
+        raise ValueError(f"group {label!r} has {inside.sum()} cells in the data: at least two are needed")
+    return label, str(fitted.schema.places[name]), inside, dataset

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 
 import fieldguide.inference as fi
 from fieldguide.catalog.data.two_populations import salient_sim
@@ -88,3 +91,21 @@ def test_what_is_wrong_is_named(world, fitted):
     nothing: Any = world.data
     with pytest.raises(TypeError, match="fitted"):
         salient_genes(nothing, "a")
+
+
+def test_a_group_that_shared_latents_tell_apart_is_said():
+    """Fixed numbers of latents, trained on groups that differ in everything: z knows the group."""
+    rng, n = np.random.default_rng(0), 200
+    rates = np.where(np.arange(n)[:, None] % 2, [20.0, 5, 5, 5], [5.0, 20, 5, 5])
+    obs = pd.DataFrame({"group": np.array(["A", "B"])[np.arange(n) % 2]}, index=[f"c{i}" for i in range(n)])
+    data = anndata.AnnData(rng.poisson(rates).astype(np.float32), obs=obs)
+    place = {"group": fi.Groups(background="A")}
+    sizes = {"n_latent": 2, "n_salient": 1, "n_hidden": 16, "dimensions": "fixed"}
+    fitted = fi.fit("comparative", data, fields=place, max_epochs=30, batch_size=50, progress=False, **sizes)
+    with pytest.warns(UserWarning, match=r"tell 'B' from the other cells .balanced accuracy .*hsic\('z', 'group'"):
+        answer = salient_genes(fitted, "B", draws=20)
+    z, treated = np.asarray(fitted.latent(site="z"), dtype=float), (obs["group"] == "B").to_numpy()
+    axis = np.linalg.solve(np.cov(z[treated].T) + np.cov(z[~treated].T), z[treated].mean(0) - z[~treated].mean(0))
+    rule = (z - (z[treated].mean(0) + z[~treated].mean(0)) / 2) @ axis > 0
+    assert answer.diagnostics["told_apart"][0] == pytest.approx(balanced_accuracy_score(treated, rule), abs=0.05)
+    assert answer.diagnostics["told_apart"][0] > 0.85

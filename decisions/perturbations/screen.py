@@ -36,6 +36,14 @@ class BlockProgram(Protocol):
         """Return the prior of each site given the conditions of the cells."""
         ...
 
+    def unfinished(self) -> bool:
+        """Whether the training ended before the latents were what they should be."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What its user should know."""
+        ...
+
 
 @dataclass
 class Screen:
@@ -67,7 +75,7 @@ class Screen:
     @property
     def control(self) -> np.ndarray:
         """Which kinds are no treatment, bool [L]."""
-        return (self.codes < 0).all(1)
+        return np.asarray((self.codes < 0).all(1))
 
     @cached_property
     def n_cells(self) -> np.ndarray:

@@ -253,10 +253,10 @@ class FCR(Program):
         return groups
 
     def conditions(self, batch: Batch) -> Tensor:
-        """Context, perturbations and doses in thousandths of each cell, int64 [B, 1 + 2 M]."""
+        """Context, perturbations and doses in hundredths of each cell, int64 [B, 1 + 2 M]."""
         parts = [batch["context"].unsqueeze(-1), batch["perturbation"]]
         if "dose" in batch:
-            parts.append((1000 * batch["dose"]).round().long())
+            parts.append((100 * batch["dose"]).round().long())
         return torch.cat(parts, -1)
 
     @torch.no_grad()
@@ -275,7 +275,7 @@ class FCR(Program):
         order = assigned_blocks(means, variances, cells.numpy(), kinds[:, 0], treatment, tuple(self.sizes.values()))
         turn(self.encoder, self.decoder, axes[order].to(coupled.mean), origin.to(coupled.mean))
         width = (kinds.shape[1] - 1) // (2 if self.by_dose else 1)
-        dose = kinds[:, 1 + width :] / 1000 if self.by_dose else np.ones((len(kinds), width))
+        dose = kinds[:, 1 + width :] / 100 if self.by_dose else np.ones((len(kinds), width))
         begin = 0
         for site, size in self.sizes.items():
             ours = order[begin : begin + size]
@@ -293,7 +293,10 @@ class FCR(Program):
     def remarks(self) -> list[str]:
         said = []
         if self.unfinished():
-            said.append("the latents were not turned to the axes of blocks: fit without compile=True, or axes='free'")
+            said.append(
+                "the latents were not turned to the axes of blocks: train beyond the middle, without compile=True, or "
+                "with axes='free'"
+            )
         if self.alone:
             said.append(
                 "a context has no control among the training cells: what a treatment adds there is told from the "

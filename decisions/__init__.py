@@ -33,7 +33,7 @@ from fieldguide.decisions.latent_independence import independence
 from fieldguide.decisions.perturbations.contexts import context_effects
 from fieldguide.decisions.perturbations.genes import latent_genes
 from fieldguide.decisions.perturbations.pairs import context_responses
-from fieldguide.decisions.perturbations.prediction import predicted_expression
+from fieldguide.decisions.perturbations.prediction import additive_expression, predicted_expression
 from fieldguide.decisions.perturbations.targets import perturbation_targets
 from fieldguide.decisions.policies.action_embedding import Embedding
 from fieldguide.decisions.policies.bandit_log import BanditLog
@@ -54,6 +54,7 @@ __all__ = [
     "OptimisticValue",
     "UntrustworthyWeights",
     "WeakDesign",
+    "additive_expression",
     "allocate",
     "aurc",
     "average_precision",

@@ -8,11 +8,13 @@ import pandas as pd
 import torch
 
 from fieldguide.decisions.decoding import proportions
-from fieldguide.decisions.perturbations.screen import conditioned
+from fieldguide.decisions.perturbations.screen import PSEUDO, conditioned
 from fieldguide.decisions.perturbations.targets import perturbation_field
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.checks.labels import label_text
 from fieldguide.inference.fitted import Fit
+
+BLOCK = 4096
 
 
 def predicted_expression(
@@ -49,6 +51,72 @@ def predicted_expression(
     """
     draws, seed = checked_int("draws", draws, 1), checked_seed(seed)
     dose = checked_real("dose", dose, at_least=0)
+    labels, codes = _labelled(fitted, perturbations)
+    dataset = fitted.read(data)
+    rows = np.sort(np.random.default_rng(seed).choice(dataset.n_cells, draws))
+    batch = {key: values.to(fitted.device) for key, values in dataset.batch(rows).items()}
+    if dose != 1 and "dose" not in batch:
+        raise ValueError(f"dose={dose:g}: this fit of {fitted.name} read no doses")
+    means = [proportions(fitted, conditioned(fitted, batch, row.numpy(), dose), seed).mean(0) for row in codes]
+    return _table(torch.stack(means).double().cpu().numpy(), labels, dataset)
+
+
+def additive_expression(fitted: Fit, perturbations: Iterable[str], data=None) -> pd.DataFrame:
+    """Return the proportion of each gene by adding up what single perturbations are observed to do: no model at all.
+
+    The baseline of `predicted_expression`, hard to beat where perturbations do not interact. To the log of the
+    proportions of the controls are added the differences of the cells that have one part of the label alone.
+
+    Parameters
+    ----------
+    fitted : Fit
+        Of a program with a field of perturbations and counts; it says how the data are read, and nothing else of it is
+        used.
+    perturbations : sequence of str
+        Labels, written as those of the training data.
+    data : optional
+        Cells with controls, and with each part alone; the training data by default.
+
+    Returns
+    -------
+    DataFrame [labels, G]
+        Rows sum to one.
+
+    Raises
+    ------
+    ValueError
+        If there are no controls, or no cell with a part alone.
+    """
+    labels, wanted = _labelled(fitted, perturbations)
+    name, _, state = perturbation_field(fitted)
+    dataset = fitted.read(data)
+    if "counts" not in dataset.stores:
+        raise TypeError(f"this fit of {fitted.name} reads no counts")
+    codes = dataset.stores[name].gather(np.arange(dataset.n_cells)).numpy()
+    single = np.where((codes >= 0).sum(1) <= 1, codes.max(1), len(state["perturbations"]))
+    levels: dict[int, np.ndarray] = {}
+    for code in dict.fromkeys([-1, *(int(c) for row in wanted for c in row if c >= 0)]):
+        rows = np.flatnonzero(single == code)
+        if not len(rows):
+            lacking = "controls" if code < 0 else f"cells with {state['perturbations'][code]!r} alone"
+            raise ValueError(f"the data have no {lacking}: there is nothing to add")
+        total = np.sum([_sum(dataset, rows[k : k + BLOCK]) for k in range(0, len(rows), BLOCK)], 0)
+        levels[code] = np.log(total / total.sum() + PSEUDO)
+    means = []
+    for row in wanted.numpy():
+        level = np.exp(
+            levels[-1] + sum((levels[int(c)] - levels[-1] for c in row if c >= 0), np.zeros_like(levels[-1]))
+        )
+        means.append(level / level.sum())
+    return _table(np.stack(means), labels, dataset)
+
+
+def _sum(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    return dataset.stores["counts"].gather(rows).double().numpy().sum(0)
+
+
+def _labelled(fitted: Any, perturbations: Any) -> tuple[list[str], Any]:
+    """Labels as text, and their codes [labels, M]."""
     if isinstance(perturbations, str) or not isinstance(perturbations, Iterable):
         raise TypeError(f"perturbations is a list of labels, [{perturbations!r}], not {perturbations!r}")
     labels = [label_text(label) for label in perturbations]
@@ -56,13 +124,9 @@ def predicted_expression(
         raise ValueError("perturbations names no label")
     name, field, state = perturbation_field(fitted)
     place = fitted.schema.places[name]
-    codes = field.read(name, pd.DataFrame({place: labels}), place, state).values
-    dataset = fitted.read(data)
-    rows = np.sort(np.random.default_rng(seed).choice(dataset.n_cells, draws))
-    batch = {key: values.to(fitted.device) for key, values in dataset.batch(rows).items()}
-    if dose != 1 and "dose" not in batch:
-        raise ValueError(f"dose={dose:g}: this fit of {fitted.name} read no doses")
-    means = [proportions(fitted, conditioned(fitted, batch, row.numpy(), dose), seed).mean(0) for row in codes]
-    index = pd.Index(labels, name="perturbation")
+    return labels, field.read(name, pd.DataFrame({place: labels}), place, state).values
+
+
+def _table(values: np.ndarray, labels: list[str], dataset: Any) -> pd.DataFrame:
     genes = None if dataset.var_names is None else pd.Index(dataset.var_names, name="gene")
-    return pd.DataFrame(torch.stack(means).double().cpu().numpy(), index=index, columns=genes)
+    return pd.DataFrame(values, index=pd.Index(labels, name="perturbation"), columns=genes)

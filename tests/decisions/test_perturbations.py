@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 import fieldguide.inference as fi
 from fieldguide.catalog.data.sparse_shift import sparse_shift_sim
-from fieldguide.decisions import latent_genes, perturbation_targets, predicted_expression
+from fieldguide.decisions import additive_expression, latent_genes, perturbation_targets, predicted_expression
 from fieldguide.decisions.fdr import calls
 from fieldguide.decisions.perturbations.effects import estimated_shifts, shift_probabilities
 
@@ -176,6 +176,21 @@ def test_expression_is_predicted_for_combinations(fitted, world):
         predicted_expression(fitted, ["p99"])
     with pytest.raises(TypeError, match="is a list of labels"):
         predicted_expression(fitted, "p0")
+
+
+def test_the_additive_baseline_is_the_sum_of_log_differences(world, fitted):
+    table = additive_expression(fitted, ["p0+p1", "p0", "control"])
+    labels = world.data.obs["perturbation"].astype(str).to_numpy()
+    sums = {label: world.data.X[labels == label].astype(float).sum(0) for label in ("p0", "p1", "control")}
+    logs = {label: np.log(total / total.sum() + 1e-5) for label, total in sums.items()}
+    both = np.exp(logs["p0"] + logs["p1"] - logs["control"])
+    np.testing.assert_allclose(table.loc["p0+p1"], both / both.sum(), rtol=1e-5)
+    np.testing.assert_allclose(table.loc["p0"], sums["p0"] / sums["p0"].sum(), rtol=0.01)
+    assert list(table.columns) == list(world.data.var_names) and np.allclose(table.sum(1), 1)
+    with pytest.raises(ValueError, match="no cells with 'p1' alone"):
+        additive_expression(fitted, ["p0+p1"], world.data[labels != "p1"].copy())
+    with pytest.raises(ValueError, match="the data have no controls"):
+        additive_expression(fitted, ["p0"], world.data[labels != "control"].copy())
 
 
 def test_what_has_no_perturbations_is_refused():

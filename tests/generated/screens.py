@@ -89,6 +89,14 @@ SCREENS: list[Row] = [
         lambda world: (world.data("svae"),),
     ),
     Row(
+        "additive_expression",
+        lambda world, **given: decisions.additive_expression(
+            **{"fitted": world.fit("svae"), "perturbations": ["p1"]} | given
+        ),
+        {"perturbations": LABELS, "fitted": _fits("svae")},
+        lambda world: (world.data("svae"),),
+    ),
+    Row(
         "context_responses",
         _responses,
         {

@@ -104,9 +104,8 @@ def additive_expression(fitted: Fit, perturbations: Iterable[str], data=None) ->
         levels[code] = np.log(total / total.sum() + PSEUDO)
     means = []
     for row in wanted.numpy():
-        level = np.exp(
-            levels[-1] + sum((levels[int(c)] - levels[-1] for c in row if c >= 0), np.zeros_like(levels[-1]))
-        )
+        parts = [levels[int(code)] - levels[-1] for code in row if code >= 0]
+        level = np.exp(np.sum([levels[-1], *parts], 0))
         means.append(level / level.sum())
     return _table(np.stack(means), labels, dataset)
 

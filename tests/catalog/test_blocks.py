@@ -1,6 +1,7 @@
 """Axes of blocks of latents, and the Gaussian prior of each pair under which they are found."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,14 +31,16 @@ def test_axes_that_make_all_covariances_diagonal_are_recovered(seed):
     np.testing.assert_allclose(average, 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("by", ["means", "scales"])
 @given(st.integers(0, 50))
-def test_axes_are_given_to_the_block_that_their_law_speaks_for(seed):
+def test_axes_are_given_to_the_block_that_their_law_speaks_for(by, seed):
     rng = np.random.default_rng(seed)
     context, treatment = (v.ravel() for v in np.meshgrid(np.arange(3), np.arange(4), indexing="ij"))
     laws = {"x": (context, 2), "tx": (context * 4 + treatment, 3), "t": (treatment, 1)}
     means, variances = [], []
     for group, size in laws.values():
         levels, widths = rng.normal(0, 2, (12, size)), rng.uniform(0.2, 1, (12, size))
+        levels, widths = (levels, np.ones_like(widths)) if by == "means" else (np.zeros_like(levels), widths)
         means.append(levels[group]), variances.append(widths[group])
     shuffled = rng.permutation(6)
     table = [np.hstack(v)[:, shuffled] for v in (means, variances)]

@@ -98,6 +98,16 @@ SCREENED: list[Column] = [
     ("valid", "two at once", lambda world, n: np.array(["a", "b", "a+b"], dtype=object)[world.rng.permutation(n) % 3]),
     ("invalid", "a plus sign", lambda world, n: _some(_words(world, n), "+")),
 ]
+CONTROLLED: list[Column] = [
+    *MISSING,
+    *NONE,
+    (
+        "valid",
+        "controls",
+        lambda world, n: np.array(["ctrl", "a", "a+b", "b"], dtype=object)[world.rng.permutation(n) % 4],
+    ),
+    ("invalid", "no control", lambda world, n: np.array(["a", "b"], dtype=object)[world.rng.permutation(n) % 2]),
+]
 COLUMNS: dict[tuple[str, str], list[Column]] = {
     ("scvi", "batch"): CATEGORY,
     ("scvi", "labels"): CATEGORY,
@@ -112,7 +122,7 @@ COLUMNS: dict[tuple[str, str], list[Column]] = {
     ("incentives", "weight"): MEASURES + NOT_POSITIVE,
     ("svae", "perturbation"): SCREENED,
     ("svae", "batch"): CATEGORY,
-    ("fcr", "perturbation"): SCREENED,
+    ("fcr", "perturbation"): CONTROLLED,
     ("fcr", "context"): CATEGORY,
     ("comparative", "group"): CATEGORY + ONE,
     ("comparative", "batch"): CATEGORY,

@@ -105,6 +105,7 @@ class SVAE(Program):
     prior_loc: Tensor
     n_controls: Tensor
     turned: Tensor
+    nested: Tensor
 
     @checked
     def __init__(
@@ -150,11 +151,15 @@ class SVAE(Program):
         self.register_buffer("prior_loc", torch.zeros(n_latent))
         self.register_buffer("n_controls", torch.zeros(()))
         self.register_buffer("turned", torch.tensor(False))
+        self.register_buffer("nested", torch.tensor(False))
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Count the training cells of each perturbation, and whether there are any without."""
+        """Count the training cells of each perturbation and those without, and see whether batches share any."""
+        seen = [(b["perturbation"], b.get("batch", torch.zeros_like(b["index"]))) for b in batches]
+        codes, lot = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        kinds = torch.unique(torch.cat((lot[:, None], codes), 1), dim=0)[:, 1:]  # of each batch, each once
+        self.nested.fill_(self.n_batch > 1 and len(torch.unique(kinds, dim=0)) == len(kinds))
         if isinstance(self.shifts, ExactShifts):
-            codes = torch.cat([batch["perturbation"] for batch in batches])
             self.shifts.n_cells.copy_(torch.bincount(codes[codes >= 0], minlength=len(self.shifts.n_cells)))
             self.n_controls.copy_((codes < 0).all(1).sum())
 
@@ -217,11 +222,17 @@ class SVAE(Program):
         return self.rotate != "none" and not bool(self.turned)
 
     def remarks(self) -> list[str]:
+        said = []
         if self.unfinished():
-            return [
+            said.append(
                 "the axes of the latents were not turned and no mask set in: fit without compile=True, or rotate='none'"
-            ]
-        return []
+            )
+        if self.nested:
+            said.append(
+                "each batch has perturbations of its own, and no control in common with another: what differs between "
+                "batches cannot be told from what perturbations do"
+            )
+        return said
 
     def covariates(self, batch: Batch) -> Tensor | None:
         """Batch of each cell [B, n_batch], or None where there is one."""

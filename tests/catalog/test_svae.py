@@ -339,3 +339,14 @@ def test_a_training_without_the_turn_says_so():
     program.turned.fill_(True)
     assert not program.unfinished() and not program.remarks()
     assert not SVAE(50, 4, n_latent=3, n_hidden=8, rotate="none").unfinished()
+
+
+def test_batches_that_share_no_perturbation_are_said(world):
+    some = world.data[world.data.obs["perturbation"].cat.codes < 4].copy()
+    codes = some.obs["perturbation"].cat.codes.to_numpy()
+    quick = QUICK | {"max_epochs": 1, "n_hidden": 8, "rotate": "none"}
+    some.obs["batch"] = np.where(codes < 2, "one", "two")
+    with pytest.warns(UserWarning, match="each batch has perturbations of its own"):
+        fi.fit("svae", some, **quick)
+    some.obs["batch"] = np.where((codes < 2) & (np.arange(len(codes)) % 2 == 0), "one", "two")
+    assert not fi.fit("svae", some, **quick).program.remarks()

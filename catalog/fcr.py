@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fieldguide.catalog.declare import entry
-from fieldguide.catalog.parts.block_axes import assigned_blocks, diagonal_axes
+from fieldguide.catalog.parts.block_axes import assigned_blocks, block_axes, diagonal_axes
 from fieldguide.catalog.parts.block_prior import SITES, BlockPrior, Law
 from fieldguide.catalog.parts.coupled_prior import CoupledPrior
 from fieldguide.catalog.parts.guides import Encoder
@@ -269,20 +269,22 @@ class FCR(Program):
         mean, covariance = coupled.mean[:-1].cpu().double(), coupled.covariance[:-1].cpu().double()
         axes = diagonal_axes(covariance, cells)
         origin = (cells / cells.sum()) @ mean
-        means = ((mean - origin) @ axes.T).numpy()
-        variances = (axes @ covariance @ axes.T).diagonal(dim1=-2, dim2=-1).numpy()
         treatment = np.unique(kinds[:, 1:], axis=0, return_inverse=True)[1].ravel()
-        order = assigned_blocks(means, variances, cells.numpy(), kinds[:, 0], treatment, tuple(self.sizes.values()))
-        turn(self.encoder, self.decoder, axes[order].to(coupled.mean), origin.to(coupled.mean))
+        moments = _moments(axes, mean - origin, covariance)
+        sizes = tuple(self.sizes.values())
+        order = assigned_blocks(*moments, cells.numpy(), kinds[:, 0], treatment, sizes)
+        conditions = torch.as_tensor(kinds[:, 0]), torch.as_tensor(treatment)
+        axes = block_axes(axes[order], mean - origin, covariance, cells, *conditions, sizes)
+        means, variances = _moments(axes, mean - origin, covariance)
+        turn(self.encoder, self.decoder, axes.to(coupled.mean), origin.to(coupled.mean))
         width = (kinds.shape[1] - 1) // (2 if self.by_dose else 1)
         dose = kinds[:, 1 + width :] / 100 if self.by_dose else np.ones((len(kinds), width))
         begin = 0
         for site, size in self.sizes.items():
-            ours = order[begin : begin + size]
+            ours = slice(begin, begin + size)
             begin += size
             if size:
-                moments = means[:, ours], variances[:, ours]
-                self.prior.start(site, *moments, cells.numpy(), kinds[:, : 1 + width], dose)
+                self.prior.start(site, means[:, ours], variances[:, ours], cells.numpy(), kinds[:, : 1 + width], dose)
         self.coupled = None
         self.turned.fill_(True)
 
@@ -303,6 +305,11 @@ class FCR(Program):
                 "context by its other treatments alone"
             )
         return said
+
+
+def _moments(axes: Tensor, mean: Tensor, covariance: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances [K, D] of conditions along axes."""
+    return (mean @ axes.T).numpy(), (axes @ covariance @ axes.T).diagonal(dim1=-2, dim2=-1).numpy()
 
 
 def _with_coupled(program: Any, state: dict[str, Tensor], *_: Any) -> None:

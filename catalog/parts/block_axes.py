@@ -6,8 +6,11 @@ once. Conditions whose variances differ in ratio fix them, up to order and scale
 its means and variances: they differ between contexts alone, between treatments alone, or between pairs.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -18,6 +21,8 @@ ROUNDS = 60
 SHRINK = 5.0
 """Cells whose worth the average covariance has in that of each condition."""
 TINY = 1e-8
+MAIN = 0.05
+"""Cost of main effects in the latents of both, as a share of what their variance would cost in likelihood."""
 BLOCKS = ("context", "both", "treatment")
 
 
@@ -49,7 +54,7 @@ def diagonal_axes(covariances: Tensor, cells: Tensor, seed: int = 0) -> Tensor:
     for start in range(STARTS):
         drawn = torch.randn(size, size, dtype=torch.float64, generator=generator)
         axes = torch.eye(size, dtype=torch.float64) if start == 0 else torch.linalg.qr(drawn)[0]
-        axes, loss = _descend(axes, inside, share)
+        axes, loss = _descend(axes, lambda turned: dependence(turned, inside, share))
         if loss < least - 1e-9:
             best, least = axes, loss
     axes = best @ white
@@ -64,21 +69,71 @@ def dependence(axes: Tensor, covariances: Tensor, share: Tensor) -> Tensor:
     return (share * (diagonal - whole)).sum()
 
 
-def _descend(axes: Tensor, covariances: Tensor, share: Tensor) -> tuple[Tensor, float]:
-    """Follow the quasi-Newton directions to a minimum."""
+def _descend(axes: Tensor, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+    """Follow quasi-Newton directions to a minimum of a loss of the axes."""
     axes = axes.clone(memory_format=torch.contiguous_format).requires_grad_(True)  # LBFGS reads it row by row
     search = torch.optim.LBFGS([axes], max_iter=ROUNDS, tolerance_change=1e-10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         search.zero_grad()
-        loss = dependence(axes, covariances, share)
+        loss = loss_of(axes)
         loss.backward()
         return loss
 
     with torch.enable_grad():
         search.step(closure)
     with torch.no_grad():
-        return axes.detach(), float(dependence(axes, covariances, share))
+        return axes.detach(), float(loss_of(axes))
+
+
+def block_axes(
+    axes: Tensor,
+    means: Tensor,
+    covariances: Tensor,
+    cells: Tensor,
+    context: Tensor,
+    treatment: Tensor,
+    sizes: tuple[int, int, int],
+) -> Tensor:
+    """Return axes of given blocks, turned on to where the priors of the blocks explain the latents best.
+
+    The loss is that of the likelihood under the priors of the blocks. It leaves the axes of the contexts and those of
+    both free to mix where nothing but their means differs, between contexts alone: what both have of main effects costs
+    a little, so that they go to the block that can say no more.
+
+    Parameters
+    ----------
+    axes : float64 [D, D]
+        Ordered by block, as `assigned_blocks` gives them.
+    means, covariances : float64 [K, D] and [K, D, D]
+    cells : Tensor [K]
+    context, treatment : int64 [K]
+    sizes : (int, int, int)
+    """
+    share = cells.double() / cells.sum()
+    groups = [F.one_hot(codes).double() * share[:, None] for codes in (context, treatment)]
+    ours = torch.arange(len(axes)).split(list(sizes))
+
+    def loss_of(turned: Tensor) -> Tensor:
+        mean, variance = means @ turned.T, (turned @ covariances @ turned.T).diagonal(dim1=-2, dim2=-1)
+        loss = -torch.linalg.slogdet(turned).logabsdet
+        for group, block in zip(groups, (ours[0], ours[2]), strict=True):
+            weight = group.sum(0)[:, None]
+            middle = group.T @ mean[:, block] / weight
+            square = group.T @ (variance[:, block] + mean[:, block] ** 2) / weight - middle**2
+            loss = loss + (weight * square.clamp(min=TINY).log()).sum() / 2
+        both = ours[1]
+        loss = loss + (share[:, None] * variance[:, both].clamp(min=TINY).log()).sum() / 2
+        within = (share[:, None] * variance[:, both]).sum(0)
+        for group in groups:
+            middle = group.T @ mean[:, both] / group.sum(0)[:, None]
+            spread = (group.sum(0)[:, None] * (middle - share @ mean[:, both]) ** 2).sum(0)
+            loss = loss + MAIN * torch.log1p(spread / within).sum() / 2
+        return loss
+
+    found, _ = _descend(axes, loss_of)
+    average = (share[:, None, None] * covariances).sum(0)
+    return found / ((found @ average) * found).sum(1, keepdim=True).sqrt()
 
 
 def assigned_blocks(
@@ -92,8 +147,9 @@ def assigned_blocks(
     """Return which axis stands at each place [D]: those of the contexts first, of both then, of treatments last.
 
     An axis loses likelihood in the block of the contexts by one Gaussian for all treatments of a context, in that of
-    the treatments by one for all contexts of a treatment, and nothing in that of both. Blocks have given sizes; the
-    axes are given to them so that all together lose least.
+    the treatments by one for all contexts of a treatment, and nothing in that of both; there, main effects cost a
+    little (`MAIN`), or any axis that is in use would be best kept in it, for the chance differences between pairs.
+    Blocks have given sizes; the axes are given to them so that all together lose least.
 
     Parameters
     ----------
@@ -113,12 +169,22 @@ def assigned_blocks(
     """
     loss = {
         "context": _merged(means, variances, cells, context),
-        "both": np.zeros(means.shape[1]),
+        "both": sum(_main(means, variances, cells, group) for group in (context, treatment)),
         "treatment": _merged(means, variances, cells, treatment),
     }
     places = [block for block, size in zip(BLOCKS, sizes, strict=True) for _ in range(size)]
     table = np.stack([loss[block] for block in places])
     return linear_sum_assignment(table)[1]
+
+
+def _main(means: np.ndarray, variances: np.ndarray, cells: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return what differences between groups cost in the block of both, by axis [D]."""
+    share = cells / cells.sum()
+    within, grand, spread = share @ variances, share @ means, 0.0
+    for g in np.unique(group):
+        rows = group == g
+        spread = spread + share[rows].sum() * (share[rows] @ means[rows] / share[rows].sum() - grand) ** 2
+    return cells.sum() * MAIN / 2 * np.log1p(spread / np.maximum(within, TINY))
 
 
 def _merged(means: np.ndarray, variances: np.ndarray, cells: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from fieldguide.catalog.parts.block_axes import assigned_blocks, dependence, diagonal_axes
+from fieldguide.catalog.parts.block_axes import assigned_blocks, block_axes, dependence, diagonal_axes
 from fieldguide.catalog.parts.coupled_prior import CoupledPrior, WhitenedNormal
 
 
@@ -86,3 +86,43 @@ def test_the_coupled_prior_is_set_to_the_moments_of_its_cells():
     chain = first + prior.block(rows, [z[:, :2]], 1).log_prob(z[:, 2:])
     whole = WhitenedNormal(prior.mean[rows], prior.white[rows]).log_prob(z)
     torch.testing.assert_close(chain, whole, atol=1e-3, rtol=1e-4)
+
+
+def some_laws(rng, context, treatment):
+    """Means and scales [K, 6] of two latents of each block, in each condition."""
+    groups = (context, context * 9 + treatment, treatment)
+    means = [rng.normal(0, 2, (40, 2))[group] for group in groups]
+    scales = [rng.uniform(0.3, 1.2, (40, 2))[group] for group in groups]
+    return np.hstack(means), np.hstack(scales)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 50))
+def test_axes_are_turned_on_to_those_of_the_blocks(seed):
+    """From axes that are not quite right: what is mixed into a block from outside becomes less."""
+    rng = np.random.default_rng(seed)
+    context, treatment = (v.ravel() for v in np.meshgrid(np.arange(4), np.arange(5), indexing="ij"))
+    means, scales = some_laws(rng, context, treatment)
+    covariances = torch.as_tensor(scales[..., None] ** 2 * np.eye(6))
+    start = torch.as_tensor(np.eye(6) + 0.15 * rng.normal(size=(6, 6)))
+    parts = torch.as_tensor(means), covariances, torch.full((20,), 500.0)
+    found = block_axes(start, *parts, torch.as_tensor(context), torch.as_tensor(treatment), (2, 2, 2))
+
+    def mixed(axes):
+        weight = (axes * torch.as_tensor(scales.mean(0))).abs().numpy()
+        inside = np.kron(np.eye(3), np.ones((2, 2)))
+        return (weight * (1 - inside)).max() / weight.max()
+
+    assert mixed(found) < 0.08 and mixed(found) < mixed(start) / 2
+    average = (found @ covariances.mean(0) @ found.T).diagonal()
+    torch.testing.assert_close(average, torch.ones_like(average))
+
+
+def test_what_differs_between_contexts_is_of_the_contexts_whatever_chance_adds():
+    """Two axes in use and two that are not; pairs differ by chance, more so in the former."""
+    rng = np.random.default_rng(0)
+    context, treatment = (v.ravel() for v in np.meshgrid(np.arange(3), np.arange(10), indexing="ij"))
+    means = np.hstack((np.array([[-3.0, 2], [0, -3], [3, 1]])[context], np.zeros((30, 2))))
+    means += rng.normal(0, [0.2, 0.2, 0.05, 0.05], (30, 4))
+    order = assigned_blocks(means, np.ones((30, 4)), np.full(30, 80), context, treatment, (2, 2, 0))
+    assert set(order[:2]) == {0, 1}

@@ -12,7 +12,6 @@ from torch.distributions import Distribution
 
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import Encoder
-from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import Layers, one_hot
 from fieldguide.catalog.parts.observation import Observation, observed_size
 from fieldguide.catalog.parts.ranking import Ranking
@@ -93,10 +92,11 @@ class Comparative(Program):
     balance : bool
         Whether each group counts the same in the gradients; otherwise each cell.
     n_hidden, n_layers : int
-        Size of the networks.
+        Size of the networks. With ``n_layers=0`` the decoder is linear, and the encoders have one layer.
     dropout : float
         Of the encoders.
-    likelihood : {"nb", "zinb", "poisson"}
+    likelihood : {"nb", "zinb", "poisson"}, or a sequence of them
+        Of counts: of all groups, or of each, in the order of the rows of ``table``: the background, then by name.
     """
 
     latent = "z"
@@ -122,23 +122,22 @@ class Comparative(Program):
         least: Share = 0.035,
         balance: bool = True,
         n_hidden: Size = 128,
-        n_layers: Size = 2,
+        n_layers: Number = 2,
         dropout: Share = 0.0,
-        likelihood: str = "nb",
+        likelihood: str | Sequence[str] = "nb",
     ) -> None:
         super().__init__()
         n_out = observed_size(n_genes, n_values)
-        one_of("likelihood", likelihood, LIKELIHOODS)
         one_of("dimensions", dimensions, ("learned", "fixed"))
         self.n_batch, self.least, self.balance = n_batch, least, balance
         uses = uses_of(table, n_group, n_background)
         n_blocks = uses.shape[1] - 1
         n_covariates = n_batch if n_batch > 1 else 0
-        encoder = {"n_layers": n_layers, "dropout": dropout}
+        encoder = {"n_layers": max(n_layers, 1), "dropout": dropout, "batch_norm": bool(n_genes)}
         self.encoder_z = Encoder(n_out, n_latent, n_hidden, **encoder)
         self.encoder_s = Encoder(n_out, n_blocks * n_salient, n_hidden, **encoder)
         self.decoder = Layers(n_latent + n_blocks * n_salient, n_hidden, n_layers, n_covariates, batch_norm=False)
-        self.observation = Observation(n_genes, n_values, n_hidden, likelihood, n_group)
+        self.observation = Observation(n_genes, n_values, self.decoder.width, likelihood, n_group)
         self.rankings: Any = nn.ModuleList(Ranking(size, JUDGED) for size in (n_latent, *[n_salient] * n_blocks))
         self.register_buffer("uses", uses)
         self.register_buffer("prior_z", torch.zeros(n_latent))

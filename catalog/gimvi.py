@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.count_math import LIMIT
 from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
+from fieldguide.catalog.parts.mixed_counts import is_kind, mixed_counts, one_each
 from fieldguide.catalog.parts.networks import NormLayers, bounded_exp, one_hot
 from fieldguide.inference import ELBO, Category, Counts, Modality, Program, Schema
 from fieldguide.inference.checks.arguments import one_of
@@ -139,9 +140,9 @@ class GIMVI(Program):
         balance: bool = True,
     ) -> None:
         super().__init__()
-        self.likelihood = _each("likelihood", likelihood, n_modality, LIKELIHOODS)
+        self.likelihood = one_each("likelihood", likelihood, n_modality, LIKELIHOODS, "modalities")
         library = library[:n_modality] if library == LIBRARY else library
-        self.library = _each("library", library, n_modality, ("observed", "latent"))
+        self.library = one_each("library", library, n_modality, ("observed", "latent"), "modalities")
         one_of("mixing", mixing, ("critic", "mmd", "none"))
         one_of("features", features, ("standardised", "log1p"))
         one_of("encoder", encoder, ("common", "by_modality"))
@@ -252,25 +253,16 @@ class GIMVI(Program):
 
     def observation(self, logits: Tensor, log_library: Tensor, hidden: Tensor, batch: Batch) -> Distribution:
         """Distribution of the counts, of mean exp(log_library) * softmax(logits), [..., B, G]."""
-        kinds, parameters = set(self.likelihood), [logits, log_library]
-        if kinds == {"poisson"}:
-            return LIKELIHOODS["poisson"].from_logits(*parameters)
-        log_theta = self.log_dispersion[self.rows(batch)]
-        if "poisson" in kinds:  # the limit of no overdispersion
-            log_theta = torch.where(self.is_kind("poisson", batch), LIMIT, log_theta)
-        if "zinb" not in kinds:
-            return LIKELIHOODS["nb"].from_logits(*parameters, log_theta)
-        gate = self.head_gate(hidden)
-        if kinds != {"zinb"}:  # elsewhere structural zeros have probability 1e-25
-            gate = torch.where(self.is_kind("zinb", batch), gate, -LIMIT)
-        return LIKELIHOODS["zinb"].from_logits(*parameters, log_theta, gate)
+        dispersion = self.log_dispersion[self.rows(batch)] if hasattr(self, "log_dispersion") else None
+        gate = self.head_gate(hidden) if hasattr(self, "head_gate") else None
+        return mixed_counts(self.likelihood, batch["modality"], logits, log_library, dispersion, gate)
 
     def log_theta(self, batch: Batch, mask: Tensor) -> Tensor:
         """Log inverse dispersion of every gene [B, G]; genes without data in the modality have that of the others."""
         if set(self.likelihood) == {"poisson"}:
             return torch.full_like(mask, LIMIT)
         own = self.log_dispersion[self.rows(batch)]
-        own = torch.where(self.is_kind("poisson", batch), LIMIT, own)
+        own = torch.where(is_kind("poisson", self.likelihood, batch["modality"]), LIMIT, own)
         share = self.row_modality @ self.measured
         theirs = (share * self.log_dispersion).sum(0) / share.sum(0).clamp(min=1e-6)
         return torch.where(mask > 0, own, theirs)
@@ -361,23 +353,8 @@ class GIMVI(Program):
         """Row of the dispersions and library priors of each cell [B]: its batch, or its modality."""
         return batch["batch"] if self.by_batch else batch["modality"]
 
-    def is_kind(self, kind: str, batch: Batch) -> Tensor:
-        """Whether the modality of each cell has this likelihood, bool [B, 1]."""
-        return torch.tensor([k == kind for k in self.likelihood], device=self.origin.device)[batch["modality"], None]
-
     def has_latent_library(self, batch: Batch) -> Tensor | None:
         """Whether the library of each cell is latent, bool [B]; None where none ever is."""
         if "latent" not in self.library:
             return None
         return torch.tensor([k == "latent" for k in self.library], device=self.origin.device)[batch["modality"]]
-
-
-def _each(name: str, value: Any, n: int, allowed: Iterable[str]) -> tuple[str, ...]:
-    given = list(value) if isinstance(value, list | tuple) else [value]
-    for one in given:
-        one_of(name, one, allowed)
-    if not given:
-        raise ValueError(f"{name} names nothing; it takes {', '.join(allowed)}")
-    if len(given) > n:
-        raise ValueError(f"{name} names {len(given)} for {n} modalities: one each, or one for all")
-    return tuple((given + given[-1:] * n)[:n])

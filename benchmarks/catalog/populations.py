@@ -42,25 +42,38 @@ TRAINING: dict[str, Any] = {"max_epochs": 120, "batch_size": 512, "kl_warmup": 3
 TRAINING |= {"validation": 0.0, "likelihood": "poisson", "progress": False, "device": "cpu"}
 
 
-def trained(data: anndata.AnnData, column: str, background: str, **given: Any) -> tuple[Any, float]:
+def trained(
+    data: anndata.AnnData, column: str, background: str, place: dict | None = None, **given: Any
+) -> tuple[Any, float]:
     """Return a fit, and its CPU seconds."""
     from fieldguide.inference import Groups, fit
 
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        done = fit("comparative", data, fields={"group": Groups(column, background=background)}, **given)
+        fields = {"group": Groups(column, background=background)} | (place or {})
+        done = fit("comparative", data, fields=fields, **given)
     return done, time.process_time() - start
 
 
-def simulated(seed: int, n_background: int = 4000, twist: bool = False, **given: Any) -> tuple[Any, Any, dict]:
-    """Return world, fit and the scores on held-out cells."""
+def simulated(
+    seed: int,
+    n_background: int = 4000,
+    n_target: int = 4000,
+    twist: bool = False,
+    shallow: float = 1.0,
+    **given: Any,
+) -> tuple[Any, Any, dict]:
+    """Return world, fit and the scores on held-out cells; of the background, a share of the molecules may be drawn."""
     from fieldguide.catalog.data.two_populations import salient_sim
 
-    world = salient_sim(seed, 4000, n_background, twist=twist)
-    target = np.arange(4000)
-    learnt, judged = target[:3200], target[3200:]
-    rows = np.r_[learnt, 4000 + np.arange(int(0.8 * n_background))]
+    world = salient_sim(seed, n_target, n_background, twist=twist)
+    if shallow < 1:
+        few = np.random.default_rng(seed).binomial(world.data.X[n_target:].astype(int), shallow)
+        world.data.X[n_target:] = few
+    target = np.arange(n_target)
+    learnt, judged = np.split(target, [int(0.8 * n_target)])
+    rows = np.r_[learnt, n_target + np.arange(int(0.8 * n_background))]
     fitted, seconds = trained(world.data[rows].copy(), "population", "background", seed=seed, **TRAINING | given)
     kept = [r.keep.bool().cpu().numpy() for r in fitted.program.rankings]
     z = fitted.latent(world.data, "z")[:, kept[0]]
@@ -104,7 +117,7 @@ def many(seeds: list[int]) -> bool:
     rows = []
     for seed in seeds:
         rows.append({"method": "fixed"} | simulated(seed, dimensions="fixed")[2])
-        held = [hsic("z", "s", given="group", bound="independent", rule=AugmentedLagrangian())]
+        held = [hsic("z", "s", given="population", bound="independent", rule=AugmentedLagrangian())]
         rows.append({"method": "fixed, HSIC held"} | simulated(seed, dimensions="fixed", constraints=held)[2])
         rows.append({"method": "learned"} | simulated(seed)[2])
     show("ten shared and ten salient latents, of which five each are there", [*rows, RECORDED["many"]])

@@ -24,12 +24,18 @@ class Layers(nn.Module):
     Parameters
     ----------
     n_in, n_hidden, n_layers : int
+        Without any layer, the output is the input with the covariates.
     n_covariates : int
         Width of the covariates, which are joined to the input of every layer.
     dropout : float
     batch_norm : bool
     slope : float
         Of the rectifier below zero.
+
+    Attributes
+    ----------
+    width : int
+        H, of the output.
     """
 
     def __init__(
@@ -44,7 +50,8 @@ class Layers(nn.Module):
     ) -> None:
         super().__init__()
         self.slope = slope
-        widths = [n_in] + [n_hidden] * (n_layers - 1)
+        widths = ([n_in] + [n_hidden] * (n_layers - 1))[:n_layers]
+        self.width = n_hidden if n_layers else n_in + n_covariates
         self.linear = nn.ModuleList(nn.Linear(width + n_covariates, n_hidden) for width in widths)
         self.norm = nn.ModuleList(BatchNorm(n_hidden) if batch_norm else nn.Identity() for _ in widths)
         self.dropout = nn.Dropout(dropout)
@@ -54,7 +61,7 @@ class Layers(nn.Module):
         for linear, norm in zip(self.linear, self.norm, strict=True):
             x = norm(linear(join(x, covariates)))
             x = self.dropout(F.leaky_relu(x, self.slope) if self.slope else F.relu(x))
-        return x
+        return x if len(self.linear) else join(x, covariates)
 
 
 class NormLayers(nn.Module):

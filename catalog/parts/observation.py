@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
+from fieldguide.catalog.parts.mixed_counts import mixed_counts, one_each
 from fieldguide.inference.program import Batch
 
 LEAST_NOISE = 1e-3
@@ -39,26 +40,27 @@ class Observation(nn.Module):
         One of them is 0.
     n_hidden : int
         Of the decoder, from which the probability of structural zeros is read.
-    likelihood : {"nb", "zinb", "poisson"}
-        Of counts.
+    likelihood : {"nb", "zinb", "poisson"}, or a sequence of them
+        Of counts: for all cells, or for each row.
     n_rows : int
         How many dispersions (or noises) each gene has, such as one for each group.
     """
 
-    def __init__(self, n_genes: int, n_values: int, n_hidden: int, likelihood: str = "nb", n_rows: int = 1) -> None:
+    def __init__(self, n_genes: int, n_values: int, n_hidden: int, likelihood: Any = "nb", n_rows: int = 1) -> None:
         super().__init__()
-        self.likelihood = likelihood if n_genes else "normal"
+        self.kinds = one_each("likelihood", likelihood, n_rows, LIKELIHOODS, "groups")
+        self.counted = bool(n_genes)
         self.head = nn.Linear(n_hidden, observed_size(n_genes, n_values))
-        if self.likelihood == "zinb":
+        if self.counted and "zinb" in self.kinds:
             self.head_gate = nn.Linear(n_hidden, n_genes)
-        if self.likelihood == "normal":
+        if not self.counted:
             self.log_noise = nn.Parameter(torch.zeros(n_rows, n_values))
-        elif self.likelihood != "poisson":
+        elif set(self.kinds) != {"poisson"}:
             self.log_dispersion = nn.Parameter(torch.randn(n_rows, n_genes))
 
     def features(self, batch: Batch) -> Tensor:
         """What an encoder sees of each cell, [B, G]."""
-        return batch["values"] if self.likelihood == "normal" else batch["counts"].log1p()
+        return batch["counts"].log1p() if self.counted else batch["values"]
 
     def forward(self, hidden: Tensor, batch: Batch, row: Tensor | None = None) -> None:
         """State the observed site, and outside training what is expected of each gene: ``rho``, or ``mean``.
@@ -75,7 +77,7 @@ class Observation(nn.Module):
         def own(table: Tensor) -> Tensor:
             return table[0] if row is None else table[row]
 
-        if self.likelihood == "normal":
+        if not self.counted:
             if not self.training:
                 pyro.deterministic("mean", u, event_dim=1)
             noise = own(self.log_noise).exp() + LEAST_NOISE
@@ -84,9 +86,8 @@ class Observation(nn.Module):
         if not self.training:
             pyro.deterministic("rho", torch.softmax(u, -1), event_dim=1)
         library = batch["size_factor"] if "size_factor" in batch else batch["counts"].sum(-1)
-        parameters: list[Any] = [u, library.log().unsqueeze(-1)]
-        if self.likelihood != "poisson":
-            parameters.append(own(self.log_dispersion))
-        if self.likelihood == "zinb":
-            parameters.append(self.head_gate(hidden))
-        pyro.sample("counts", LIKELIHOODS[self.likelihood].from_logits(*parameters), obs=batch["counts"])
+        dispersion = own(self.log_dispersion) if hasattr(self, "log_dispersion") else None
+        gate = self.head_gate(hidden) if hasattr(self, "head_gate") else None
+        group = torch.zeros_like(batch["index"]) if row is None else row
+        counts = mixed_counts(self.kinds, group, u, library.log().unsqueeze(-1), dispersion, gate)
+        pyro.sample("counts", counts, obs=batch["counts"])

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
 import pytest
 import torch
-from scipy.stats import nbinom
+from scipy.stats import nbinom, poisson
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
@@ -159,6 +160,38 @@ def test_the_loss_is_that_of_contrastive_vi():
     np.testing.assert_allclose(-weights.log_w.detach().mean(0), loss, rtol=1e-4)
 
 
+def test_each_group_has_a_likelihood_of_its_own():
+    program, batch = small_program(likelihood=["poisson", "zinb"])
+    program.eval()
+    trace = pyro.poutine.trace(
+        pyro.poutine.replay(program.model, trace=pyro.poutine.trace(program.guide).get_trace(batch))
+    )
+    site = trace.get_trace(batch).nodes["counts"]
+    with torch.no_grad():
+        law, counts = site["fn"], batch["counts"].double().numpy()
+        mean = law.log_mean.exp().double().numpy()
+        value = law.log_prob(batch["counts"]).double().numpy()
+        gate = torch.sigmoid(law.gate_logits).double().numpy()
+        theta = program.observation.log_dispersion.exp()[1].double().numpy()
+    zero = (batch["group"] == 0).numpy()
+    np.testing.assert_allclose(value[zero], poisson.logpmf(counts, mean)[zero].sum(1), rtol=1e-5)
+    density = (1 - gate) * nbinom.pmf(counts, theta, theta / (theta + mean)) + gate * (counts == 0)
+    np.testing.assert_allclose(value[~zero], np.log(density)[~zero].sum(1), rtol=1e-5)
+    assert not hasattr(small_program(likelihood=["poisson", "nb"])[0].observation, "head_gate")
+    assert not hasattr(small_program(likelihood=["poisson", "poisson"])[0].observation, "log_dispersion")
+    with pytest.raises(ValueError, match="likelihood names 3 for 2 groups: one each, or one for all"):
+        small_program(likelihood=["nb"] * 3)
+
+
+def test_without_layers_the_decoder_is_linear():
+    """What a latent adds does not depend on the others, also with batches."""
+    program, _ = small_program(n_layers=0, n_batch=2)
+    lot, z = torch.eye(2)[[0, 1, 1]], torch.randn(3, 5)
+    logits = program.observation.head(program.decoder(z, lot))
+    weight = program.observation.head.weight
+    torch.testing.assert_close(logits, z @ weight[:, :5].T + weight[:, 5:].T[[0, 1, 1]] + program.observation.head.bias)
+
+
 def test_groups_count_alike_whatever_their_sizes():
     program, batch = small_program()
     batch["group"] = torch.tensor([1] * 8 + [0] * 2)
@@ -307,6 +340,7 @@ def test_more_than_two_groups_each_with_a_block_of_its_own(world, tmp_path):
         pytest.param({"table": "multigroup", "likelihood": "zinb"}, marks=pytest.mark.slow),
         pytest.param({"dimensions": "fixed", "likelihood": "poisson", "balance": False}, marks=pytest.mark.slow),
         pytest.param({"table": [[1, 1, 0], [1, 1, 1]], "n_layers": 1}, marks=pytest.mark.slow),
+        pytest.param({"likelihood": ["poisson", "zinb"], "n_layers": 0}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -3,7 +3,8 @@
 ``papalexi``  CRISPR knock-outs in THP-1 cells, one perturbation a guide. Do guides of one gene shift cells alike? Pairs
               of guides are ranked by the cosine of their shifts: area under the ROC curve of "same gene" (and of that
               where one is of the pathway of interferon gamma), and of "both of the pathway". Baselines: mean
-              differences of log-normalised expression, principal components, a VAE as it is and in sparse axes.
+              differences of log-normalised expression, principal components, a VAE as it is and in sparse axes; with
+              ``--drvi``, in an environment that has scvi-tools 1.5, also DRVI.
 ``norman``    CRISPR activation of pairs of genes, a third of the pairs held out at a time. The mean shift of log
               proportions under a held-out pair, R2 and correlation over genes. Baselines: no effect, the mean of the
               pairs that were seen, the sum of the shifts of both single genes.
@@ -23,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.common import parser, show
 from benchmarks.datasets import folder
 from benchmarks.metrics import log_normalised
+from benchmarks.peer_drvi import drvi
 from fieldguide.decisions import perturbation_targets, predicted_expression
 from fieldguide.decisions.perturbations.effects import estimated_shifts
 from fieldguide.inference import Fit, Perturbations, fit
@@ -51,7 +53,7 @@ def _sized(cells: anndata.AnnData) -> anndata.AnnData:
     return cells
 
 
-def papalexi(seeds: list[int], epochs: int) -> None:
+def papalexi(seeds: list[int], epochs: int, with_drvi: bool) -> None:
     """Guides of one gene, and genes of one pathway."""
     cells = _sized(anndata.read_h5ad(folder("perturb_seq/papalexi_eccite.h5ad")))
     cells = cells[(cells.obs["guide_umi_share"] > CLEAN).to_numpy()].copy()
@@ -73,6 +75,9 @@ def papalexi(seeds: list[int], epochs: int) -> None:
     judge("mean differences of log expression", estimated_shifts(values, codes, len(names)).estimate, names)
     components = PCA(15, random_state=0).fit_transform(values)
     judge("15 principal components", estimated_shifts(components, codes, len(names)).estimate, names)
+    for seed in seeds if with_drvi else []:
+        latents, seconds = drvi(cells, 15, seed, epochs, batch="batch")
+        judge(f"DRVI, seed {seed}", estimated_shifts(latents, codes, len(names)).estimate, names, **{"CPU s": seconds})
     for seed in seeds:
         for prior in ("vae", "ivae", "svae+"):
             found, seconds = fitted_svae(cells, "guide", controls, seed, epochs, prior=prior)
@@ -172,9 +177,13 @@ def main():
     p.add_argument("--parts", nargs="*", default=["papalexi", "norman"])
     p.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     p.add_argument("--epochs", type=int, default=100)
+    p.add_argument("--drvi", action="store_true", help="DRVI of scvi-tools 1.5, too")
     a = p.parse_args()
     for part in a.parts:
-        {"papalexi": papalexi, "norman": norman}[part](a.seeds, a.epochs)
+        if part == "papalexi":
+            papalexi(a.seeds, a.epochs, a.drvi)
+        else:
+            norman(a.seeds, a.epochs)
     return True
 
 

@@ -12,7 +12,8 @@ regression and of ridge regression with a Gaussian kernel. Parts:
 ``twist``      latents that no network of rectifiers makes: leaks with the right numbers, too, as the theory says.
 ``genes``      salient genes against the truth: false discoveries at a nominal 5 %, power, coverage of intervals.
 ``kang``       PBMC with and without interferon beta: purity of 30 neighbours by condition and by cell type, in z and s.
-``kang-peer``  the same of contrastiveVI (run with the Python of scvi-tools), which has no latents cut off.
+``kang-peer``  the same of contrastiveVI (run with the Python of scvi-tools), which has no latents cut off, and with
+               scvi-tools 1.5 of DRVI, whose latents are not told the condition.
 
 No table of the paper could be read: the figures "recorded" are from a prototype of these authors' models and of ours.
 """
@@ -298,6 +299,12 @@ def kang_peer(seeds: list[int], epochs: int) -> bool:
             z, s = (made.get_latent_representation(cells, representation_kind=k) for k in ("background", "salient"))
             label = f"contrastiveVI, penalty {weight:g}, seed {seed}"
             rows.append({"method": label} | purities(cells, z, s) | {"CPU s": seconds})
+    if hasattr(scvi.external, "DRVI"):
+        from benchmarks.peer_drvi import drvi
+
+        for seed in seeds:
+            latents, seconds = drvi(cells, 20, seed, epochs)
+            rows.append({"method": f"DRVI, seed {seed}"} | purities(cells, latents, latents) | {"CPU s": seconds})
     show(f"interferon, scvi-tools {scvi.__version__}: {epochs} epochs", rows)
     return True
 

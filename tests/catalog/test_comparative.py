@@ -160,6 +160,43 @@ def test_the_loss_is_that_of_contrastive_vi():
     np.testing.assert_allclose(-weights.log_w.detach().mean(0), loss, rtol=1e-4)
 
 
+def test_a_group_without_the_shared_block_does_not_see_it():
+    program, batch = small_program(table=[[0, 1], [1, 1]])
+    program.eval()
+    rates = []
+    for _ in range(2):
+        draws = {name: torch.randn(10, size) for name, size in (("z", 2), ("s", 3))}
+        draws["s"] = torch.ones(10, 3)
+        trace = pyro.poutine.trace(pyro.poutine.condition(program.model, data=draws)).get_trace(batch)
+        rates.append(trace.nodes["rho"]["value"])
+    same = (rates[0] == rates[1]).all(-1)
+    assert same.tolist() == (batch["group"] == 0).tolist()
+
+
+def test_a_number_is_judged_by_the_groups_that_use_fewest_other_blocks():
+    program, batch = small_program(table=[[1, 1, 0], [1, 1, 1]])
+    group = batch["group"]
+    assert [program.judges(b, group).tolist() for b in range(3)] == [(group == g).tolist() for g in (0, 0, 1)]
+
+
+def test_all_other_blocks_are_whole_where_one_is_judged():
+    program, batch = small_program()
+    program.eval()
+    with torch.no_grad():
+        bounds = [
+            [float(program.bound(batch, b, k)) for k in range(r.size + 1)] for b, r in enumerate(program.rankings)
+        ]
+    assert bounds[0][-1] == bounds[1][-1] != pytest.approx(bounds[0][-2])
+    assert program.cuts is None
+
+
+@pytest.mark.parametrize(("lots", "nested"), [([0, 1] * 5, True), ([0, 1] * 4 + [0, 0], False)])
+def test_batches_are_nested_if_none_has_two_groups(lots, nested):
+    program, batch = small_program(n_batch=2)
+    program.prepare([batch | {"batch": torch.tensor(lots)}])
+    assert bool(program.nested) is nested
+
+
 def test_each_group_has_a_likelihood_of_its_own():
     program, batch = small_program(likelihood=["poisson", "zinb"])
     program.eval()

@@ -177,6 +177,12 @@ def test_a_number_is_judged_by_the_groups_that_use_fewest_other_blocks():
     program, batch = small_program(table=[[1, 1, 0], [1, 1, 1]])
     group = batch["group"]
     assert [program.judges(b, group).tolist() for b in range(3)] == [(group == g).tolist() for g in (0, 0, 1)]
+    program.stage.fill_(0)
+    assert [c.shape for c in program.random_cuts(group)] == [(10, 2), (10, 3), (10, 3)] and list(program.ranked()) == [
+        0
+    ]
+    program.stage.fill_(1)
+    assert list(program.ranked()) == [1, 2] and program.random_cuts(group)[0].all()
 
 
 def test_all_other_blocks_are_whole_where_one_is_judged():

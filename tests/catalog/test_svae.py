@@ -238,6 +238,15 @@ def test_networks_do_the_same_in_other_axes():
     torch.testing.assert_close(program.decoder(after, batches), decoded, rtol=1e-4, atol=1e-4)
 
 
+def test_shifts_are_written_in_the_axes_of_the_latents():
+    """The mean of a perturbation's cells is turned as its cells are, and its mask is set there."""
+    shifts, axes, origin = some_shifts(), torch.randn(3, 3).double(), torch.randn(3).double()
+    cells = shifts.mean.clone()
+    shifts.turn(axes, origin)
+    torch.testing.assert_close(shifts.mean, (cells - origin) @ axes.T)
+    torch.testing.assert_close(shifts.share, (1 - 0.2 / (shifts.mean**2 / 2)).clamp(min=0))
+
+
 def test_sparse_axes_undo_a_rotation():
     world = sparse_shift_sim(0, n_cells=1, n_perturbations=100, n_latent=6, n_genes=50)
     turned = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]

@@ -58,6 +58,17 @@ def test_errors_cover_the_truth():
     assert np.mean(within) == pytest.approx(0.95, abs=0.02)
 
 
+def test_differences_are_known_where_every_cell_has_two_and_none_is_a_control():
+    """The intercept cannot be told from what all have in common; what perturbations differ by can."""
+    rng = np.random.default_rng(0)
+    codes = np.array([[0, 1], [1, 2], [0, 2]]).repeat(400, 0)
+    truth = np.array([[0.0, 1.0], [2.0, 0.0], [-1.0, 3.0]])
+    shifts = estimated_shifts(truth[codes].sum(1) + rng.normal(size=(1200, 2)), codes, 3)
+    away = truth - truth.mean(0)  # of balanced pairs: (X'X)^-1 of three effects that sum to nothing
+    np.testing.assert_allclose(shifts.estimate - shifts.estimate.mean(0), away, atol=0.2)
+    np.testing.assert_allclose(shifts.error, np.sqrt(2 / 3 / 400), rtol=0.1)
+
+
 def test_without_controls_the_median_perturbation_is_the_origin():
     z = np.array([[5.0], [5.0], [5.0], [9.0]]).repeat(10, 0) + np.tile([-0.1, 0.1], 20)[:, None]
     shifts = estimated_shifts(z, np.arange(4).repeat(10)[:, None], 4)

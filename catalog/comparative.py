@@ -15,7 +15,7 @@ from fieldguide.catalog.parts.guides import Encoder
 from fieldguide.catalog.parts.networks import Layers, one_hot
 from fieldguide.catalog.parts.observation import Observation, observed_size
 from fieldguide.catalog.parts.ranking import Ranking
-from fieldguide.inference import ELBO, Category, Counts, Groups, Positive, Program, Schema, Values
+from fieldguide.inference import ELBO, Category, Counts, Groups, Program, Schema, SizeFactor, Values
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Number, Share, Size, checked
 from fieldguide.inference.program import Batch
@@ -37,9 +37,10 @@ DRAWS = 2
         values=Values("", optional=True),
         group=Groups("group"),
         batch=Category("batch", optional=True),
-        size_factor=Positive("", optional=True),
+        size_factor=SizeFactor("", optional=True),
     ),
     objective=ELBO(kl="analytic"),
+    supports=("elbo", "iwae", "renyi", "vrmax", "wake", "chi", "forward_kl"),
     defaults={"learning_rate": 4e-3},
     cite="""
 @inproceedings{lopez2024toward,
@@ -128,6 +129,8 @@ class Comparative(Program):
     ) -> None:
         super().__init__()
         n_out = observed_size(n_genes, n_values)
+        if n_values and likelihood != "nb":
+            raise ValueError("likelihood is one of counts: values are Gaussian, with the noise of each group")
         one_of("dimensions", dimensions, ("learned", "fixed"))
         self.n_batch, self.least, self.balance = n_batch, least, balance
         uses = uses_of(table, n_group, n_background)
@@ -184,7 +187,7 @@ class Comparative(Program):
     def training_loss(self, step: Any, objective: Callable) -> Any:
         """Count groups alike, and rank the latents until their numbers are chosen: the shared ones, then the others."""
         if self.balance:
-            step.cell_weights = 1 / (len(self.share) * self.share.clamp(min=1e-9))[step.batch["group"]]
+            step.cell_weights = self.cell_weights[step.batch["group"]]
         moving = self.decoder.training and torch.is_grad_enabled()  # and not held out, nor frozen below a new guide
         if not moving or torch.compiler.is_compiling() or not self.unfinished():
             return objective(step)
@@ -196,6 +199,11 @@ class Comparative(Program):
             return objective(step)
         finally:
             self.cuts = None
+
+    @property
+    def cell_weights(self) -> Tensor:
+        """Weight of each cell of a group [groups], so that all groups count alike; 1 where training has none."""
+        return torch.where(self.share > 0, 1 / (len(self.share) * self.share.clamp(min=1e-9)), 1.0)
 
     def ranked(self) -> range:
         """Return the blocks that are ranked at this stage."""
@@ -224,7 +232,7 @@ class Comparative(Program):
         self.judged += 1
         if self.judged >= JUDGED:
             for b in self.ranked():
-                self.rankings[b].cut(self.least)
+                self.rankings[b].cut(self.least, fewest=int(b == 0))
             self.stage += 1
             self.judged.zero_()
 
@@ -258,6 +266,11 @@ class Comparative(Program):
             said.append(
                 f"all latents were kept of {', '.join(full)}: there may be more, or the training was too short to tell "
                 "which are needed"
+            )
+        if not self.unfinished() and bool(self.rankings[0].useless):
+            said.append(
+                "no shared latent said anything yet when their number was chosen: train for longer, or "
+                "dimensions='fixed'"
             )
         if self.nested:
             said.append(

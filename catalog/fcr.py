@@ -19,7 +19,7 @@ from fieldguide.catalog.parts.networks import Layers, one_hot
 from fieldguide.catalog.parts.observation import Observation, observed_size
 from fieldguide.catalog.parts.pair_critic import PairCritic, within_groups
 from fieldguide.catalog.parts.turning import turn
-from fieldguide.inference import ELBO, Category, Counts, Doses, Perturbations, Positive, Program, Schema, Values
+from fieldguide.inference import ELBO, Category, Counts, Doses, Perturbations, Program, Schema, SizeFactor, Values
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Number, Share, Size, Weight, checked
 from fieldguide.inference.program import Batch
@@ -41,9 +41,10 @@ SLOPE = 0.2
         context=Category("context"),
         perturbation=Perturbations("perturbation", needs_control=True),
         dose=Doses("", optional=True),
-        size_factor=Positive("", optional=True),
+        size_factor=SizeFactor("", optional=True),
     ),
     objective=ELBO(kl="analytic"),
+    supports=("elbo", "iwae", "renyi", "vrmax", "wake", "chi", "forward_kl"),
     defaults={"learning_rate": 3e-3, "cooldown": 0.3},
     cite="""
 @inproceedings{mao2024learning,
@@ -135,6 +136,8 @@ class FCR(Program):
         self.sizes = dict(zip(SITES, (n_latent_x, n_latent_tx, n_latent_t), strict=True))
         if not sum(self.sizes.values()):
             raise ValueError("n_latent_x, n_latent_tx and n_latent_t are all 0: there must be a latent")
+        if critic and not (n_latent_tx and (n_latent_x or n_latent_t)):
+            raise ValueError("critic needs latents in z_tx and in another block: there is nothing to be independent of")
         self.axes, self.labels, self.n_context, self.n_perturbation = axes, labels, n_context, n_perturbation
         self.latent = next(site for site in ("z_tx", "z_t", "z_x") if self.sizes[site])
         size = {"n_layers": n_layers, "dropout": dropout, "batch_norm": False, "slope": SLOPE}
@@ -270,10 +273,11 @@ class FCR(Program):
         axes = diagonal_axes(covariance, cells)
         origin = (cells / cells.sum()) @ mean
         treatment = np.unique(kinds[:, 1:], axis=0, return_inverse=True)[1].ravel()
+        context = np.unique(kinds[:, 0], return_inverse=True)[1].ravel()  # those that training has
         moments = _moments(axes, mean - origin, covariance)
         sizes = tuple(self.sizes.values())
-        order = assigned_blocks(*moments, cells.numpy(), kinds[:, 0], treatment, sizes)
-        conditions = torch.as_tensor(kinds[:, 0]), torch.as_tensor(treatment)
+        order = assigned_blocks(*moments, cells.numpy(), context, treatment, sizes)
+        conditions = torch.as_tensor(context), torch.as_tensor(treatment)
         axes = block_axes(axes[order], mean - origin, covariance, cells, *conditions, sizes)
         means, variances = _moments(axes, mean - origin, covariance)
         turn(self.encoder, self.decoder, axes.to(coupled.mean), origin.to(coupled.mean))
@@ -288,6 +292,12 @@ class FCR(Program):
         self.coupled = None
         self.turned.fill_(True)
 
+    def tried(self, batch: Batch) -> Tensor:
+        """Whether training had cells of each part of the treatment in the context, and controls there, bool [B]."""
+        context, codes = batch["context"], batch["perturbation"]
+        pairs = self.prior.pairs[context.unsqueeze(-1), codes + 1] > 0
+        return (pairs | (codes < 0)).all(-1) & (self.prior.pairs[context, 0] > 0)
+
     def unfinished(self) -> bool:
         """Whether the axes have yet to be turned."""
         return not bool(self.turned)
@@ -299,10 +309,13 @@ class FCR(Program):
                 "the latents were not turned to the axes of blocks: train beyond the middle, without compile=True, or "
                 "with axes='free'"
             )
+        if self.n_context == 1:
+            said.append("there is one context: nothing can be particular to it, and no other says what pairs do")
         if self.alone:
+            without = ", ".join(f"{{context {k}}}" for k in torch.nonzero(self.prior.pairs[:, 0] == 0).ravel().tolist())
             said.append(
-                "a context has no control among the training cells: what a treatment adds there is told from the "
-                "context by its other treatments alone"
+                f"no control of the context {without} is among the training cells: what a treatment adds there is told "
+                "from the context by its other treatments alone"
             )
         return said
 

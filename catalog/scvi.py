@@ -11,7 +11,7 @@ from fieldguide.catalog.declare import entry
 from fieldguide.catalog.parts.guides import Encoder, ScalarEncoder
 from fieldguide.catalog.parts.likelihoods import LIKELIHOODS
 from fieldguide.catalog.parts.networks import Layers, one_hot
-from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Positive, Program, Schema
+from fieldguide.inference import ELBO, Categories, Category, Continuous, Counts, Program, Schema, SizeFactor
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Number, Share, Size, checked
 from fieldguide.inference.program import Batch
@@ -28,7 +28,7 @@ DISPERSIONS = ("gene", "gene-batch", "gene-label", "gene-cell")
         labels=Category("", optional=True),
         categorical=Categories("", optional=True),
         continuous=Continuous("", optional=True),
-        size_factor=Positive("", optional=True),
+        size_factor=SizeFactor("", optional=True),
     ),
     objective=ELBO(kl="analytic"),
     cite="""

@@ -16,7 +16,7 @@ from fieldguide.catalog.parts.networks import Layers, one_hot
 from fieldguide.catalog.parts.shifts import ExactShifts, SampledShifts
 from fieldguide.catalog.parts.turning import turn
 from fieldguide.decisions.perturbations.axes import AXES, PRICE, chosen_axes
-from fieldguide.inference import ELBO, Category, Counts, Perturbations, Positive, Program, Schema
+from fieldguide.inference import ELBO, Category, Counts, Perturbations, Program, Schema, SizeFactor
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Share, Size, Weight, checked
 from fieldguide.inference.program import Batch
@@ -35,7 +35,7 @@ TURN = 0.3
         counts=Counts("X"),
         perturbation=Perturbations("perturbation"),
         batch=Category("batch", optional=True),
-        size_factor=Positive("", optional=True),
+        size_factor=SizeFactor("", optional=True),
     ),
     objective=ELBO(kl="analytic"),
     supports=("elbo", "iwae", "renyi", "vrmax", "wake", "chi", "forward_kl"),
@@ -95,6 +95,8 @@ class SVAE(Program):
     rotate : {"sparse", "ica", "none"}
         What the latents of "svae+" with the exact mask are turned to: the axes in which the shifts cost least, or those
         of independent component analysis, see `fieldguide.decisions.perturbations.axes`.
+    beta : float
+        Weight of the KL term of the latents in training, as in a beta-VAE; bounds that are asked for are without it.
     guide : {"mean_field", "student_t", "full_covariance", "flow"}
         Family of the guide, see `fieldguide.catalog.parts.guides`.
     """
@@ -122,6 +124,7 @@ class SVAE(Program):
         sparsity: Weight = 0.2,
         alpha: Weight | None = None,
         rotate: str = "sparse",
+        beta: Weight = 1.0,
         guide: str = "mean_field",
     ) -> None:
         super().__init__()
@@ -136,7 +139,8 @@ class SVAE(Program):
             raise ValueError("prior='svae' is the published baseline: it needs mask='sampled'")
         one_of("rotate", rotate, AXES)
         self.prior, self.mask, self.alpha, self.n_batch = prior, mask, alpha, n_batch
-        self.sparsity = sparsity
+        self.n_perturbation = n_perturbation
+        self.sparsity, self.beta = sparsity, beta
         self.rotate = rotate if prior == "svae+" and mask == "exact" else "none"
         n_covariates = n_batch if n_batch > 1 else 0
         self.encoder_z = Encoder(n_genes, n_latent, n_hidden, guide, n_layers=n_layers, dropout=dropout)
@@ -187,6 +191,8 @@ class SVAE(Program):
         eager = not torch.compiler.is_compiling()
         if moving and eager and self.unfinished() and float(step.scalars.get("progress", 0.0)) >= TURN:
             self.turn_axes()
+        if self.beta != 1:
+            step.scalars = {**step.scalars, "kl_weight": self.beta * step.scalars.get("kl_weight", 1.0)}
         losses = objective(step)
         if isinstance(self.shifts, ExactShifts):
             if moving:
@@ -226,6 +232,12 @@ class SVAE(Program):
         if self.unfinished():
             said.append(
                 "the axes of the latents were not turned and no mask set in: fit without compile=True, or rotate='none'"
+            )
+        size = len(self.prior_loc)
+        if size > self.n_perturbation and self.shifts is not None and self.shifts.masked:
+            said.append(
+                f"there are more latents ({size}) than perturbations ({self.n_perturbation}): not all of them can be "
+                f"told apart by what perturbations shift; n_latent={self.n_perturbation} or fewer"
             )
         if self.nested:
             said.append(

@@ -46,8 +46,9 @@ def independence(
     ----------
     latents : Posterior, Fit or array [N, D]
         Of a posterior or fit, the guide's mean of the site.
-    nuisance : str, list of str, or mapping of str to array [N]
-        Columns of the cells' annotation, or values by name. Numbers are continuous, all others categories.
+    nuisance : str, list of str, or mapping of str to array [N] or [N, E]
+        Columns of the cells' annotation, or values by name. Numbers are continuous, all others categories. Several
+        columns of numbers are asked for together, as another block of latents: R2 is the mean over them.
     given : str or array [N], optional
         Categories, such as cell types: everything is asked within each of them, so that what a nuisance shares with
         the type does not count.
@@ -73,7 +74,7 @@ def independence(
     Decision
         ``table``, one row a nuisance:
 
-        - kind: "continuous" or "categorical"
+        - kind: "continuous", "categorical" or "block"
         - linear, forest: of ridge regression and a random forest, R2 (one minus squared error over that of the mean; of
           each category's own mean where ``given``), or balanced accuracy (of logistic regression and a random forest;
           the mean over categories of ``given``, by their cells)
@@ -113,16 +114,21 @@ def independence(
     kinds, groups, name_given = _groups(given, table, cells_by_name, len(z))
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
-        series = pd.Series(wanted[name]) if wanted else column(table, name, "nuisance")
-        _check(series, name, len(z))
-        parts = _parts(series, groups, kinds, name, folds, least)
-        categorical = is_categorical(series)
-        values = pd.factorize(series.astype(str), sort=True)[0] if categorical else series.to_numpy(dtype=np.float64)
+        block = wanted is not None and wanted[name].ndim == 2
+        if wanted is not None and block:
+            values, parts = _block(wanted[name], groups, kinds, name, least)
+            categorical = False
+        else:
+            series = pd.Series(wanted[name]) if wanted else column(table, name, "nuisance")
+            _check(series, name, len(z))
+            parts = _parts(series, groups, kinds, name, folds, least)
+            categorical = is_categorical(series)
+            values = pd.factorize(series.astype(str), sort=True)[0] if categorical else series.to_numpy(dtype=float)
         score = _accuracies if categorical else _shares_explained
         linear, forest, chance = score(z, values, parts, folds, trees, seed)
         hsic, p_value, tested = _test(z, values, parts, categorical, cells, permutations, seed)
         rows[name] = {
-            "kind": "categorical" if categorical else "continuous",
+            "kind": "categorical" if categorical else "block" if block else "continuous",
             "linear": linear,
             "forest": forest,
             "chance": chance,
@@ -168,14 +174,14 @@ def _latents(source: Any, site: str | None, obs: Any) -> tuple[np.ndarray, pd.Da
 
 def _values(nuisance: Mapping[str, Any], names: pd.Index | None) -> dict[str, Any]:
     """Values by name, in the order of the cells."""
-    return {str(name): _labels(f"nuisance {name!r}", values, names) for name, values in nuisance.items()}
+    return {str(name): _labels(f"nuisance {name!r}", values, names, 2) for name, values in nuisance.items()}
 
 
-def _labels(what: str, values: Any, names: pd.Index | None) -> np.ndarray:
-    """Numbers or labels of the cells [N], in their order."""
+def _labels(what: str, values: Any, names: pd.Index | None, most: int = 1) -> np.ndarray:
+    """Numbers or labels of the cells [N], or of several columns [N, E], in their order."""
     require_unmasked(what, values)
     array = np.asarray(aligned(what, values, names))
-    if array.ndim != 1:
+    if not 1 <= array.ndim <= most:
         raise ValueError(f"{what} must have one value for each of the cells, not an array of shape {array.shape}")
     return array
 
@@ -208,6 +214,20 @@ def _check(series: pd.Series, name: str, n: int) -> None:
     if missing.any():
         row = int(np.flatnonzero(missing)[0])
         raise ValueError(f"{name!r} of cell {str(series.index[row])!r} is missing or not finite")
+
+
+def _block(values: np.ndarray, groups: np.ndarray, kinds: list[str], name: str, least: int):
+    """Columns of numbers in units of their spread, without those that are constant, and the rows of each category."""
+    for at in range(values.shape[1]):
+        _check(pd.Series(values[:, at]), name, len(groups))
+    if values.dtype.kind not in "iufb":
+        raise TypeError(f"{name!r} has several columns, which must be numbers, not {values.dtype}")
+    varied = values.std(0) > 0
+    parts = [np.flatnonzero(groups == code) for code in range(len(kinds)) if np.sum(groups == code) >= least]
+    if not varied.any() or not parts:
+        what = f"no category of given has {least} cells" if not parts else f"nuisance {name!r} is constant"
+        raise ValueError(what)
+    return _standardised(values[:, varied].astype(float)), parts
 
 
 def _parts(series: pd.Series, groups: np.ndarray, kinds: list[str], name: str, folds: int, least: int):
@@ -247,7 +267,7 @@ def _shares_explained(z, values, parts, folds: int, trees: int, seed: int) -> tu
         forest = RandomForestRegressor(trees, min_samples_leaf=5, random_state=seed)
         for number, model in enumerate((RidgeCV(ALPHAS), forest)):
             errors[number] += np.sum((y - cross_val_predict(model, x, y, cv=split)) ** 2)
-        total += np.sum((y - y.mean()) ** 2)
+        total += np.sum((y - y.mean(0)) ** 2)
     explained = 1 - errors / total
     return float(explained[0]), float(explained[1]), 0.0
 
@@ -284,7 +304,8 @@ def _test(z, values, parts, categorical: bool, cells: int, permutations: int, se
     if not inside:
         raise ValueError(f"no category of given has {measures.LEAST} of the {len(rows)} drawn cells: raise cells")
     points = torch.from_numpy(_standardised(z[rows]))
-    targets = torch.from_numpy(values[rows]) if categorical else torch.from_numpy(_standardised(values[rows, None]))
+    numbers = values[rows].reshape(len(rows), -1)
+    targets = torch.from_numpy(values[rows] if categorical else _standardised(numbers))
     gamma = measures.median_gamma(points)
     other = 0.0 if categorical else measures.median_gamma(targets)
     grams = [measures.gaussian_gram(points[places], gamma) for places in inside]

@@ -25,10 +25,12 @@ from fieldguide.inference.data.fields import (
     Field,
     Matrix,
     Positive,
+    SizeFactor,
     UnitInterval,
     Values,
 )
 from fieldguide.inference.data.groups import Groups
+from fieldguide.inference.data.images import Images
 from fieldguide.inference.data.interventions import (
     InterventionSplit,
     Targets,
@@ -90,6 +92,7 @@ __all__ = [
     "Fit",
     "FittedSchema",
     "ForwardKL",
+    "Images",
     "InterventionSplit",
     "Labels",
     "Loader",
@@ -108,6 +111,7 @@ __all__ = [
     "Schema",
     "SchemaError",
     "Several",
+    "SizeFactor",
     "SleepPhi",
     "Step",
     "Targets",

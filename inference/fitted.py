@@ -1,5 +1,6 @@
 """A fitted program: what it learnt, and what can be asked of it."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -126,6 +127,17 @@ class Fit:
             self.dataset.require_unchanged()
             return self.dataset
         return read(data, self.schema)
+
+    def remarks(self) -> list[str]:
+        """Return what the program remarks on what it learnt; ``{field 2}`` in its words is a label of the data."""
+        states = {} if self.schema is None else self.schema.states
+
+        def named(match: re.Match) -> str:
+            state = states.get(match[1], {})
+            labels = state.get("categories") or state.get("perturbations") or []
+            return repr(str(labels[int(match[2])])) if int(match[2]) < len(labels) else f"number {match[2]}"
+
+        return [re.sub(r"\{(\w+) (\d+)\}", named, said) for said in self.program.remarks()]
 
     def held_out_loss(self, batch_size: int = 128) -> float:
         """Return the loss per cell of the held-out cells, as the history has it, by the parameters that were kept.

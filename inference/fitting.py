@@ -19,7 +19,7 @@ from fieldguide.inference.fitted import Fit
 from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.randomness import isolated, stream
-from fieldguide.inference.soundness import few_cells, require_sound
+from fieldguide.inference.soundness import few_cells, require_sound, warn_of_absent
 from fieldguide.inference.training.settings import Callback, Settings
 from fieldguide.inference.training.trainer import launch, train
 
@@ -146,6 +146,8 @@ def fit(
     train_rows, held_out = _split(
         dataset.n_cells, share, settings.seed, None if dataset.obs is None else dataset.obs.index
     )
+    if schema is not None:
+        warn_of_absent(schema, dataset, train_rows)
     fabric = launch(device)
     with isolated(fabric.device, stream(settings.seed, "training")), pyro.validation_enabled(False):
         program, arguments = declared.build(schema, model_arguments)
@@ -160,7 +162,7 @@ def fit(
             result.describe()  # what cannot be saved is told before the first epoch
         require_sound(program, few_cells(dataset, train_rows, program), describe_objective(target) is not None)
         train(result, settings, fabric, data)
-    for remark in program.remarks():
+    for remark in result.remarks():
         caution(remark)
     return result
 

@@ -103,7 +103,8 @@ def with_fresh_guide(
         fresh, arguments = entry.build(schema, arguments)
     wanted, given = model_state(program), model_state(fresh)
     for name in sorted(set(wanted) ^ set(given)) or [n for n in wanted if wanted[n].shape != given[n].shape]:
-        raise ValueError(f"'{name}' of the model differs between the fit and the program with the new guide")
+        said = f"'{name}' of the model differs between the fit and the program with the new guide"
+        raise ValueError(said + "".join(f"; {remark}" for remark in program.remarks() if program.unfinished()))
     fresh.load_state_dict(wanted, strict=False)
     return fresh, arguments
 

@@ -43,6 +43,11 @@ def load(path: str | Path, program: type[Program] | Program | None = None) -> Fi
         If the training was interrupted.
     """
     path = checked_path("path", path)
+    if not (program is None or isinstance(program, Program | type)):
+        raise TypeError(
+            f"program is the class that was fitted, where it is no catalog entry, not {type(program).__name__}; data "
+            "go to the methods of the fit"
+        )
     tensors, content = read_file(path)
     try:
         fitted = _from(path, tensors, content, program)
@@ -51,7 +56,7 @@ def load(path: str | Path, program: type[Program] | Program | None = None) -> Fi
         said = f"{path} cannot be read as a fit ({type(error).__name__}: {error})"
         raise ValueError(f"{said}; it was written by fieldguide {written}") from error
     if fitted.interrupted:
-        left = "".join(f"; {said}" for said in fitted.program.remarks()) if fitted.program.unfinished() else ""
+        left = "".join(f"; {said}" for said in fitted.remarks()) if fitted.program.unfinished() else ""
         caution(f"the training of {path} was interrupted after {len(fitted.history)} epochs{left}")
     return fitted
 

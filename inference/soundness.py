@@ -14,6 +14,8 @@ import torch
 from pyro.distributions import Unit
 
 from fieldguide.inference.data.minibatches import Dataset
+from fieldguide.inference.data.schema import FittedSchema
+from fieldguide.inference.messages import caution
 from fieldguide.inference.program import Batch, Program, batch_size
 from fieldguide.inference.weights.tracing import in_plate, is_random, trace_program
 
@@ -240,3 +242,22 @@ def _undisturbed(program: Program) -> Iterator[None]:
         for buffer, before in buffers.items():
             if not torch.equal(buffer, before):
                 buffer.copy_(before)
+
+
+def warn_of_absent(schema: FittedSchema, dataset: Dataset, rows: np.ndarray) -> None:
+    """Say which categories of a field no training cell has: nothing is learnt about them."""
+    for name, state in schema.states.items():
+        labels = state.get("perturbations", state.get("categories"))
+        store = dataset.stores[name]
+        if not labels or isinstance(labels[0], list) or store.dtype != torch.int64:
+            continue
+        codes = store.gather(rows)
+        seen = torch.zeros(len(labels) + 1, dtype=torch.bool)
+        seen[codes.flatten().cpu()] = True  # -1, of none, is the last
+        absent = torch.nonzero(~seen[:-1]).ravel().tolist()
+        if absent:
+            more = f" ({len(absent)} such)" if len(absent) > 1 else ""
+            caution(
+                f"field '{name}': all cells of {str(labels[absent[0]])!r} are held out{more}: nothing is learnt about "
+                "it; validation=... says which cells to hold out"
+            )

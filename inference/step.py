@@ -144,5 +144,5 @@ class Step:
 
 def _counted(values: Tensor, times: Tensor) -> Tensor:
     """Return ``values`` [K, B] with their gradients multiplied by ``times`` [B]."""
-    scaled = times * values
-    return scaled + (values - scaled).detach()
+    still = values.detach()
+    return still + times * (values - still)

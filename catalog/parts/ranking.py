@@ -32,8 +32,11 @@ class Ranking(nn.Module):
         1 where a latent is in use.
     bounds : float64 [rounds, D + 1]
         Mean bound of a minibatch with the first 0, 1, ..., D latents.
+    useless : bool Tensor
+        Whether none of them gained anything when their number was chosen.
     """
 
+    useless: Tensor
     keep: Tensor
     bounds: Tensor
     judged: Tensor
@@ -44,6 +47,7 @@ class Ranking(nn.Module):
         self.register_buffer("keep", torch.ones(size))
         self.register_buffer("bounds", torch.zeros(rounds, size + 1, dtype=torch.float64))
         self.register_buffer("judged", torch.tensor(0))
+        self.register_buffer("useless", torch.tensor(False))
 
     def first(self, count: int) -> Tensor:
         """Return the indicators [D] of the first latents."""
@@ -61,8 +65,8 @@ class Ranking(nn.Module):
         self.bounds[int(self.judged)] = bounds
         self.judged += 1
 
-    def cut(self, least: float) -> None:
-        """Keep the fewest first latents that lack little.
+    def cut(self, least: float, fewest: int = 0) -> None:
+        """Keep the fewest first latents that lack little, ``fewest`` at least.
 
         Little is the share ``least`` of what they gain over the first of them alone (without any, no network was
         trained), or what may be chance: three standard errors of the difference between minibatches. Nothing is cut off
@@ -78,7 +82,9 @@ class Ranking(nn.Module):
         allowed = least * (mean[best] - mean[min(best, 1)]).expand_as(mean)
         if len(bounds) > 1:
             allowed = torch.maximum(allowed, CERTAIN * behind.std(0) / len(bounds) ** 0.5)
-        self.keep.copy_(self.first(int((behind.mean(0) <= allowed).nonzero()[0])))
+        count = int((behind.mean(0) <= allowed).nonzero()[0])
+        self.useless.fill_(count == 0)
+        self.keep.copy_(self.first(max(count, fewest)))
 
     def agree(self) -> None:
         """Give every process of one fit the same bounds, so that all cut off the same."""

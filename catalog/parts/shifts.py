@@ -63,11 +63,11 @@ class ExactShifts(nn.Module):
         self.mean.copy_((self.mean - origin) @ axes.T)
         self.settle()
 
-    def settle(self) -> None:
-        """Set the probabilities of the mask to what is best for the shifts."""
+    def settle(self, first: int = 0) -> None:
+        """Set the probabilities of the mask to what is best for the shifts, of perturbations from ``first`` on."""
         if self.masked:
-            price = self.price if self.alpha is None else (self.alpha - 1) / self.n_cells.clamp(min=1)[:, None]
-            self.share.copy_((1 - price / (self.mean**2 / 2).clamp(min=LEAST_GAIN)).clamp(min=0))
+            price = self.price if self.alpha is None else (self.alpha - 1) / self.n_cells[first:].clamp(min=1)[:, None]
+            self.share[first:] = (1 - price / (self.mean[first:] ** 2 / 2).clamp(min=LEAST_GAIN)).clamp(min=0)
 
     @torch.no_grad()
     def update(self, z: Tensor, codes: Tensor, settle: bool = True) -> None:
@@ -106,7 +106,7 @@ class ExactShifts(nn.Module):
             )
         self.mean[first:] = torch.linalg.solve(products.double(), (which.T @ alone).double()).to(z.dtype)
         self.n_cells[first:] = products.diagonal()
-        self.settle()
+        self.settle(first)
 
 
 class SampledShifts(nn.Module):

@@ -12,7 +12,7 @@ from fieldguide.catalog.svae import SVAE
 from fieldguide.inference.checks.labels import label_texts
 from fieldguide.inference.data.interventions import says_none
 from fieldguide.inference.data.perturbations import Perturbations
-from fieldguide.inference.data.reading import column_of
+from fieldguide.inference.data.reading import check_data, column_of
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.randomness import isolated
@@ -51,6 +51,7 @@ def learn_perturbations(fitted: Fit, data: Any) -> Fit:
         raise TypeError(
             "new perturbations are learnt by a fit of 'svae' with mask='exact' and a prior other than 'vae'"
         )
+    check_data(data)
     place, state = fitted.schema.places[FIELD], fitted.schema.states[FIELD]
     known = list(state["perturbations"])
     new = _new_names(fitted, data, place, state)
@@ -70,7 +71,8 @@ def learn_perturbations(fitted: Fit, data: Any) -> Fit:
     )
     dataset = result.read(data)
     codes = dataset.stores[FIELD].gather(np.arange(dataset.n_cells))
-    grown.shifts.learn(torch.as_tensor(result.latent(data)), codes, len(known))  # pyright: ignore
+    latents = torch.as_tensor(result.latent(data)).to(fitted.device)
+    grown.shifts.learn(latents, codes.to(fitted.device), len(known))  # pyright: ignore
     return result
 
 
@@ -79,8 +81,10 @@ def _new_names(fitted: Fit, data: Any, place: str, state: dict[str, Any]) -> lis
     field = replace(fitted.schema.schema.fields[FIELD], separator=state["separator"], control=())  # pyright: ignore
     assert isinstance(field, Perturbations)
     labels = pd.unique(label_texts(column_of(FIELD, data, place)).astype(str))
-    known = {*state["perturbations"], *state["control"], *(label for label in labels if says_none(label))}
-    parts = {part for label in labels if label not in known for part in field.parts(label, state["control"])}
+    usual = () if state.get("named", False) else (label for label in labels if says_none(label))
+    known = {*state["perturbations"], *state["control"], *usual}
+    alone = [label for label in labels if label not in known]
+    parts = {part for label in alone for part in field.parts(label, state["control"], [*known, *alone])}
     new = sorted(parts - known)
     if not new:
         raise ValueError(f"the cells have no perturbation that the fit does not know ({len(known)} labels)")

@@ -22,7 +22,7 @@ from fieldguide.inference.randomness import isolated, stream
 BLOCK = 512
 """Cells decoded at once."""
 FOLDS = 5
-TOLD_APART = 0.85
+TOLD_APART = 0.65
 PARTS = 10
 """Draws of the latents; each serves several draws of the bootstrap."""
 
@@ -57,7 +57,7 @@ def salient_genes(
     site : str
         The site of the salient latents.
     delta : float
-        Least log2 fold change of interest.
+        Least log2 fold change of interest, above 0: no salient latents leave a gene exactly as it was.
     fdr : float
         Target of the posterior expected FDR.
     draws : int
@@ -78,7 +78,8 @@ def salient_genes(
     Warns
     -----
     UserWarning
-        If shared latents tell the group apart in more than 85 % of the cells.
+        If shared latents tell the group apart in more than 65 % of the cells (balanced), so that fold changes are drawn
+        towards 0; and if there is no background, so that a group's own latents hold ordinary variation too.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def salient_genes(
     ValueError
         For a group that was not fitted or has fewer than two cells, and a site that there is not.
     """
-    delta, fdr = checked_real("delta (log2 units)", delta, at_least=0), checked_real("fdr", fdr, at_least=0, at_most=1)
+    delta, fdr = checked_real("delta (log2 units)", delta, above=0), checked_real("fdr", fdr, at_least=0, below=1)
     draws, cells, seed = checked_int("draws", draws, 20), checked_int("cells", cells, 2), checked_seed(seed)
     site = checked_text("site", site)
     label, column, inside, dataset = cells_of_group(fitted, group, data)
@@ -126,6 +127,14 @@ def salient_genes(
             f"the shared latents tell {label!r} from the other cells (balanced accuracy {apart:.2f}): part of what "
             f"sets it apart is in '{shared}', and not in the list. If the groups have the same types of cells, hold it "
             f"alike: fit(..., constraints=[hsic('{shared}', {column!r}, bound='independent')])"
+        )
+        caution(said)
+        notes.append(said)
+    states = {} if fitted.schema is None else fitted.schema.states
+    if not any(state.get("n_background") for state in states.values()):
+        said = (
+            "no background is named: where every group has latents of its own, these hold ordinary variation of its "
+            f"cells too, and the list is not of what sets {label!r} apart; Groups({column!r}, background=...) names one"
         )
         caution(said)
         notes.append(said)

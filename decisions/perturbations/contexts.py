@@ -7,10 +7,10 @@ import pandas as pd
 
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.fdr import calls, fdr_values
-from fieldguide.decisions.perturbations.effects import shift_probabilities
+from fieldguide.decisions.perturbations.effects import checked_least, dead_latents, shift_probabilities
 from fieldguide.decisions.perturbations.figures import effect_map
 from fieldguide.decisions.perturbations.screen import Screen, read_screen
-from fieldguide.inference.checks.arguments import checked_real, one_of
+from fieldguide.inference.checks.arguments import checked_real
 
 RIDGE = 1e-9
 ALONE = 1e-6
@@ -65,8 +65,7 @@ def context_effects(
     ValueError
         With one context or one treatment alone, where nothing is particular.
     """
-    least = checked_real("min_effect", min_effect, at_least=0)
-    one_of("null", null, ("empirical", "zero"))
+    least, fdr = checked_least("min_effect", min_effect, null), checked_real("fdr", fdr, at_least=0, below=1)
     screen = read_screen(fitted, data)
     latents = np.asarray(fitted.latent(data, site), dtype=np.float64)
     latents = latents.reshape(len(latents), -1)
@@ -79,11 +78,15 @@ def context_effects(
     context, label = np.nonzero(used)
     mean, variance = _moments(latents, screen.context, screen.kind, n_cells)
     freedom = (n_cells[used] - 1).sum()  # of cells in pairs that count
-    deviation = np.sqrt((n_cells[used][:, None] * variance[used]).sum(0) / freedom)
+    deviation = np.sqrt((n_cells[used][:, None] * variance[used]).sum(0) / max(freedom, 1))
+    dead = dead_latents(deviation, int(freedom))
+    deviation[dead] = 1.0
     effect, error = interactions(mean[used] / deviation, n_cells[used], context, label)
     treated = ~screen.control[label]
     effect, error = effect[treated], error[treated]
+    error[:, dead] = np.inf
     probability, prior = shift_probabilities(effect, error, least, null)
+    probability[:, dead] = 0.0
     rows, columns = np.divmod(np.arange(effect.size), effect.shape[1])
     names = [np.asarray(v, dtype=object) for v in (screen.contexts, _names(screen))]
     pair = {"context": names[0][context[treated]], "perturbation": names[1][label[treated]]}

@@ -6,12 +6,16 @@ import numpy as np
 from scipy.special import expit, log_ndtr
 from scipy.stats import norm
 
+from fieldguide.inference.checks.arguments import checked_real, one_of
+
 ROUNDS = 200
 """Most rounds of the estimation of how many shifts there are and how large."""
 CHANGE = 1e-8
 TINY = 1e-12
 ESTIMABLE = 1e-6
 """What a sum of shifts may differ from one that the cells determine."""
+DEAD = 1e-9
+"""Standard deviation of a latent among cells alike, as a share of the largest, up to which it does not vary."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ def estimated_shifts(latents: np.ndarray, codes: np.ndarray, n_perturbations: in
 
     Where cells have several perturbations their shifts are taken to add, and are told apart by least squares. What the
     cells do not tell apart, as perturbations that never occur apart, has an infinite error; only sums are known, and
-    are shared out evenly. Without controls, shifts are counted from the median perturbation.
+    are shared out evenly. Without controls, shifts are counted from the median of the perturbations that can be told
+    from one another. A latent that does not vary among cells alike has the shift 0 and an infinite error.
 
     Parameters
     ----------
@@ -37,6 +42,11 @@ def estimated_shifts(latents: np.ndarray, codes: np.ndarray, n_perturbations: in
         Perturbations of each cell, -1 for none.
     n_perturbations : int
         K. Those without a cell have the shift 0 and an infinite error.
+
+    Raises
+    ------
+    ValueError
+        If no two cells with the same perturbations differ: nothing says how much cells vary.
     """
     n_cells, size = np.zeros(n_perturbations), latents.shape[1]
     np.add.at(n_cells, codes[codes >= 0], 1)
@@ -46,12 +56,42 @@ def estimated_shifts(latents: np.ndarray, codes: np.ndarray, n_perturbations: in
     estimate, error = np.zeros((n_perturbations, size)), np.full((n_perturbations, size), np.inf)
     solve = _jointly if several else _one_by_one
     estimate[there], spread, residual = solve(latents, codes, there, control)
-    freedom = max(len(latents) - int(there.sum()) - int(control or several), 1)
-    deviation = np.sqrt((residual**2).sum(0) / freedom)
+    freedom = len(latents) - int(there.sum()) - int(control or several)
+    deviation = np.sqrt((residual**2).sum(0) / max(freedom, 1))
+    dead = dead_latents(deviation, freedom)
     if not control:
-        estimate[there] -= np.median(estimate[there], 0)
+        sure = there & np.isin(np.arange(n_perturbations), np.flatnonzero(there)[np.isfinite(spread)])
+        estimate[there] -= np.median(estimate[sure if sure.any() else there], 0)
     error[there] = np.sqrt(spread)[:, None] * deviation
+    estimate[:, dead], error[:, dead], deviation[dead] = 0.0, np.inf, 1.0
     return Shifts(estimate, error, deviation)
+
+
+def dead_latents(deviation: np.ndarray, freedom: int) -> np.ndarray:
+    """Return which latents do not vary among cells alike, bool [D]; ValueError where nothing does.
+
+    Parameters
+    ----------
+    deviation : float array [D]
+    freedom : int
+        Cells less the means that were taken from them.
+    """
+    dead = ~(deviation > DEAD * max(float(deviation.max(initial=0)), DEAD))
+    if freedom < 1 or dead.all():
+        raise ValueError(
+            "the cells do not say how much cells alike vary: two different cells with the same perturbations, in one "
+            "context where there are several, are needed"
+        )
+    return dead
+
+
+def checked_least(name: str, value: float, null: str) -> float:
+    """Return the least effect of interest; ValueError for 0 beside an empirical null, which would be all effects."""
+    one_of("null", null, ("empirical", "zero"))
+    least = checked_real(name, value, at_least=0)
+    if null == "empirical" and least == 0:
+        raise ValueError(f"{name}=0 needs null='zero': without a least effect, small leaks cannot be told from effects")
+    return least
 
 
 def _one_by_one(latents: np.ndarray, codes: np.ndarray, there: np.ndarray, control: bool):
@@ -79,10 +119,19 @@ def _jointly(latents: np.ndarray, codes: np.ndarray, there: np.ndarray, control:
     coefficients = inverse @ (design.T @ latents)
     wanted = np.eye(len(products))[1:]  # shifts, or their differences from the mean one
     if not control:
-        wanted[:, 1:] -= 1 / (len(products) - 1)
+        sure = _told_apart(products)
+        wanted[:, 1:] -= sure / sure.sum()
     known = np.abs(wanted @ (inverse @ products) - wanted).max(1) < ESTIMABLE
     spread = np.where(known, np.einsum("ij,jk,ik->i", wanted, inverse, wanted), np.inf)
     return wanted @ coefficients, spread, latents - design @ coefficients
+
+
+def _told_apart(products: np.ndarray) -> np.ndarray:
+    """The largest set of perturbations whose differences the cells determine, bool [K']."""
+    values, vectors = np.linalg.eigh(products)
+    free = vectors[1:, values < ESTIMABLE * values.max()]  # what the cells say nothing of
+    kinds, size = np.unique(np.round(free, 6) + 0.0, axis=0, return_inverse=True, return_counts=True)[1:]
+    return kinds.ravel() == size.argmax()
 
 
 def shift_probabilities(

@@ -10,7 +10,7 @@ import torch
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.decoding import PROPORTIONS, encoded, expected_values
 from fieldguide.decisions.perturbations.figures import response_scatter
-from fieldguide.decisions.perturbations.screen import PSEUDO, Screen, conditioned, read_screen
+from fieldguide.decisions.perturbations.screen import ALIKE, PSEUDO, Screen, conditioned, read_screen
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.checks.labels import find_label
 from fieldguide.inference.fitted import Fit
@@ -42,7 +42,8 @@ def context_responses(
     prior, under the control and under the treatment, and both are decoded. Of a pair that was never seen, what is not
     known of its latents is drawn anew each time. To this the intervals add by how much responses were missed that are
     known: up to 24 pairs of the data that the program was trained on, gene by gene. Beside it stands what needs no
-    model: the mean response of the other contexts ("additive").
+    model ("additive"): the mean response of the other contexts; for a combination that no other context has, the sum of
+    the responses to its parts, in the context itself or else the mean of the others.
 
     Parameters
     ----------
@@ -67,9 +68,9 @@ def context_responses(
         ``table``, one row a pair and gene: ``context``, ``perturbation``, ``gene``, ``control`` (observed level),
         ``response``, ``low`` and ``high`` (95 %), ``additive``, ``observed`` (NaN without cells). Responses to counts
         are log2 fold changes of mean proportions, else differences of means. ``diagnostics``, one row a pair:
-        ``n_cells`` (in the data), ``extrapolated`` (whether training had no cell of a part of it in the context, or no
-        control there), and R2 over the genes of the observed response: ``r2``, ``r2_additive``, ``r2_no_effect`` (of no
-        response at all). ``plot`` draws the pairs.
+        ``n_cells`` (in the data), ``extrapolated`` (whether training had no cell of a part of it in the context, no
+        control there, or no dose as high), and R2 over the genes of the observed response: ``r2``, ``r2_additive``,
+        ``r2_no_effect`` (of no response at all). ``plot`` draws the pairs.
 
     Raises
     ------
@@ -104,11 +105,16 @@ def context_responses(
             {**pair, "n_cells": n_cells, "extrapolated": _extrapolated(screen, context, codes, dose)}
             | {name: explained(observed, predicted) for name, predicted in scores.items()}
         )
+    unseen = sum(row["n_cells"] == 0 for row in diagnostics)
     notes = [
         f"Intervals hold what is not known of a pair that was not seen, which cells there are, and by how much "
         f"{judges} known pairs were missed; other training of the networks is not in them.",
-        "'additive' is the mean response of the other contexts in the data; R2 is of the response, not of the level.",
+        "'additive' is the mean response of the other contexts in the data, or the sum over the parts of a "
+        "combination that none of them has; R2 is of the response, not of the level.",
     ]
+    if unseen:
+        at = f" at {dose:g} of the largest dose" if screen.has_doses else ""
+        notes.append(f"{unseen} pairs have no cell{at} in the data: nothing is observed of them, and R2 is missing.")
     scale = "mean" if screen.observed == "values" else "log2"
     settings = {"scale": scale, "dose": dose, "draws": draws, "cells": cells, "seed": seed, "judges": judges}
     table = pd.concat(rows, ignore_index=True)
@@ -157,25 +163,34 @@ def _asked(screen: Screen, pairs: Any) -> list[tuple[int, np.ndarray]]:
     return asked
 
 
-def _laws(screen: Screen, context: int, codes: np.ndarray, dose: float) -> dict[str, Any]:
-    """The prior of each site in a pair, for one cell."""
-    batch = {k: v.to(screen.fitted.device) for k, v in screen.dataset.batch(np.array([0])).items()}
-    program: Any = screen.fitted.program.eval()
-    with torch.no_grad():
-        return program.laws(conditioned(screen.fitted, batch, codes, dose, context))
-
-
 def _extrapolated(screen: Screen, context: int, codes: np.ndarray, dose: float) -> bool:
-    """Whether something is not known of the latents of a pair or of its control, as it was not trained on."""
-    both = [_laws(screen, context, given, dose) for given in (codes, np.array([-1]))]
-    return any(bool((law.unknown > 0).any()) for laws in both for law in laws.values())
+    """Whether training had no cell of a part of a pair, no control in the context, or no dose as high."""
+    batch = {k: v.to(screen.fitted.device) for k, v in screen.dataset.batch(np.array([0])).items()}
+    program: Any = screen.fitted.program
+    tried = program.tried(conditioned(screen.fitted, batch, codes, dose, context))
+    return not bool(tried.all()) or dose > 1 + ALIKE
 
 
 def _additive(screen: Screen, context: int, codes: np.ndarray, dose: float) -> np.ndarray:
-    """The mean response [G] of the other contexts that have the pair and controls."""
+    """The response [G] that needs no model: of other contexts, or of the parts of a combination, added up."""
+    others = _mean_of_others(screen, context, codes, dose)
+    if others is not None or len(codes) < 2:
+        return np.full(screen.sums.shape[-1], np.nan) if others is None else others
+    total = np.zeros(screen.sums.shape[-1])
+    for code in codes:
+        part = screen.response(context, codes[codes == code], dose)
+        if np.isnan(part).any():
+            elsewhere = _mean_of_others(screen, context, codes[codes == code], dose)
+            part = np.full(len(total), np.nan) if elsewhere is None else elsewhere
+        total += part
+    return total
+
+
+def _mean_of_others(screen: Screen, context: int, codes: np.ndarray, dose: float) -> np.ndarray | None:
+    """The mean response [G] of the other contexts that have the pair and controls; None without any."""
     others = [screen.response(c, codes, dose) for c in range(len(screen.contexts)) if c != context]
     known = [response for response in others if not np.isnan(response).any()]
-    return np.mean(known, 0) if known else np.full(screen.sums.shape[-1], np.nan)
+    return np.mean(known, 0) if known else None
 
 
 def _misfit(screen: Screen, cells: int, seed: int) -> tuple[np.ndarray, int]:

@@ -9,16 +9,17 @@ import torch
 
 from fieldguide.decisions.decoding import proportions
 from fieldguide.decisions.perturbations.screen import PSEUDO, conditioned
-from fieldguide.decisions.perturbations.targets import perturbation_field
+from fieldguide.decisions.perturbations.targets import codes_of_label, perturbation_field
 from fieldguide.inference.checks.arguments import checked_int, checked_real, checked_seed
 from fieldguide.inference.checks.labels import label_text
 from fieldguide.inference.fitted import Fit
+from fieldguide.inference.messages import caution
 
 BLOCK = 4096
 
 
 def predicted_expression(
-    fitted: Fit, perturbations: Iterable[str], data=None, *, dose: Any = 1.0, draws: Any = 500, seed: Any = 0
+    fitted: Fit, perturbations: Any, data=None, *, dose: Any = 1.0, draws: Any = 500, seed: Any = 0
 ) -> pd.DataFrame:
     """Return the expected proportion of each gene under perturbations, as the fitted program has it.
 
@@ -46,8 +47,13 @@ def predicted_expression(
 
     Raises
     ------
-    SchemaError
-        For a label with a part that the training data had not.
+    ValueError
+        For a label that is missing, has a part that the training data had not, or says "control" where they had none.
+
+    Warns
+    -----
+    UserWarning
+        Of labels that shift no latent, and are predicted to be like controls.
     """
     draws, seed = checked_int("draws", draws, 1), checked_seed(seed)
     dose = checked_real("dose", dose, at_least=0)
@@ -57,11 +63,17 @@ def predicted_expression(
     batch = {key: values.to(fitted.device) for key, values in dataset.batch(rows).items()}
     if dose != 1 and "dose" not in batch:
         raise ValueError(f"dose={dose:g}: this fit of {fitted.name} read no doses")
-    means = [proportions(fitted, conditioned(fitted, batch, row.numpy(), dose), seed).mean(0) for row in codes]
+    means = [proportions(fitted, conditioned(fitted, batch, row, dose), seed).mean(0) for row in codes]
+    control = proportions(fitted, conditioned(fitted, batch, np.array([-1]), dose), seed).mean(0)
+    moved = [bool((mean != control).any()) or bool((row < 0).all()) for mean, row in zip(means, codes, strict=True)]
+    still = [label for label, away in zip(labels, moved, strict=True) if not away]
+    if still:
+        more = f" ({len(still)} such labels)" if len(still) > 1 else ""
+        caution(f"{still[0]!r} is predicted to do nothing{more}: in this fit of {fitted.name} it shifts no latent")
     return _table(torch.stack(means).double().cpu().numpy(), labels, dataset)
 
 
-def additive_expression(fitted: Fit, perturbations: Iterable[str], data=None) -> pd.DataFrame:
+def additive_expression(fitted: Fit, perturbations: Any, data=None) -> pd.DataFrame:
     """Return the proportion of each gene by adding up what single perturbations are observed to do: no model at all.
 
     The baseline of `predicted_expression`, hard to beat where perturbations do not interact. To the log of the
@@ -85,7 +97,12 @@ def additive_expression(fitted: Fit, perturbations: Iterable[str], data=None) ->
     Raises
     ------
     ValueError
-        If there are no controls, or no cell with a part alone.
+        If there are no controls.
+
+    Warns
+    -----
+    UserWarning
+        Of labels with a part that no cell has alone; their rows are NaN.
     """
     labels, wanted = _labelled(fitted, perturbations)
     name, _, state = perturbation_field(fitted)
@@ -97,13 +114,16 @@ def additive_expression(fitted: Fit, perturbations: Iterable[str], data=None) ->
     levels: dict[int, np.ndarray] = {}
     for code in dict.fromkeys([-1, *(int(c) for row in wanted for c in row if c >= 0)]):
         rows = np.flatnonzero(single == code)
+        if not len(rows) and code < 0:
+            raise ValueError("the data have no controls: there is nothing to add to")
         if not len(rows):
-            lacking = "controls" if code < 0 else f"cells with {state['perturbations'][code]!r} alone"
-            raise ValueError(f"the data have no {lacking}: there is nothing to add")
+            caution(f"the data have no cells with {state['perturbations'][code]!r} alone: its labels have no sum")
+            levels[code] = np.full(dataset.stores["counts"].shape[1], np.nan)
+            continue
         total = np.sum([_sum(dataset, rows[k : k + BLOCK]) for k in range(0, len(rows), BLOCK)], 0)
         levels[code] = np.log(total / total.sum() + PSEUDO)
     means = []
-    for row in wanted.numpy():
+    for row in wanted:
         parts = [levels[int(code)] - levels[-1] for code in row if code >= 0]
         level = np.exp(np.sum([levels[-1], *parts], 0))
         means.append(level / level.sum())
@@ -114,16 +134,15 @@ def _sum(dataset: Any, rows: np.ndarray) -> np.ndarray:
     return dataset.stores["counts"].gather(rows).double().numpy().sum(0)
 
 
-def _labelled(fitted: Any, perturbations: Any) -> tuple[list[str], Any]:
-    """Labels as text, and their codes [labels, M]."""
+def _labelled(fitted: Any, perturbations: Any) -> tuple[list[str], list[np.ndarray]]:
+    """Labels as text, and the codes of each, -1 for a control."""
     if isinstance(perturbations, str) or not isinstance(perturbations, Iterable):
         raise TypeError(f"perturbations is a list of labels, [{perturbations!r}], not {perturbations!r}")
-    labels = [label_text(label) for label in perturbations]
-    if not labels:
+    given = list(perturbations)
+    if not given:
         raise ValueError("perturbations names no label")
-    name, field, state = perturbation_field(fitted)
-    place = fitted.schema.places[name]
-    return labels, field.read(name, pd.DataFrame({place: labels}), place, state).values
+    codes = [codes_of_label(fitted, "perturbations", label) for label in given]
+    return [label_text(label) for label in given], codes
 
 
 def _table(values: np.ndarray, labels: list[str], dataset: Any) -> pd.DataFrame:

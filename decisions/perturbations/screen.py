@@ -7,13 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from fieldguide.decisions.perturbations.targets import perturbation_field
-from fieldguide.inference.checks.labels import find_label, label_text
+from fieldguide.decisions.perturbations.targets import CONTROL, codes_of_label, perturbation_field
 from fieldguide.inference.fitted import Fit
 from fieldguide.inference.program import Batch
 
-CONTROL = "control"
-"""Name of what is done to cells without a perturbation, unless a perturbation is called so."""
 PSEUDO = 1e-5
 """Added to mean proportions before the logarithm."""
 BLOCK = 4096
@@ -34,6 +31,10 @@ class BlockProgram(Protocol):
 
     def laws(self, batch: Batch) -> dict[str, Any]:
         """Return the prior of each site given the conditions of the cells."""
+        ...
+
+    def tried(self, batch: Batch) -> Tensor:
+        """Return whether training had what was done to each cell, in its context, and controls there, bool [B]."""
         ...
 
     def unfinished(self) -> bool:
@@ -110,23 +111,8 @@ class Screen:
         return [np.array(kind) for kind in known if kind]
 
     def codes_of(self, name: str, wanted: Any) -> np.ndarray:
-        """Return the codes of what a user calls for, -1 for a control.
-
-        Raises
-        ------
-        ValueError
-            For what has a part that was not in the training data.
-        """
-        _, field, state = perturbation_field(self.fitted)
-        text = label_text(wanted)
-        if text not in self.perturbations:
-            if text in (*state["control"], CONTROL):
-                return np.array([-1])
-            parts = [part.strip() for part in text.split(state["separator"])]
-            parts = [part for part in parts if part not in state["control"]]
-        else:
-            parts = [text]
-        return np.unique([find_label(name, part, self.perturbations, "perturbation") for part in parts])
+        """Return the codes of what a user calls for, -1 for a control; ValueError for what training did not have."""
+        return codes_of_label(self.fitted, name, wanted)
 
     @cached_property
     def sums(self) -> np.ndarray:
@@ -183,7 +169,7 @@ def read_screen(fitted: Any, data: Any = None) -> Screen:
     if schema is None or "context" not in schema.states or not isinstance(fitted.program, BlockProgram):
         raise TypeError(f"{fitted.name} has no contexts of perturbed cells: fit an entry with them, such as 'fcr'")
     if fitted.program.unfinished():
-        raise ValueError(f"the training of {fitted.name} ended too early: {' '.join(fitted.program.remarks())}")
+        raise ValueError(f"the training of {fitted.name} ended too early: {' '.join(fitted.remarks())}")
     dataset = fitted.read(data)
     everything = np.arange(dataset.n_cells)
     codes = dataset.stores[name].gather(everything).numpy()

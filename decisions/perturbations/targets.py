@@ -1,5 +1,6 @@
 """Which latents each perturbation shifts, with probabilities and a stated false discovery rate."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,16 @@ import pandas as pd
 from fieldguide.decisions.decision import Decision
 from fieldguide.decisions.fdr import calls, fdr_values
 from fieldguide.decisions.perturbations.axes import AXES, chosen_axes
-from fieldguide.decisions.perturbations.effects import estimated_shifts, shift_probabilities
+from fieldguide.decisions.perturbations.effects import Shifts, checked_least, estimated_shifts, shift_probabilities
 from fieldguide.decisions.perturbations.figures import shift_map
 from fieldguide.inference.checks.arguments import checked_real, one_of
+from fieldguide.inference.checks.labels import find_label, label_text
+from fieldguide.inference.data.interventions import says_none
 from fieldguide.inference.data.perturbations import Perturbations
 from fieldguide.inference.fitted import Fit
 
+CONTROL = "control"
+"""Name of what is done to cells without a perturbation, unless a perturbation is called so."""
 FEW_CELLS = 10
 """Below so many cells a perturbation is listed under the diagnostics as one of few."""
 
@@ -66,9 +71,8 @@ def perturbation_targets(
     TypeError
         For a fit of a program without a field of perturbations.
     """
-    least = checked_real("min_shift", min_shift, at_least=0)
+    least, fdr = checked_least("min_shift", min_shift, null), checked_real("fdr", fdr, at_least=0, below=1)
     one_of("rotate", rotate, AXES)
-    one_of("null", null, ("empirical", "zero"))
     codes, names, latents = _cells(fitted, data, site)
     n_cells = np.bincount(codes[codes >= 0], minlength=len(names))
     if not (codes < 0).all(1).any() and len(names) < 2:
@@ -76,14 +80,14 @@ def perturbation_targets(
             "there are no controls, and one perturbation alone: nothing to count its shifts from; add cells with others"
         )
     shifts = estimated_shifts(latents, codes, len(names))
-    there = np.isfinite(shifts.error[:, 0])
-    scaled = shifts.estimate / shifts.deviation
+    there = np.isfinite(shifts.error).any(1)
     if rotate != "none":
-        axes = chosen_axes(rotate, scaled[there], n_cells[there].astype(float)) / shifts.deviation
+        axes = _axes(rotate, shifts, n_cells)
         shifts = estimated_shifts(latents @ axes.T, codes, len(names))
-        scaled = shifts.estimate / shifts.deviation
-    error = shifts.error / shifts.deviation
+    scaled, error = shifts.estimate / shifts.deviation, shifts.error / shifts.deviation
     probability, prior = shift_probabilities(scaled, error, least, null)
+    dead = np.flatnonzero(~np.isfinite(error).any(0) & there.any())
+    probability[:, dead] = 0.0
     rows, columns = np.divmod(np.arange(scaled.size), scaled.shape[1])
     flat = probability.ravel()
     table = pd.DataFrame(
@@ -118,9 +122,47 @@ def perturbation_targets(
         "size_of_leaks": prior["null"],
         "controls": int((codes < 0).all(1).sum()),
     }
-    return Decision(
-        table.iloc[order].reset_index(drop=True), diagnostics, settings, _notes(settings, n_cells, there), shift_map
-    )
+    notes = _notes(settings, n_cells, there, dead)
+    return Decision(table.iloc[order].reset_index(drop=True), diagnostics, settings, notes, shift_map)
+
+
+def rotated_axes(fitted: Any, data: Any, site: str | None, rotate: str) -> np.ndarray:
+    """Return the axes [D, D] in which `perturbation_targets` writes latents; each row is one, in their units."""
+    one_of("rotate", rotate, AXES)
+    codes, names, latents = _cells(fitted, data, site)
+    n_cells = np.bincount(codes[codes >= 0], minlength=len(names))
+    return _axes(rotate, estimated_shifts(latents, codes, len(names)), n_cells)
+
+
+def _axes(rotate: str, shifts: Shifts, n_cells: np.ndarray) -> np.ndarray:
+    there = np.isfinite(shifts.error).any(1)
+    scaled = (shifts.estimate / shifts.deviation)[there]
+    return chosen_axes(rotate, scaled, n_cells[there].astype(float)) / shifts.deviation
+
+
+def codes_of_label(fitted: Any, argument: str, wanted: Any) -> np.ndarray:
+    """Return the codes of what a user calls for, as labels of the data are read; -1 for a control.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, for a missing label, a part that was not in the training data, and a control where there
+        was none.
+    """
+    _, field, state = perturbation_field(fitted)
+    known, control = state["perturbations"], state["control"]
+    if wanted is None or wanted is pd.NA or (isinstance(wanted, float) and np.isnan(wanted)):
+        raise ValueError(f"{argument}: a label is missing")
+    text = label_text(wanted)
+    if text in control:
+        return np.array([-1])
+    usual = text == CONTROL or (says_none(text) and not state.get("named", False))
+    if text not in known and usual:
+        if not control:
+            raise ValueError(f"{argument}: {text!r}: the training data had no controls")
+        return np.array([-1])
+    parts = [text] if text in known else replace(field, separator=state["separator"]).parts(text, control, known)
+    return np.unique([find_label(argument, part, known, "perturbation") for part in parts or [text]])
 
 
 def perturbation_field(fitted: Any) -> tuple[str, Perturbations, dict[str, Any]]:
@@ -154,7 +196,7 @@ def _cells(fitted: Any, data: Any, site: str | None) -> tuple[np.ndarray, list[s
     return recoded, [names[code] for code in present], latents.reshape(len(latents), -1)
 
 
-def _notes(settings: dict[str, Any], n_cells: np.ndarray, there: np.ndarray) -> tuple[str, ...]:
+def _notes(settings: dict[str, Any], n_cells: np.ndarray, there: np.ndarray, dead: np.ndarray) -> tuple[str, ...]:
     notes = ["Cells are taken as independent given their perturbation: batches and guides are not part of the errors."]
     if not settings["controls"]:
         notes.append("There are no controls: shifts are counted from the median perturbation.")
@@ -163,6 +205,8 @@ def _notes(settings: dict[str, Any], n_cells: np.ndarray, there: np.ndarray) -> 
             f"{int((~there).sum())} perturbations never occur apart from others: the cells do not say which of them "
             "does what, and their errors are infinite."
         )
+    if dead.size:
+        notes.append(f"Latents {', '.join(map(str, dead))} do not vary among cells alike: nothing shifts them.")
     few = int((n_cells < FEW_CELLS).sum())
     if few:
         notes.append(f"{few} perturbations have fewer than {FEW_CELLS} cells.")

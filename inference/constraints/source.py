@@ -66,10 +66,15 @@ class Source:
     def columns(self) -> list[str]:
         """Return the names of the columns."""
         table = self.table()
-        return [str(c) for c in (table.columns if isinstance(table, pd.DataFrame) else table)]
+        own = [str(c) for c in (table.columns if isinstance(table, pd.DataFrame) else table)]
+        return [*own, *(name for name in self.coded() if name not in own)]
+
+    def coded(self) -> list[str]:
+        """Return the names of the fields of the program that are one category a cell."""
+        return [n for n, s in self.dataset.stores.items() if len(s.shape) == 1 and s.dtype == torch.int64]
 
     def column(self, name: str) -> pd.Series:
-        """Return a column, one value a cell of the data.
+        """Return a column, one value a cell of the data; or a field of categories of the program.
 
         Raises
         ------
@@ -77,6 +82,9 @@ class Source:
             If a value is missing or not finite, naming the cell.
         """
         table = self.table()
+        if name not in (table.columns if isinstance(table, pd.DataFrame) else table) and name in self.coded():
+            codes = self.dataset.stores[name].gather(np.arange(self.dataset.n_cells))
+            return pd.Series(codes.cpu().numpy().astype(str))
         values: Any = table[name]
         series = values if isinstance(values, pd.Series) else pd.Series(_flat(name, values))
         if len(series) != self.dataset.n_cells:

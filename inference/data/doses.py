@@ -85,20 +85,23 @@ class Doses(Field):
         which, kinds = pd.factorize(both)
         usual = [label for label in np.unique(texts) if says_none(label) and label not in known]
         control = [*self.control, *(() if self.control and not known else usual)]
+        alone = list(known) or [label for label in np.unique(texts) if label not in control]
         first = np.unique(which, return_index=True)[1]
         read = []
         for (label, text), at in zip(kinds, first, strict=True):
             words = [str(text).strip()] if numeric else self.split(str(text))
-            read.append(self.parts(name, cell_name(data, at), place, label, words, control))
+            read.append(self.parts(name, cell_name(data, at), place, label, words, control, alone))
         return read, which
 
     def split(self, text: str) -> list[str]:
         """Doses as words; a sign that belongs to a number, as in 1e-05, is no separator."""
         return [word.strip() for word in re.split(rf"(?<![0-9.][eE]){re.escape(self.separator)}", text)]
 
-    def parts(self, name: str, cell: str, place, label: str, words: list[str], control: list[str]) -> dict[str, float]:
+    def parts(
+        self, name: str, cell: str, place, label: str, words: list[str], control: list[str], alone: list[str]
+    ) -> dict[str, float]:
         """Return the dose of each perturbation that a label names; of one that is named twice, both together."""
-        several = Perturbations(self.beside, separator=self.separator).parts(label, control)
+        several = Perturbations(self.beside, separator=self.separator).parts(label, control, alone)
         if not several:
             return {}
         named = [part.strip() for part in label.split(self.separator)]

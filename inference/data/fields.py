@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from fieldguide.inference.data.matrices import (
+    blocks_of,
     check_counts,
     check_finite,
     check_width,
@@ -53,6 +54,14 @@ class Field:
     def read(self, name: str, data, place, state: dict[str, Any]) -> Store:
         """Check and return the values of the field for every cell."""
         raise NotImplementedError
+
+    def relate(self, name: str, data, place, others: dict[str, Any]) -> dict[str, Any]:
+        """Return what has to be remembered besides, given where the other fields are."""
+        return {}
+
+    def as_given(self, given: "Field") -> "Field":
+        """Return a field of the same kind that stands in the place of this one, as its user gave it."""
+        return given
 
     def sizes(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
         """Return the constructor arguments that the field implies, such as ``n_genes``."""
@@ -157,6 +166,25 @@ class Positive(Field):
             cell = cell_name(data, negative[0])
             raise SchemaError(f"field '{name}': column {place!r} of cell {cell!r} is not positive")
         return DenseStore(single(name, place, data, values))
+
+
+@dataclass(frozen=True)
+class SizeFactor(Positive):
+    """One positive column of ``obs``: how many counts to expect of a cell, up to a factor; float32 [N].
+
+    Size factors of any scale, and totals over more genes than are modelled, are brought to the scale of the counts: all
+    training cells together have as many as their counts. So a batch has expected totals.
+    """
+
+    def relate(self, name, data, place, others):
+        if "counts" not in others:
+            return {}
+        counts = sum(float(block.sum()) for _, block in blocks_of(table_of("counts", data, others["counts"]).values))
+        return {"scale": counts / float(numbers(name, data, place).sum())}
+
+    def read(self, name, data, place, state):
+        sizes = super().read(name, data, place, state).values
+        return DenseStore((sizes.double() * state.get("scale", 1.0)).to(sizes.dtype))
 
 
 @dataclass(frozen=True)

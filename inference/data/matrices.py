@@ -111,7 +111,7 @@ def check_counts(name: str, data, table: Table, empty: bool = False) -> np.ndarr
     Returns the number of counts of each gene.
     """
     genes = np.zeros(table.width)
-    for start, block in _blocks(table.values):
+    for start, block in blocks_of(table.values):
         values: Any = block.data if sp.issparse(block) else block
         wrong = values < 0
         if values.dtype.itemsize > 2:  # smaller types cannot hold more
@@ -140,7 +140,7 @@ def check_counts(name: str, data, table: Table, empty: bool = False) -> np.ndarr
 
 def check_finite(name: str, data, table: Table) -> None:
     """Raise SchemaError naming the first entry that is missing, infinite, or beyond single precision."""
-    for start, block in _blocks(table.values):
+    for start, block in blocks_of(table.values):
         values: Any = block.data if sp.issparse(block) else block
         with np.errstate(over="ignore"):
             wrong = ~np.isfinite(values.astype(np.float32, copy=False))
@@ -335,7 +335,8 @@ def _require_real(name: str, kind: str, dtype: Any) -> None:
         raise SchemaError(f"field '{name}': it holds {what}, not real numbers")
 
 
-def _blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
+def blocks_of(matrix: Any) -> Iterator[tuple[int, Any]]:
+    """Yield (first row, rows) of a matrix in memory or on disk."""
     if isinstance(matrix, BackedStore):
         yield from matrix.blocks()
     else:

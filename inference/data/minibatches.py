@@ -12,7 +12,7 @@ from fieldguide.inference.checks.arguments import checked_int
 from fieldguide.inference.data.matrices import dense, real_array
 from fieldguide.inference.data.reading import check_one_index, check_tensor
 from fieldguide.inference.data.schema import FittedSchema
-from fieldguide.inference.data.storage import BLOCK, WINDOW, DenseStore, Store
+from fieldguide.inference.data.storage import BLOCK, DenseStore, Store
 from fieldguide.inference.program import Batch
 
 
@@ -58,6 +58,11 @@ class Dataset:
     def backed(self) -> bool:
         """Whether any field is read from disk."""
         return any(store.backed for store in self.stores.values())
+
+    @property
+    def window(self) -> int:
+        """Rows that are held in memory and shuffled together, where they are read from disk."""
+        return min(store.window for store in self.stores.values())
 
     @property
     def width(self) -> int:
@@ -149,7 +154,7 @@ class Loader:
         A last minibatch of one cell is joined to the one before it (batch normalisation needs two).
     shuffle : bool
         Visit the rows in an order that depends on ``seed`` and on `epoch` alone. Data in memory is shuffled
-        as a whole; a backed file by blocks of 512 rows, and within windows of 32 blocks.
+        as a whole; a backed file by blocks of 512 rows, and within windows of 32 blocks (fewer of large images).
     rank, world : int
         This process and the number of processes that share the rows.
     """
@@ -200,5 +205,5 @@ class Loader:
             return [self.rows]
         blocks = np.split(self.rows, np.flatnonzero(np.diff(self.rows // BLOCK)) + 1)
         order = generator.permutation(len(blocks)) if self.shuffle else np.arange(len(blocks))
-        size = WINDOW // BLOCK
+        size = self.dataset.window // BLOCK
         return [np.concatenate([blocks[i] for i in order[k : k + size]]) for k in range(0, len(order), size)]

@@ -1,13 +1,13 @@
 """What was done to each cell: a field of labels, several of which may stand together, with controls that have none."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fieldguide.inference.checks.arguments import checked_text
+from fieldguide.inference.checks.arguments import checked_flag, checked_text
 from fieldguide.inference.checks.labels import given_labels, label_texts
 from fieldguide.inference.data.fields import Field
 from fieldguide.inference.data.interventions import NONE, says_none
@@ -27,7 +27,8 @@ class Perturbations(Field):
     whatever its case and hyphens (control, ctrl, non-targeting, NT, DMSO, vehicle, unperturbed and the like), and a
     warning says which labels were taken so.
 
-    Other labels than these are passed with the place: ``fields={"perturbation": Perturbations("guide",
+    Where controls are named, a usual word is a perturbation like others, but for "KLF1+ctrl" where "ctrl" never stands
+    alone. Other labels than these are passed with the place: ``fields={"perturbation": Perturbations("guide",
     control="AAVS1")}``.
 
     Attributes
@@ -42,13 +43,18 @@ class Perturbations(Field):
     place: str = "perturbation"
     control: Any = ()
     separator: str = "+"
-    needs_control: bool = False
+    needs_control: Any = False
 
     expandable = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "control", given_labels("control", self.control))
         checked_text("separator", self.separator)
+        checked_flag("needs_control", self.needs_control)
+
+    def as_given(self, given):
+        needed = self.needs_control or getattr(given, "needs_control", False)
+        return replace(given, needs_control=needed)  # pyright: ignore[reportCallIssue]
 
     def learn(self, name, data, place):
         column = column_of(name, data, place)
@@ -56,7 +62,8 @@ class Perturbations(Field):
         texts, sizes = np.unique(label_texts(column).astype(str), return_counts=True)
         labels = [str(label) for label in texts]
         control = self._controls(name, place, labels)
-        parts = {label: self.parts(label, control) for label in labels}
+        alone = [label for label in labels if label not in control]
+        parts = {label: self.parts(label, control, alone) for label in labels}
         empty = next((label for label in labels if label not in control and not parts[label]), None)
         if empty is not None:
             raise SchemaError(
@@ -76,7 +83,8 @@ class Perturbations(Field):
                 f"field '{name}': perturbation {single[0]!r} has one cell ({len(single)} such perturbations): what it "
                 "does cannot be told from what that cell is"
             )
-        return {"perturbations": known, "control": control, "separator": self.separator}
+        found = {"perturbations": known, "control": control, "separator": self.separator}
+        return found | {"named": bool(self.control)}
 
     def read(self, name, data, place, state):
         column = column_of(name, data, place)
@@ -87,8 +95,9 @@ class Perturbations(Field):
         labels, which = np.unique(texts, return_inverse=True)
         rows = []
         for label in labels:
-            parts = learnt.parts(label, state["control"]) if label not in codes else [label]
-            unknown = [part for part in parts if part not in codes and not says_none(part)]
+            parts = learnt.parts(label, state["control"], codes) if label not in codes else [label]
+            named = state.get("named", False)  # then a usual word is none, unless it stands beside a perturbation
+            unknown = [part for part in parts if part not in codes and (named or not says_none(part))]
             if unknown or (not parts and label not in state["control"]):
                 at = int(np.flatnonzero(texts == label)[0])
                 raise SchemaError(
@@ -104,13 +113,20 @@ class Perturbations(Field):
     def sizes(self, name, state):
         return {f"n_{name}": len(state["perturbations"])}
 
-    def parts(self, label: str, control: Sequence[str]) -> list[str]:
-        """The perturbations that a label names, each once; a part that is a control adds none."""
+    def parts(self, label: str, control: Sequence[str], known: Collection[str] = ()) -> list[str]:
+        """The perturbations that a label names, each once; a part that is a control adds none.
+
+        A usual word for a control is none beside others, unless it is ``known`` as a perturbation. A separator at an
+        end, as in "Ca2+", belongs to the name.
+        """
         if label in control:
             return []
         parts = [part.strip() for part in label.split(self.separator)]
+        if not all(parts):
+            return [label.strip()] if label.strip(f" {self.separator}") else []
         several = len(parts) > 1
-        return list(dict.fromkeys(p for p in parts if p and p not in control and not (several and says_none(p))))
+        used = (p for p in parts if p not in control and (p in known or not (several and says_none(p))))
+        return list(dict.fromkeys(used))
 
     def _controls(self, name: str, place: str, labels: Sequence[str]) -> list[str]:
         """The labels of controls that the data have."""
@@ -126,12 +142,15 @@ class Perturbations(Field):
                 f"Perturbations({place!r}, control=...) with these labels says so too, and without this warning"
             )
         control = [*self.control, *usual]
-        if self.needs_control and not control:
-            raise SchemaError(
+        if not control:
+            said = (
                 f"field '{name}': there are no controls: no label of column {place!r} is one of the usual words "
-                f"(control, ctrl, non-targeting, DMSO, ...); there are {_some(labels)}. Say which it is by "
-                f"fields={{'{name}': Perturbations({place!r}, control=LABEL)}}"
+                f"(control, ctrl, non-targeting, DMSO, ...); there are {_some(labels)}. "
             )
+            way = f"fields={{'{name}': Perturbations({place!r}, control=LABEL)}}"
+            if self.needs_control:
+                raise SchemaError(f"{said}Say which it is by {way}")
+            caution(f"{said}If one of them is a control, say so by {way}")
         return control
 
 

@@ -75,6 +75,8 @@ class Schema:
         states = {}
         for name, place in used.items():
             states[name] = fields[name].learn(name, _for_field(name, data, used), place)
+        for name, place in used.items():
+            states[name] |= fields[name].relate(name, data, place, used)
         return FittedSchema(Schema(**fields), used, states)
 
 
@@ -87,7 +89,7 @@ def _given(name: str, field: Field, place: Any) -> tuple[Field, Any]:
     if isinstance(place, Field):
         if type(place) is not type(field):
             raise SchemaError(f"field '{name}' is of the kind {type(field).__name__}, not {type(place).__name__}")
-        return place, place.place or field.place
+        return field.as_given(place), place.place or field.place
     if isinstance(place, str | int | np.integer) and not isinstance(place, bool):
         columns: Any = str(place)
     elif isinstance(place, Iterable) and not isinstance(place, bytes | Mapping | pd.DataFrame):

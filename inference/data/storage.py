@@ -31,6 +31,11 @@ class Store:
     dtype: torch.dtype = torch.float32
     backed = False
 
+    @property
+    def window(self) -> int:
+        """Rows that are held in memory and shuffled together, where they are read from disk."""
+        return WINDOW
+
     def gather(self, rows: np.ndarray) -> Tensor:
         """Return the given rows as a dense tensor [len(rows), ...] on the store's device."""
         raise NotImplementedError

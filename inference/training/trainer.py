@@ -191,7 +191,7 @@ class _Trainer:
         self.mode(self.program)
         steps = len(self.loader)
         last = self.settings.max_epochs * steps
-        total, cells, weight = 0.0, 0, 1.0
+        total, cells, weight, largest = 0.0, 0, 1.0, None
         logged: dict[str, Tensor] = {}
         for number, batch in enumerate(self.loader):
             batch = to_device(batch, self.fabric.device)
@@ -209,6 +209,7 @@ class _Trainer:
                 self.complain(epoch, number, batch)
             self.optimizer.step((done - 1) / last)
             size = len(batch["index"])
+            largest = batch if largest is None or size > len(largest["index"]) else largest
             total, cells = total + value * size, cells + size
             logged = {name: logged.get(name, 0.0) + noted.detach() * size for name, noted in logs.items()}
         row = {"epoch": epoch, "train": self.mean(total / cells)}
@@ -226,12 +227,12 @@ class _Trainer:
                 caution(f"the held-out loss is not finite in epoch {epoch}, which no best epoch can be: {where}")
         row |= {name: self.mean(noted / cells) for name, noted in logged.items()}
         if len(self.constraints):
-            row |= self.constraints.update(row, self.last(batch), steps, epoch)
+            row |= self.constraints.update(row, self.judge(largest), steps, epoch)
         return row | {"kl_weight": weight, "seconds": time.perf_counter() - start}
 
-    def last(self, batch: Batch) -> Step | None:
-        """The minibatch for permutation tests, where a bound needs one."""
-        return Step(self.program, batch, self.total) if self.constraints.tested else None
+    def judge(self, batch: Batch | None) -> Step | None:
+        """The minibatch for permutation tests, where a bound needs one: a full one, as the mean is mostly of those."""
+        return Step(self.program, batch, self.total) if batch is not None and self.constraints.tested else None
 
     def mean(self, value: Any) -> float:
         """Mean over the processes."""

@@ -81,6 +81,9 @@ def test_the_coupled_prior_is_set_to_the_moments_of_its_cells():
         second = (own - own.mean(0)).T @ (own - own.mean(0)) / len(own) + 0.09 * torch.eye(3)
         torch.testing.assert_close(prior.covariance[code], second, atol=1e-4, rtol=1e-4)
     assert prior.rows(torch.tensor([[7, 7], [0, 1]])).tolist()[0] == 3, "a condition that training has not"
+    torch.testing.assert_close(prior.mean[3], loc.mean(0), atol=1e-4, rtol=1e-4)  # is any of those it has
+    whole = (loc - loc.mean(0)).T @ (loc - loc.mean(0)) / 600 + 0.09 * torch.eye(3)
+    torch.testing.assert_close(prior.covariance[3], whole, atol=1e-4, rtol=1e-4)
     z = torch.randn(600, 3)
     first = prior.block(rows, [], 2).log_prob(z[:, :2])
     chain = first + prior.block(rows, [z[:, :2]], 1).log_prob(z[:, 2:])

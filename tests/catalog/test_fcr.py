@@ -140,6 +140,11 @@ def test_a_pair_that_training_has_not_is_predicted_and_its_doubt_stated():
     assert program.prior.unseen.nonzero().tolist() == [[1, 2], [1, 3]]
     laws = program.laws(some_batch())
     assert (laws["z_tx"].unknown > 0).any(-1).tolist() == [False, False, False, True, False, True]
+    two = torch.tensor([[1, 2]])  # of two parts that are unknown alike, squares add
+    cell = {"context": torch.tensor([1])}
+    one = [program.laws(cell | {"perturbation": c})["z_tx"].unknown for c in (two[:, :1], two[:, 1:])]
+    both = program.laws(cell | {"perturbation": two})["z_tx"].unknown
+    torch.testing.assert_close(both, (one[0] ** 2 + one[1] ** 2).sqrt())
     program.train()
     assert not program.laws(some_batch())["z_tx"].unknown.any(), "in training pairs are what they are"
 
@@ -371,7 +376,7 @@ def test_what_does_not_go_together_is_named(world):
         with pytest.raises(ValueError, match="counts or values, one of them"):
             FCR(**sizes)
     alone = world.data[~((world.data.obs["context"] == "c1") & (world.data.obs["treatment"] == "control"))].copy()
-    with pytest.warns(UserWarning, match="a context has no control among the training cells"):
+    with pytest.warns(UserWarning, match="no control of the context 'c1' is among the training cells"):
         fi.fit("fcr", alone, fields=PLACE, **QUICK | {"max_epochs": 2}, **BLOCKS)
 
 

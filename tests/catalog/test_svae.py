@@ -348,6 +348,26 @@ def test_a_training_without_the_turn_says_so():
     program.turned.fill_(True)
     assert not program.unfinished() and not program.remarks()
     assert not SVAE(50, 4, n_latent=3, n_hidden=8, rotate="none").unfinished()
+    program = SVAE(50, 2, n_latent=3, n_hidden=8, rotate="none")
+    assert "more latents (3) than perturbations (2)" in program.remarks()[0]
+    assert not SVAE(50, 2, n_latent=3, n_hidden=8, prior="vae").remarks()
+
+
+def test_beta_weighs_the_divergence_in_training_alone():
+    torch.manual_seed(0)
+    batch = {"counts": torch.randint(1, 9, (6, 50)).float(), "perturbation": torch.zeros(6, 1).long()}
+    batch["index"] = torch.arange(6)
+    losses = []
+    for beta in (0.0, 1.0, 4.0):
+        torch.manual_seed(1)
+        program = SVAE(50, 4, n_latent=3, n_hidden=8, prior="vae", beta=beta).eval()
+        torch.manual_seed(2)
+        losses.append(float(program.training_loss(fi.Step(program, batch, 6), fi.ELBO(kl="analytic"))))
+    base = program.encoder_z(batch["counts"].log1p()).base_dist
+    unit = torch.distributions.Normal(0.0, 1.0)
+    divergence = float(torch.distributions.kl_divergence(base, unit).sum(-1).mean())
+    assert losses[1] - losses[0] == pytest.approx(divergence, rel=1e-3)
+    assert losses[2] - losses[0] == pytest.approx(4 * divergence, rel=1e-3)
 
 
 def test_batches_that_share_no_perturbation_are_said(world):
@@ -358,4 +378,4 @@ def test_batches_that_share_no_perturbation_are_said(world):
     with pytest.warns(UserWarning, match="each batch has perturbations of its own"):
         fi.fit("svae", some, **quick)
     some.obs["batch"] = np.where((codes < 2) & (np.arange(len(codes)) % 2 == 0), "one", "two")
-    assert not fi.fit("svae", some, **quick).program.remarks()
+    assert not fi.fit("svae", some, **quick | {"n_latent": 4}).program.remarks()

@@ -99,6 +99,25 @@ def test_cells_are_known_by_their_names():
         independence(latents, {"own": own}, np.stack([TYPE, TYPE], 1), **FAST)
 
 
+def test_a_block_is_tested_as_a_whole():
+    """R2 is the mean over columns; a dependence that no single column has is found; constant columns are left out."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 2))
+    half = np.stack((z[:, 0], rng.normal(size=400), np.ones(400)), 1)
+    noise, other = rng.normal(size=(400, 3)), rng.normal(size=(400, 2))
+    other[:, 1] = np.sign(other[:, 0]) * np.sign(z[:, 0]) * np.abs(other[:, 1])  # known from both columns together
+    answer = independence(z, {"half": half, "noise": noise, "both": other}, trees=20, permutations=99).table
+    assert answer["kind"].tolist() == ["block"] * 3
+    assert answer.loc["half", "linear"] == pytest.approx(0.5, abs=0.02)
+    assert (answer["p_value"] < 0.05).tolist() == [True, False, True]
+    columns = [independence(z, {"c": half[:, k]}, trees=20, permutations=99).table.iloc[0]["linear"] for k in (0, 1)]
+    assert answer.loc["half", "linear"] == pytest.approx(np.mean(columns), abs=1e-3)
+    with pytest.raises(ValueError, match="'x' of cell '3' is missing or not finite"):
+        independence(z, {"x": np.where(np.arange(800).reshape(400, 2) == 7, np.nan, 1.0 * other)})
+    with pytest.raises(ValueError, match="nuisance 'x' is constant"):
+        independence(z, {"x": np.ones((400, 2))})
+
+
 def test_small_categories_are_left_out_and_named():
     kinds = np.array(["a"] * 390 + ["tiny"] * 10)
     answer = independence(Z, {"s": Z[:, 0]}, kinds, **FAST)
@@ -155,12 +174,12 @@ def test_latents_must_be_a_matrix_of_numbers():
 @pytest.mark.parametrize(
     ("nuisance", "change", "kind", "message"),
     [
-        ({"y": Z}, {}, ValueError, "nuisance 'y' must have one value for each of the cells, not an array of shape"),
+        ({"y": np.stack([Z] * 2, 2)}, {}, ValueError, "nuisance 'y' must have one value for each of the cells, not an"),
         ({"y": np.ma.masked_array(Z[:, 0], np.arange(N) == 3)}, {}, ValueError, r"nuisance 'y': the value at \[3\] is"),
         ({"y": Z[:, 0] + 1j}, {}, TypeError, "'y' must hold real numbers or categories, not complex128"),
         ("y", {"obs": {"y": Z[:, 0]}}, TypeError, "obs must be a DataFrame, one row a cell, not dict"),
     ],
-    ids=["two columns", "masked", "complex", "dict"],
+    ids=["three axes", "masked", "complex", "dict"],
 )
 def test_nuisances_that_are_none(nuisance, change, kind, message):
     with pytest.raises(kind, match=message):

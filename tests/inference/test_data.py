@@ -19,6 +19,7 @@ from fieldguide.inference import (
     Positive,
     Schema,
     SchemaError,
+    SizeFactor,
     fit,
 )
 from fieldguide.inference.data.minibatches import read
@@ -258,3 +259,17 @@ def test_a_sparse_store_gathers_like_a_dense_one():
     torch.testing.assert_close(
         SparseStore(matrix).load(rows).gather(np.arange(4)), DenseStore(matrix.toarray()).gather(rows)
     )
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 100.0])
+def test_size_factors_count_up_to_a_factor(scale):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3.0, (20, 4)) + 1.0
+    totals = counts.sum(1)
+    data = anndata.AnnData(counts, obs=pd.DataFrame({"sf": totals * scale}, index=[f"c{i}" for i in range(20)]))
+    schema = Schema(counts=Counts(), size_factor=SizeFactor("sf")).learn(data)
+    np.testing.assert_allclose(schema.read(data)["size_factor"].values, totals, rtol=1e-6)
+    half = data[:10].copy()
+    np.testing.assert_allclose(
+        schema.read(half)["size_factor"].values, totals[:10], rtol=1e-6
+    )  # the scale that was learnt

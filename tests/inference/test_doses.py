@@ -81,8 +81,11 @@ def test_a_usual_word_is_a_perturbation_where_other_controls_are_named():
     values = schema.read(cells(labels, doses))
     assert values["perturbation"].values.tolist() == [[-1], [0], [0], [1]]
     assert values["dose"].values.tolist() == [[0], [1], [0.5], [1]]
-    new = schema.read(cells(["NT", "b"], [9, 3]))
-    assert new["perturbation"].values.tolist() == [[-1], [1]] and new["dose"].values.tolist() == [[0], [1]]
+    with pytest.raises(SchemaError, match="perturbation 'NT' of cell 'c0' was not in the training data"):
+        schema.read(cells(["NT", "b"], [9, 3]))
+    both = schema.read(cells(["DMSO+b", "vehicle"], ["1+3", "0"]))
+    assert both["perturbation"].values.tolist() == [[0, 1], [-1, -1]]
+    assert both["dose"].values.tolist() == [[0.5, 1], [0, 0]]
 
 
 def test_doses_of_a_perturbation_that_is_named_twice_add_up():

@@ -48,7 +48,10 @@ class PagedStack:
     on_disk = True
 
     def __init__(self, path: Path) -> None:
-        tifffile: Any = _tifffile()
+        try:
+            import tifffile
+        except ImportError:
+            raise _lacking("TIFF files", "tifffile") from None
         self.file = tifffile.TiffFile(path)
         series = self.file.series[0]
         self.shape, self.dtype = tuple(series.shape), np.dtype(series.dtype)
@@ -79,8 +82,10 @@ def open_stack(place: str) -> ArrayStack | PagedStack:
     if kind == ".npz":
         return _of_npz(path, inside)
     if kind == ".zarr":
-        import zarr
-
+        try:
+            import zarr
+        except ImportError:
+            raise _lacking("zarr stores", "zarr") from None
         found: Any = zarr.open(str(path), mode="r")
         if inside or hasattr(found, "array_keys"):
             keys = list(found.array_keys())
@@ -131,12 +136,8 @@ def _of_npz(path: Path, inside: str) -> ArrayStack:
     return ArrayStack(np.memmap(path, dtype, "r", offset, shape, order), True)
 
 
-def _tifffile() -> Any:
-    try:
-        import tifffile
-    except ImportError:
-        raise ImportError("TIFF files are read by tifffile: pip install 'fieldguide[images]'") from None
-    return tifffile
+def _lacking(what: str, package: str) -> ImportError:
+    return ImportError(f"{what} are read by {package}: pip install 'fieldguide[images]'")
 
 
 class ImageStore(Store):

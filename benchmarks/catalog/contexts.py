@@ -268,10 +268,10 @@ def main():
     p = parser(__doc__)
     p.add_argument("--parts", nargs="*", default=["recover", "free", "pairs", "critic", "mcfaline"])
     p.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
-    p.add_argument("--epochs", type=int, help="by default 400 (recover, free), 200 (pairs, critic), 60 (mcfaline)")
+    p.add_argument("--epochs", type=int, help="by default 400 (recover, free), 300 (pairs), 200 (critic), 60 (mcfaline)")
     a = p.parse_args()
     torch.set_num_threads(1)
-    parts = {"recover": (recover, 400), "free": (free, 400), "pairs": (pairs, 200), "critic": (critic, 200)}
+    parts = {"recover": (recover, 400), "free": (free, 400), "pairs": (pairs, 300), "critic": (critic, 200)}
     parts["mcfaline"] = (mcfaline, 60)
     return all([function(a.seeds, a.epochs or usual) for function, usual in (parts[name] for name in a.parts)])
 

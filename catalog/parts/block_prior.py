@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import lsmr
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ BOUND = 5.0
 """Most that the logarithm of a scale is, in size."""
 FEW_PAIRS = 6
 """Pairs of context and treatment from which on what is common to them is estimated."""
+CHANCE = 2.0
+"""How many times the variance of chance a line has to explain before it is believed at all."""
 TINY = 1e-6
 
 
@@ -188,8 +191,9 @@ def completed(table: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Fill a table of pairs [C, 1 + T, D] in; return it, and the standard deviation of what was filled in.
 
     A pair is predicted by a line through the average of its treatment over the other contexts and that of its context
-    over the other treatments; the line is fitted to the known pairs, each predicted without itself. The first column,
-    the controls, is taken for known.
+    over the other treatments; the line is fitted to the known pairs, each predicted without itself. Its slopes are
+    positive, and shrunk by what chance would explain as well (`_slopes`): where pairs have nothing in common, a pair is
+    predicted by the average of all. The first column, the controls, is taken for known.
     """
     there = known.unsqueeze(-1).to(table.dtype)
     there = torch.cat((torch.zeros_like(there[:, :1]), there[:, 1:]), 1)
@@ -207,10 +211,9 @@ def completed(table: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         first, second = (p[..., d] for p in predictors)
         target = table[..., d][rows] - grand[d]
         if int(rows.sum()) >= FEW_PAIRS:
-            design = torch.stack((first[rows], second[rows]), -1).double()
-            ridge = TINY * torch.eye(2, dtype=torch.float64, device=design.device) * len(design)
-            slope = torch.linalg.solve(design.T @ design + ridge, design.T @ target.double()).to(table.dtype)
-            left = target - design.to(table.dtype) @ slope
+            design = torch.stack((first[rows], second[rows]), -1)
+            slope = _slopes(design, target)
+            left = target - design @ slope
         else:
             slope, left = torch.zeros(2, dtype=table.dtype, device=table.device), target
         guess = grand[d] + slope[0] * first + slope[1] * second
@@ -218,6 +221,20 @@ def completed(table: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         width = left.square().mean().sqrt() if len(left) else table.new_zeros(())
         spread[..., d] = torch.where(missing, width, 0.0)
     return filled, spread
+
+
+def _slopes(design: Tensor, target: Tensor) -> Tensor:
+    """Return positive slopes [2] of a line through predictors [P, 2] of a target [P], shrunk as Stein's estimator is.
+
+    By the factor ``1 - CHANCE / F``, F the variance that a predictor explains over that which is left, where that is
+    positive.
+    """
+    x, y = design.detach().double().cpu().numpy(), target.detach().double().cpu().numpy()
+    slope, left = nnls(x, y)
+    explained = ((x @ slope) ** 2).sum() / 2
+    if explained > 0:
+        slope *= max(0.0, 1 - CHANCE * left**2 / (len(y) - 2) / explained)
+    return torch.as_tensor(slope, dtype=design.dtype, device=design.device)
 
 
 def _added(table: Tensor, first: Tensor, rows: Tensor, weight: Tensor) -> Tensor:

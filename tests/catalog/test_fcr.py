@@ -135,6 +135,12 @@ def test_a_pair_that_training_has_not_is_predicted_and_its_doubt_stated():
     alone = torch.cat((torch.zeros(6, 1, 1), torch.randn(6, 9, 1)), 1)  # each pair its own
     filled, spread = completed(alone, known)
     assert abs(float(filled[2, 4])) < 1 and 0.6 < float(spread[2, 4]) < 1.4
+    there = known[:, 1:]
+    errors = []
+    for _ in range(40):  # where pairs have nothing in common, next to their average
+        alone = torch.cat((torch.zeros(6, 1, 1), torch.randn(6, 9, 1)), 1)
+        errors.append(float(completed(alone, known)[0][2, 4] - alone[:, 1:][there].mean()))
+    assert np.mean(np.abs(errors) < 0.05) > 0.7 and np.abs(errors).max() < 1
     program = small()
     program.prior.count(torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([[-1], [0], [1], [2], [-1], [0]]))
     assert program.prior.unseen.nonzero().tolist() == [[1, 2], [1, 3]]

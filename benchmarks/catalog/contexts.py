@@ -268,7 +268,7 @@ def main():
     p = parser(__doc__)
     p.add_argument("--parts", nargs="*", default=["recover", "free", "pairs", "critic", "mcfaline"])
     p.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
-    p.add_argument("--epochs", type=int, help="by default 400 (recover, free), 300 (pairs), 200 (critic), 60 (mcfaline)")
+    p.add_argument("--epochs", type=int, help="by default 400 (recover, free), 300 (pairs), 200 (critic), 60")
     a = p.parse_args()
     torch.set_num_threads(1)
     parts = {"recover": (recover, 400), "free": (free, 400), "pairs": (pairs, 300), "critic": (critic, 200)}

@@ -16,6 +16,7 @@ from fieldguide.inference.constraints import (
     hsic,
     permutation_test,
 )
+from fieldguide.inference.data.balanced import Balanced
 from fieldguide.inference.data.doses import Doses
 from fieldguide.inference.data.fields import (
     Categories,
@@ -77,6 +78,7 @@ __all__ = [
     "Acyclicity",
     "Annotations",
     "AugmentedLagrangian",
+    "Balanced",
     "Batch",
     "Categories",
     "Category",

@@ -33,6 +33,9 @@ class Program(nn.Module):
         Latent sites whose Kullback-Leibler term is weighted by the warm-up schedule; None means all of them.
     guide_modules : tuple of str
         Prefixes of the attribute names that belong to the guide (parameter group ``phi``).
+    balanced : Balanced, optional
+        How training draws its minibatches, for a program in which the cells of a minibatch meet; by default every cell
+        comes once in an epoch.
     nuisance : tuple of str
         Latent sites of what is technical: decisions on expression draw them anew from their prior, so that cells are
         compared at equal quality.
@@ -63,6 +66,7 @@ class Program(nn.Module):
     warmup: tuple[str, ...] | None = None
     guide_modules: tuple[str, ...] = ("encoder", "guide")
     nuisance: tuple[str, ...] = ()
+    balanced: Any = None
 
     def model(self, batch: Batch) -> None:
         """Joint distribution of latents and data, as Pyro statements."""

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from fieldguide.inference.checks.arguments import checked_int
+from fieldguide.inference.data.balanced import Balanced
 from fieldguide.inference.data.matrices import dense, real_array
 from fieldguide.inference.data.reading import check_one_index, check_tensor
 from fieldguide.inference.data.schema import FittedSchema
@@ -157,6 +158,13 @@ class Loader:
         as a whole; a backed file by blocks of 512 rows, and within windows of 32 blocks (fewer of large images).
     rank, world : int
         This process and the number of processes that share the rows.
+    balanced : Balanced, optional
+        How minibatches are drawn, where they are shuffled and not every cell comes once.
+
+    Raises
+    ------
+    ValueError
+        For a field of ``balanced`` that is not there, or has more than one code a cell.
     """
 
     def __init__(
@@ -168,11 +176,16 @@ class Loader:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        balanced: Balanced | None = None,
     ) -> None:
         self.dataset, self.rows = dataset, np.sort(np.asarray(rows, dtype=np.int64))
         self.batch_size = checked_int("batch_size", batch_size, at_least=1)
         self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
-        self.epoch = 0
+        self.balanced, self.epoch = balanced, 0
+        for name in () if balanced is None else balanced.by:
+            store = dataset.stores.get(name)
+            if store is None or len(store.shape) != 1 or store.dtype != torch.int64:
+                raise ValueError(f"minibatches are balanced by {name!r}, which is no field of one code a cell")
 
     def __iter__(self) -> Iterator[Batch]:
         generator = np.random.default_rng([self.seed, self.epoch])
@@ -181,8 +194,7 @@ class Loader:
             if self.dataset.backed:
                 window = np.sort(window)
                 source, names = self.dataset.load(window), np.arange(len(window))
-            order = generator.permutation(len(window)) if self.shuffle else np.arange(len(window))
-            for chunk in self._chunks(order):
+            for chunk in self._drawn(source, names, generator):
                 mine = chunk[self.rank :: self.world]
                 batch = source.batch(names[mine])
                 if source is not self.dataset:
@@ -191,7 +203,16 @@ class Loader:
 
     def __len__(self) -> int:
         windows = self._windows(np.random.default_rng(0))
+        if self.balanced is not None and self.shuffle:
+            return sum(max(1, -(-len(window) // (self.batch_size * self.world))) for window in windows)
         return sum(len(self._chunks(window)) for window in windows)
+
+    def _drawn(self, source: Dataset, names: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        """Places in a window [n] of the cells of each minibatch."""
+        if self.balanced is None or not self.shuffle:
+            return self._chunks(generator.permutation(len(names)) if self.shuffle else np.arange(len(names)))
+        codes = np.stack([source.stores[name].gather(names).cpu().numpy() for name in self.balanced.by], 1)
+        return self.balanced.draw(codes, self.batch_size * self.world, generator)
 
     def _chunks(self, order: np.ndarray) -> list[np.ndarray]:
         size = self.batch_size * self.world

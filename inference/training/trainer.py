@@ -106,7 +106,8 @@ class _Trainer:
         self.fit, self.program, self.settings, self.fabric, self.mode = fit, fit.program, settings, fabric, mode
         data = fit.dataset.to(fabric.device) if _has_room(fit.dataset, fabric.device) else fit.dataset
         rows, size = fit.train_rows, settings.batch_size
-        self.loader = Loader(data, rows, size, True, settings.seed, fabric.global_rank, fabric.world_size)
+        shared = (fabric.global_rank, fabric.world_size)
+        self.loader = Loader(data, rows, size, True, settings.seed, *shared, balanced=self.program.balanced)
         self.held_out = Loader(data, fit.validation_rows, size)
         source = Source(columns, data, rows, size, self.program)
         fit.annotation = source.table()

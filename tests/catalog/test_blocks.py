@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from fieldguide.catalog.parts.block_axes import assigned_blocks, block_axes, dependence, diagonal_axes
+from fieldguide.catalog.parts.block_prior import BlockPrior, completed
 from fieldguide.catalog.parts.coupled_prior import CoupledPrior, WhitenedNormal
 
 
@@ -129,3 +130,41 @@ def test_what_differs_between_contexts_is_of_the_contexts_whatever_chance_adds()
     means += rng.normal(0, [0.2, 0.2, 0.05, 0.05], (30, 4))
     order = assigned_blocks(means, np.ones((30, 4)), np.full(30, 80), context, treatment, (2, 2, 0))
     assert set(order[:2]) == {0, 1}
+
+
+# ---- pairs that training has not ------------------------------------------------------------------------
+def test_a_pair_that_training_has_not_is_predicted_and_its_doubt_stated():
+    torch.manual_seed(0)
+    context, treatment = torch.randn(6, 1, 1), torch.randn(1, 9, 1)
+    table = torch.cat((torch.zeros(6, 1, 1), context + treatment), 1)
+    known = torch.ones(6, 10, dtype=torch.bool)
+    known[2, 4] = False
+    noisy = table + torch.cat((torch.zeros(6, 1, 1), 0.1 * torch.randn(6, 9, 1)), 1)
+    filled, spread = completed(noisy.where(known.unsqueeze(-1), torch.tensor(99.0)), known)
+    assert abs(float(filled[2, 4] - table[2, 4])) < 0.4 and 0.05 < float(spread[2, 4]) < 0.4
+    assert torch.equal(filled[known], noisy[known]) and not spread[known].any()
+    alone = torch.cat((torch.zeros(6, 1, 1), torch.randn(6, 9, 1)), 1)  # each pair its own
+    filled, spread = completed(alone, known)
+    assert abs(float(filled[2, 4])) < 1 and 0.6 < float(spread[2, 4]) < 1.4
+    there = known[:, 1:]
+    errors = []
+    for _ in range(40):  # where pairs have nothing in common, next to their average
+        alone = torch.cat((torch.zeros(6, 1, 1), torch.randn(6, 9, 1)), 1)
+        errors.append(float(completed(alone, known)[0][2, 4] - alone[:, 1:][there].mean()))
+    assert np.mean(np.abs(errors) < 0.05) > 0.7 and np.abs(errors).max() < 1
+
+
+def test_controls_that_training_has_not_are_like_those_of_the_other_contexts():
+    """And pairs that it has stay what they are."""
+    prior = BlockPrior(3, 2, {"z_x": 1, "z_tx": 2, "z_t": 1}).eval()
+    torch.nn.init.normal_(prior.log_scale_z_tx)
+    codes = torch.tensor([[-1], [0], [1]]).repeat(3, 1)
+    context = torch.arange(3).repeat_interleave(3)
+    prior.count(context, codes)
+    before = prior.laws(context, codes)["z_tx"]
+    prior.count(context[1:], codes[1:])  # no control in the first context
+    after = prior.laws(context, codes)["z_tx"]
+    torch.testing.assert_close(after.loc[1:], before.loc[1:])
+    torch.testing.assert_close(after.loc[0], before.loc[[3, 6]].mean(0))
+    torch.testing.assert_close(after.unknown[0], (before.loc[3] - before.loc[6]).abs() / 2)
+    assert not after.unknown[1:].any() and not before.unknown.any()

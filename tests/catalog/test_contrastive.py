@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldguide.catalog.parts.contrastive import dependence, log_partners, supervised_contrast
+from fieldguide.catalog.parts.images.contrastive import dependence, log_partners, supervised_contrast
 
 
 def some(seed: int, cells: int = 12, size: int = 5, kinds: int = 3):

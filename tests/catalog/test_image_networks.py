@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fieldguide.catalog.parts.image_networks import ImageDecoder, ResidualBlock, ResidualEncoder, turned_and_flipped
+from fieldguide.catalog.parts.images.networks import ImageDecoder, ResidualBlock, ResidualEncoder, turned_and_flipped
 
 
 def test_resnet_18_has_its_number_of_parameters():

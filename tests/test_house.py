@@ -21,6 +21,7 @@ LATE = {
     "fieldguide.fit_commands": "as the command line",
     "fieldguide.decision_commands": "as the command line",
     "fieldguide.policy_commands": "as the command line",
+    "fieldguide.screen_commands": "as the command line",
     "fieldguide.arguments": "as the command line",
     "fieldguide.tables": "as the command line",
 }

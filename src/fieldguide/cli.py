@@ -21,6 +21,7 @@ from fieldguide.arguments import EntryName, UsageError, in_one_line, print_warni
 from fieldguide.decision_commands import de, impute, join
 from fieldguide.fit_commands import compare, fit
 from fieldguide.policy_commands import POLICY, allocate
+from fieldguide.screen_commands import contexts, salient, targets
 from fieldguide.tables import show_table
 
 DESCRIPTION = (
@@ -56,7 +57,8 @@ def policy() -> None:
     raise UsageError("fieldguide policy takes evaluate or learn; --help says what each needs")
 
 
-COMMANDS = {function.__name__: function for function in (compare, fit, de, join, impute, policy, allocate)}
+FUNCTIONS = (compare, fit, de, targets, contexts, salient, join, impute, policy, allocate)
+COMMANDS = {function.__name__: function for function in FUNCTIONS}
 COMMANDS |= {"list": list_, "cite": cite}
 
 

@@ -93,6 +93,16 @@ def test_what_does_not_depend_on_the_environment_costs_nothing(form):
 
 
 @pytest.mark.parametrize("form", ["batch", "count", "ce"])
+def test_particles_are_kept_apart(form):
+    z = F.normalize(torch.randn(3, 8, 4), dim=-1)
+    y, e = torch.arange(8) % 2, torch.arange(8) // 4
+    both = dependence(z, e, 0.2, form, within=y), supervised_contrast(z, y, 0.2)
+    for k in range(3):
+        torch.testing.assert_close(both[0][k], dependence(z[k], e, 0.2, form, within=y))
+        torch.testing.assert_close(both[1][k], supervised_contrast(z[k], y, 0.2))
+
+
+@pytest.mark.parametrize("form", ["batch", "count", "ce"])
 def test_gradients_are_finite_also_where_a_cell_is_alone(form):
     z = F.normalize(torch.randn(6, 3), dim=-1).requires_grad_()
     y, e = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 2, 2, 1])

@@ -2,7 +2,8 @@
 
 Embeddings z [B, d] lie on the unit sphere; S_ij = z_i z_j / tau. Anchor i draws a partner with the probabilities
 ``softmax_k S_ik`` (over the whole minibatch, as published, or without the anchor itself). All functions return one
-number for each anchor, [B]. The denominators run over the minibatch, so that its size is part of what is modelled.
+number for each anchor, [B]; dimensions before that of the cells (particles) are kept. The denominators run over the
+minibatch, so that its size is part of what is modelled.
 """
 
 import torch
@@ -24,9 +25,9 @@ def log_partners(z: Tensor, tau: float, itself: bool = True) -> Tensor:
 
     Without ``itself`` the diagonal is minus infinity, and the others sum to one.
     """
-    scores = z @ z.T / tau
+    scores = z @ z.mT / tau
     if not itself:
-        scores = scores.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+        scores = scores.masked_fill(torch.eye(z.shape[-2], dtype=torch.bool, device=z.device), -torch.inf)
     return torch.log_softmax(scores, -1)
 
 
@@ -48,7 +49,7 @@ def dependence(
 
     Parameters
     ----------
-    z : Tensor [B, d]
+    z : Tensor [..., B, d]
     environment : int64 [B]
     tau : float
     form : {"batch", "count", "ce"}
@@ -61,7 +62,8 @@ def dependence(
         Labels: partners of the same label alone are compared, as environments may differ in labels.
     """
     one_of("invariance", form, FORMS)
-    other = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    cells = z.shape[-2]
+    other = ~torch.eye(cells, dtype=torch.bool, device=z.device)
     candidates = other if within is None else alike(within)
     same = alike(environment) & candidates
     away = candidates & ~same
@@ -70,7 +72,7 @@ def dependence(
     logs = log_partners(z, tau, itself)
     ours, theirs = (torch.where(mask, logs, 0.0).sum(-1) for mask in (same, away))
     if form == "batch":
-        return (ours - theirs).abs() / len(z)
+        return (ours - theirs).abs() / cells
     n_ours, n_theirs = same.sum(-1), away.sum(-1)
     apart = (ours / n_ours.clamp(min=1) - theirs / n_theirs.clamp(min=1)).abs()
     return torch.where((n_ours > 0) & (n_theirs > 0), apart, 0.0)
@@ -78,13 +80,13 @@ def dependence(
 
 def _divergence(z: Tensor, environment: Tensor, tau: float, candidates: Tensor) -> Tensor:
     """Kullback-Leibler divergence from the shares of environments among candidates to those among partners, [B]."""
-    scores = (z @ z.T / tau).masked_fill(~candidates, -torch.inf)
+    scores = (z @ z.mT / tau).masked_fill(~candidates, -torch.inf)
     kinds = torch.unique(environment)
     inside = environment == kinds[:, None]  # [E, B]
     count = candidates.to(z.dtype) @ inside.to(z.dtype).T  # [B, E]
     share = count / count.sum(-1, keepdim=True).clamp(min=1)
     # of environments without a candidate nothing is asked, and nothing flows back
-    masked = torch.where(inside[None] & candidates[:, None], scores[:, None], -torch.inf)
+    masked = torch.where(inside & candidates[:, None], scores.unsqueeze(-2), -torch.inf)
     there = count > 0
     votes = torch.logsumexp(torch.where(there[..., None], masked, 0.0), -1)
     total = torch.logsumexp(torch.where(there, votes, -torch.inf), -1, keepdim=True)

@@ -142,6 +142,7 @@ def linear(seeds: list[int]) -> bool:
             target = (data.obs["population"] == "target").to_numpy()
             place = {"counts": None, "values": "X"}
             options = {"n_latent": 5, "n_salient": 5, "dimensions": "fixed", "n_layers": layers, "max_epochs": 200}
+            options["likelihood"] = "nb"  # of no counts: the default
             fitted, seconds = trained(data, "population", "background", place, seed=seed, **TRAINING | options)
             z, s = (fitted.latent(site=site).astype(float) for site in ("z", "s"))
 

@@ -20,7 +20,7 @@ from fieldguide.inference.program import Program
 from fieldguide.inference.randomness import isolated
 
 
-def load(path: str | Path, program: type[Program] | Program | None = None) -> Fit:
+def load(path: str | Path, program: Any = None) -> Fit:
     """Return the fit that `Fit.save` wrote; it holds no data, so pass data to its methods.
 
     Parameters

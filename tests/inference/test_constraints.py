@@ -1,5 +1,6 @@
 """Constraints in the loop: they reach the guide alone, cost nothing at weight 0, and are saved with the fit."""
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from fieldguide.inference import (
     AugmentedLagrangian,
     Chi,
     Constraint,
+    Groups,
     Penalty,
     Step,
     WakeWake,
@@ -119,3 +121,34 @@ def test_settings_are_checked():
         hsic("z", "s", sqrt=True)
     with pytest.raises(ValueError, match="bound must be a number"):
         Constraint(lambda step: step.value("z").sum(), bound="none")
+
+
+def test_a_field_of_the_program_may_be_given(tmp_path):
+    """By its name in the program, where the column of the data is called otherwise; codes are categories."""
+    rng = np.random.default_rng(0)
+    names = [f"c{i}" for i in range(120)]
+    obs = pd.DataFrame({"arm": np.array(["ctrl", "drug"])[np.arange(120) % 2]}, index=names)
+    data = anndata.AnnData(rng.poisson(5.0, (120, 6)).astype(np.float32), obs=obs)
+    place = {"group": Groups("arm", background="ctrl")}
+    given = {"n_latent": 2, "n_salient": 1, "n_hidden": 8, "dimensions": "fixed", "fields": place}
+    held = [[hsic("z", name, name="held")] for name in ("group", "arm")]
+    fits = [fit("comparative", data, constraints=constraints, **given | QUICK) for constraints in held]
+    np.testing.assert_allclose(fits[0].history["held"], fits[1].history["held"], rtol=1e-5)
+    with pytest.raises(TypeError, match="program is the class that was fitted.*data go to the methods"):
+        fits[0].save(tmp_path / "a.safetensors")
+        load(tmp_path / "a.safetensors", data)
+
+
+def test_bounds_of_permutations_come_from_a_full_minibatch(monkeypatch):
+    """The last minibatch may be small, and its permutations wide."""
+    judged = []
+    update = Active.update
+
+    def noted(self, means, step, steps, epoch):
+        judged.append(len(step.batch["index"]))
+        return update(self, means, step, steps, epoch)
+
+    monkeypatch.setattr(Active, "update", noted)
+    quick([hsic("z", "s", bound="independent")], batch_size=100, validation=0.0, max_epochs=2)
+    quick([hsic("z", "s", bound="independent")], batch_size=140, validation=0.0, max_epochs=2)  # 140, 140, 20
+    assert judged == [100, 100, 140, 140]

@@ -39,7 +39,7 @@ from fieldguide.inference.data.interventions import (
     intervention_regimes,
     split_interventions,
 )
-from fieldguide.inference.data.labels import Annotations, Labels
+from fieldguide.inference.data.labels import Annotations, Labels, Supervision
 from fieldguide.inference.data.minibatches import Dataset, Loader
 from fieldguide.inference.data.modalities import Modality, join_modalities
 from fieldguide.inference.data.perturbations import Perturbations
@@ -116,6 +116,7 @@ __all__ = [
     "SizeFactor",
     "SleepPhi",
     "Step",
+    "Supervision",
     "Targets",
     "ThreeStep",
     "UnitInterval",

@@ -41,6 +41,7 @@ from fieldguide.inference.soundness import few_cells, require_same_model, requir
 from fieldguide.inference.training.held_out import mean_loss
 from fieldguide.inference.training.settings import Settings
 from fieldguide.inference.training.trainer import launch, train
+from fieldguide.inference.weights.tracing import is_deterministic
 from fieldguide.inference.weights.weigh import weigh
 
 
@@ -161,7 +162,7 @@ class Fit:
         data : AnnData, DataFrame or dict of arrays, optional
             New cells; the training data by default.
         site : str, optional
-            A latent site; the program's main one by default.
+            A latent site, or a deterministic one of the guide; the program's main one by default.
         """
         dataset, site = self.read(data), self.program.latent if site is None else site
         batch_size = checked_int("batch_size", batch_size, 1)
@@ -170,8 +171,9 @@ class Fit:
             for batch in Loader(dataset, np.arange(dataset.n_cells), batch_size):
                 batch = {k: v.to(self.device) for k, v in batch.items()}
                 trace = poutine.trace(self.program.guide).get_trace(batch)
-                if site not in _latents(trace):
-                    raise KeyError(f"no latent site '{site}'; the guide has {', '.join(_latents(trace))}")
+                there = _latents(trace) + [n for n, node in trace.nodes.items() if is_deterministic(node)]
+                if site not in there:
+                    raise KeyError(f"no latent site '{site}'; the guide has {', '.join(there)}")
                 parts.append(trace.nodes[site]["fn"].mean.cpu())
         return torch.cat(parts).numpy()
 

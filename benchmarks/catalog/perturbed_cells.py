@@ -25,9 +25,10 @@ from benchmarks.common import parser, show
 from benchmarks.datasets import folder
 from benchmarks.metrics import log_normalised
 from benchmarks.peer_drvi import drvi
+from benchmarks.plain_counts import inverse_dispersions, log_likelihood
 from fieldguide.decisions import perturbation_targets, predicted_expression
 from fieldguide.decisions.perturbations.effects import estimated_shifts
-from fieldguide.inference import Fit, Perturbations, fit
+from fieldguide.inference import IWAE, Fit, Perturbations, fit
 
 PATHWAY = ("IFNGR1", "IFNGR2", "JAK2", "STAT1", "IRF1")
 CLEAN = 0.8
@@ -131,10 +132,11 @@ def norman(seeds: list[int], epochs: int) -> None:
     for seed in seeds:
         order = list(np.random.default_rng(seed).permutation(whole))
         found: dict[str, list[np.ndarray]] = {}
+        nats: dict[str, list[float]] = {}
         truth = []
         for part in range(3):
             held = order[part::3]
-            train = cells[~labels.isin(held)].copy()
+            train, new = cells[~labels.isin(held)].copy(), cells[labels.isin(held)].copy()
             mean = _profiles(cells)
             shift = mean - mean.loc["control"]
             seen = [d for d in doubles if d not in held]
@@ -142,15 +144,37 @@ def norman(seeds: list[int], epochs: int) -> None:
             predicted = {"no effect": [np.zeros(cells.n_vars)] * len(held)}
             predicted["mean of seen pairs"] = [shift.loc[seen].mean().to_numpy()] * len(held)
             predicted["sum of single shifts"] = [shift.loc[d.split("+")].sum().to_numpy() for d in held]
-            for prior in ("ivae", "svae+"):
+            noise = inverse_dispersions(*_counts_and_means(train, mean))
+            for method, values in predicted.items():
+                guess = pd.DataFrame(mean.loc["control"].to_numpy() + np.array(values), index=held)
+                of_cells = -log_likelihood(*_counts_and_means(new, guess), noise).sum(1)
+                nats.setdefault(method, []).extend(_by_label(of_cells, new, held))
+            for prior in ("vae", "ivae", "svae+"):
                 fitted, _ = fitted_svae(train, "perturbation", "control", seed, epochs, prior=prior, n_latent=10)
-                table = _logs(predicted_expression(fitted, ["control", *held], draws=2000, seed=seed))
-                predicted[f"{prior}, shifts added"] = [(table.loc[d] - table.loc["control"]).to_numpy() for d in held]
+                name, asked = "VAE" if prior == "vae" else f"{prior}, shifts added", new.copy()
+                if prior == "vae":
+                    asked.obs["perturbation"] = "control"  # it is told none
+                values = -fitted.bound(asked, IWAE(1000), seed=seed)
+                nats.setdefault(name, []).extend(_by_label(values, new, held))
+                if prior != "vae":
+                    table = _logs(predicted_expression(fitted, ["control", *held], draws=2000, seed=seed))
+                    predicted[name] = [(table.loc[d] - table.loc["control"]).to_numpy() for d in held]
             for method, values in predicted.items():
                 found.setdefault(method, []).extend(values)
-        for method, values in found.items():
-            rows.append({"method": method, "seed": seed} | _agreement(np.array(truth), np.array(values)))
+        for method, of_pairs in nats.items():
+            scores = _agreement(np.array(truth), np.array(found[method])) if method in found else {}
+            rows.append({"method": method, "seed": seed} | scores | {"nats a cell": float(np.mean(of_pairs))})
     show(f"norman: {len(whole)} pairs, each held out once, {epochs} epochs", rows)
+
+
+def _counts_and_means(cells: anndata.AnnData, profiles: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return counts [N, G], and what is expected of them by the profile of each cell's label."""
+    proportions = np.maximum(2 ** profiles.loc[cells.obs["perturbation"]].to_numpy() - 0.5, 1e-4) / 1e3
+    return np.asarray(cells.X.todense()), proportions * cells.obs["size"].to_numpy()[:, None]
+
+
+def _by_label(values: np.ndarray, cells: anndata.AnnData, labels: list[str]) -> list[float]:
+    return [values[(cells.obs["perturbation"] == label).to_numpy()].mean() for label in labels]
 
 
 def _profiles(cells: anndata.AnnData) -> pd.DataFrame:

@@ -151,6 +151,8 @@ def small(seeds: list[int]) -> bool:
     sizes, ways = {"n_latent": 5, "n_salient": 5, "dimensions": "fixed"}, {}
     ways["equal groups, 4,000 + 4,000"] = {"n_background": 4000}
     ways["balanced (default)"] = {}
+    longer = round(TRAINING["max_epochs"] * 8000 / 4400)
+    ways["balanced, as many steps as with equal groups"] = {"max_epochs": longer}
     ways["each cell counts the same"] = {"balance": False}
     for rule in ("mgda", "equalised"):
         ways[rule] = {"balance": False, "objective": Several(ELBO(kl="analytic"), rule=rule)}
@@ -160,8 +162,16 @@ def small(seeds: list[int]) -> bool:
             rows.append({"method": method} | simulated(seed, **{"n_background": 400} | sizes | given)[2])
     show("400 cells of the background", [*rows, RECORDED["small"]])
     of = {(row["method"], row["seed"]): row["s: s"] for row in rows}
-    lost = max(of["equal groups, 4,000 + 4,000", seed] - of["balanced (default)", seed] for seed in seeds)
-    return verdict(f"R2 of s lost by the default, worst seed: {lost:.3f} <= 0.03", lost <= 0.03)
+    first, default, longest, *_, equalised = ways
+    lost = {way: [of[first, seed] - of[way, seed] for seed in seeds] for way in (default, longest, equalised)}
+    ok = [
+        verdict(
+            f"R2 of s lost, {way}: {np.mean(of_seeds):.3f}, worst seed {max(of_seeds):.3f} <= 0.03",
+            max(of_seeds) <= 0.03,
+        )
+        for way, of_seeds in lost.items()
+    ]
+    return all(ok)
 
 
 def twist(seeds: list[int]) -> bool:

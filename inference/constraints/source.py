@@ -13,6 +13,7 @@ from torch import Tensor
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.program import Program
 from fieldguide.inference.randomness import isolated
+from fieldguide.inference.weights.tracing import guide_draws
 from fieldguide.inference.weights.weigh import weigh
 
 
@@ -46,7 +47,7 @@ class Source:
         batch = {k: v.to(device) for k, v in batch.items()}
         modes = {m: m.training for m in self.program.modules()}
         with torch.no_grad(), pyro.validation_enabled(False), isolated(device):
-            draws = weigh(self.program.eval(), batch, 1, "score").draws
+            draws = weigh(self.program.eval(), batch, 1, "score").draws | guide_draws(self.program, batch)
         for module, mode in modes.items():
             module.training = mode
         return tuple(draws)

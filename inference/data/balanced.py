@@ -13,15 +13,16 @@ from fieldguide.inference.checks.arguments import checked_flag, checked_int, set
 class Balanced:
     """How minibatches are drawn: labels first, then as many cells of each.
 
-    A label is drawn at most once in a minibatch; where it has fewer cells than are asked for, all of them are taken. An
-    epoch has as many minibatches as one of shuffled cells; some cells come twice in it, and others not at all.
+    A label is drawn at most once in a minibatch; where it has fewer cells than are asked for, all of them are taken.
+    Where there are too few labels to fill a minibatch, more cells of each are. An epoch has as many minibatches as one
+    of shuffled cells; some cells come twice in it, and others not at all.
 
     Attributes
     ----------
     by : str or sequence of str
         Fields of the program with one code a cell. Of several, each combination is a label.
     cells : int
-        Of each label in a minibatch, at least 2, so that none is alone.
+        The least of each label in a minibatch, at least 2, so that none is alone.
     even : bool
         Whether labels are drawn evenly; otherwise in proportion to their cells.
 
@@ -64,9 +65,10 @@ class Balanced:
         counts = np.array([len(rows) for rows in inside])
         chance = np.full(len(inside), 1 / len(inside)) if self.even else counts / counts.sum()
         number = min(max(size // self.cells, 1), len(inside))
+        each = max(self.cells, size // number)
         batches = []
         for _ in range(max(1, -(-len(codes) // size))):
             chosen = generator.choice(len(inside), number, replace=False, p=chance)
-            rows = [generator.choice(inside[k], min(self.cells, counts[k]), replace=False) for k in chosen]
+            rows = [generator.choice(inside[k], min(each, counts[k]), replace=False) for k in chosen]
             batches.append(np.concatenate(rows))
         return batches

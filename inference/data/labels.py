@@ -1,4 +1,4 @@
-"""Fields of labels that are known for some cells, by one annotator or several."""
+"""Fields of labels that are known for some cells, by one annotator or several, or in training alone."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fieldguide.inference.checks.labels import label_codes, label_texts
-from fieldguide.inference.data.fields import Field
+from fieldguide.inference.data.fields import Category, Field
 from fieldguide.inference.data.reading import (
     SchemaError,
     cell_name,
@@ -92,6 +92,22 @@ class Annotations(Labels):
 
     def sizes(self, name, state):
         return super().sizes(name, state) | {"n_annotators": len(state["annotators"])}
+
+
+@dataclass(frozen=True)
+class Supervision(Category):
+    """A categorical column that training is told, and new data need not have; each cell's code, int64 [N].
+
+    Every training cell has one. New data may lack the column or values of it, and have categories that training did not
+    see (another laboratory, a perturbation of a later screen): their code is -1.
+    """
+
+    def read(self, name, data, place, state):
+        if not has_column(data, place):
+            return DenseStore(np.full(n_rows(data), UNLABELLED, dtype=np.int64))
+        column = column_of(name, data, place)
+        codes = label_codes(f"field '{name}'", column, state["categories"])
+        return DenseStore(np.where(column.notna().to_numpy(), codes, UNLABELLED))
 
 
 def _labels(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:

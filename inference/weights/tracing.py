@@ -22,6 +22,11 @@ def is_random(site) -> bool:
     return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
 
 
+def is_deterministic(site) -> bool:
+    """Whether a node of a trace is a deterministic site."""
+    return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
+
+
 def in_plate(program: Program, site) -> bool:
     """Whether a site has one value a cell."""
     return any(frame.name == program.plate for frame in site["cond_indep_stack"])
@@ -123,7 +128,7 @@ def frozen_guide_trace(program: Program, batch: Batch, particles: int, handlers:
 
 
 def guide_draws(program: Program, batch: Batch) -> dict[str, Tensor]:
-    """Return one draw [1, B, ...] of each site of the guide, with its gradient.
+    """Return one draw [1, B, ...] of each latent and deterministic site of the guide, with its gradient.
 
     Neither the random state nor a buffer is changed.
     """
@@ -131,7 +136,8 @@ def guide_draws(program: Program, batch: Batch) -> dict[str, Tensor]:
     state = random_state(batch)
     with _replayed_randomness(batch, state), Particles(program, 1):
         trace = poutine.trace(functional_call).get_trace(program, values, ("guide", batch))
-    sites: dict[str, Any] = {n: s for n, s in trace.nodes.items() if is_random(s) and not s["is_observed"]}
+    nodes: dict[str, Any] = trace.nodes
+    sites = {n: s for n, s in nodes.items() if is_deterministic(s) or (is_random(s) and not s["is_observed"])}
     return {name: site["value"] for name, site in sites.items()}
 
 

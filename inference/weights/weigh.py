@@ -23,6 +23,7 @@ from fieldguide.inference.weights.tracing import (
     Rejoin,
     frozen_guide_trace,
     in_plate,
+    is_deterministic,
     is_random,
     random_state,
     trace_program,
@@ -256,7 +257,7 @@ def _assemble(
     draws = {
         name: _each(program, site, particles) if summed is None else summed.choose_site(site, depth)
         for name, site in model.nodes.items()
-        if name in traces.latents or (site["type"] == "sample" and site["infer"].get("_deterministic"))
+        if name in traces.latents or is_deterministic(site)
     }
     if summed is not None:
         draws |= {f"{name}_posterior": value for name, value in summed.posterior.items()}

@@ -24,7 +24,8 @@ def test_each_label_comes_once_in_a_minibatch_with_as_many_cells(seed, cells, si
         assert len(set(rows.tolist())) == len(rows)
         kinds, number = np.unique(codes[rows, 0], return_counts=True)
         assert len(kinds) == min(max(size // cells, 1), len(counts[counts > 0]))
-        np.testing.assert_array_equal(number, np.minimum(cells, counts[kinds]))
+        each = max(cells, size // len(kinds))  # few labels fill the minibatch with more cells of each
+        np.testing.assert_array_equal(number, np.minimum(each, counts[kinds]))
 
 
 def test_labels_are_drawn_in_proportion_to_their_cells_or_evenly():

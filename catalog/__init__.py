@@ -17,6 +17,7 @@ from fieldguide.catalog import (
     nodags,
     poxm,
     ppca,
+    scbd,
     scvi,
     svae,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "response_draws",
     "response_ensemble",
     "sample_under",
+    "scbd",
     "scvi",
     "svae",
 ]

@@ -37,6 +37,8 @@ Part = Annotated[float, Range(above=0, at_most=1)]
 """A share of which there is some, up to all of it."""
 Weight = Annotated[float, Range(at_least=0)]
 """A weight or a standard deviation: at least 0, and finite."""
+Scale = Annotated[float, Range(above=0)]
+"""A scale or a temperature: above 0, and finite."""
 Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
 """What a stream of random numbers starts from."""
 

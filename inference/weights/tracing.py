@@ -32,6 +32,14 @@ def in_plate(program: Program, site) -> bool:
     return any(frame.name == program.plate for frame in site["cond_indep_stack"])
 
 
+def each_particle(program: Program, site: Any, particles: int) -> Tensor:
+    """Return the value of a site with its particle dimension, also where no latent gave it one."""
+    value, local = site["value"], program.depth + site["fn"].event_dim
+    if value.dim() == local and in_plate(program, site):
+        return value.expand(particles, *value.shape)
+    return value
+
+
 class Particles(IndepMessenger):
     """The plate of K particles around a whole program: a plate without Pyro's bookkeeping for subsampling."""
 
@@ -138,7 +146,7 @@ def guide_draws(program: Program, batch: Batch) -> dict[str, Tensor]:
         trace = poutine.trace(functional_call).get_trace(program, values, ("guide", batch))
     nodes: dict[str, Any] = trace.nodes
     sites = {n: s for n, s in nodes.items() if is_deterministic(s) or (is_random(s) and not s["is_observed"])}
-    return {name: site["value"] for name, site in sites.items()}
+    return {name: each_particle(program, site, 1) for name, site in sites.items()}
 
 
 def random_state(batch: Batch) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from fieldguide.inference.weights.enumeration import Enumerate, Sums, sum_out, w
 from fieldguide.inference.weights.tracing import (
     Cut,
     Rejoin,
+    each_particle,
     frozen_guide_trace,
     in_plate,
     is_deterministic,
@@ -255,7 +256,7 @@ def _assemble(
             if summed is not None and lead:  # a draw made for one value of an enumerated site acts on one summand
                 alias.register_hook(partial(torch.mul, like_draws(summed.share_of(alias, lead), alias, depth)))
     draws = {
-        name: _each(program, site, particles) if summed is None else summed.choose_site(site, depth)
+        name: each_particle(program, site, particles) if summed is None else summed.choose_site(site, depth)
         for name, site in model.nodes.items()
         if name in traces.latents or is_deterministic(site)
     }
@@ -277,14 +278,6 @@ def _assemble(
         depth=depth,
         aliases=aliases,
     )
-
-
-def _each(program: Program, site, particles: int) -> Tensor:
-    """Value of a site with its particle dimension, also where no latent gave it one."""
-    value, local = site["value"], program.depth + site["fn"].event_dim
-    if value.dim() == local and in_plate(program, site):
-        return value.expand(particles, *value.shape)
-    return value
 
 
 def _closed_form_sites(model, guide, latents: list[str]) -> dict[str, Tensor]:

@@ -43,33 +43,35 @@ def test_drawn_partners_have_the_same_likelihood_in_the_mean():
 @given(st.integers(0, 1000), st.sampled_from([2, 3, 34]))
 def test_counts_compare_mean_embeddings(seed, kinds):
     z, _, e = some(seed, 80, kinds=kinds)
-    value = dependence(z, e, 0.1, "count")
+    value = dependence(z, e, 0.1, 34, "count")
     for i in range(0, 80, 13):
         same = [j for j in range(80) if j != i and e[j] == e[i]]
         away = [j for j in range(80) if e[j] != e[i]]
         wanted = float((z[i] @ (z[same].mean(0) - z[away].mean(0))).abs()) / 0.1 if same and away else 0.0
         assert float(value[i]) == pytest.approx(wanted, abs=1e-6)
-    torch.testing.assert_close(dependence(z, e, 0.1, "count", itself=False), value)
+    torch.testing.assert_close(dependence(z, e, 0.1, 34, "count", itself=False), value)
 
 
 @pytest.mark.parametrize(("kinds", "cells", "wanted"), [(34, 2048, 9.54), (3, 256, 3.38), (2, 256, 0.056)])
 def test_the_published_form_has_the_values_of_its_losses(kinds, cells, wanted):
     torch.manual_seed(0)
     z, e = F.normalize(torch.randn(cells, 128), dim=-1), torch.arange(cells) % kinds
-    assert float(dependence(z, e, 0.1, "batch").mean()) == pytest.approx(wanted, abs=0.03)
+    assert float(dependence(z, e, 0.1, 34, "batch").mean()) == pytest.approx(wanted, abs=0.03)
 
 
 def test_the_published_form_is_half_of_counts_where_two_environments_are_equal():
     z, _, _ = some(3, 64, 8)
     e = torch.arange(64) % 2
-    half = 0.5 * dependence(z, e, 0.1, "count")
-    assert float((dependence(z, e, 0.1, "batch") - half).abs().max()) < 2 / 64 / 0.1 + 2 / 64 * np.log(64 * np.exp(10))
+    half = 0.5 * dependence(z, e, 0.1, 34, "count")
+    assert float((dependence(z, e, 0.1, 34, "batch") - half).abs().max()) < 2 / 64 / 0.1 + 2 / 64 * np.log(
+        64 * np.exp(10)
+    )
 
 
 @given(st.integers(0, 1000), st.booleans())
 def test_shares_of_environments_are_compared_with_those_among_partners(seed, given_labels):
     z, y, e = some(seed)
-    value = dependence(z, e, 0.3, "ce", within=y if given_labels else None)
+    value = dependence(z, e, 0.3, 34, "ce", within=y if given_labels else None)
     for i in range(len(z)):
         others = [j for j in range(len(z)) if j != i and (not given_labels or y[j] == y[i])]
         weight = np.exp([float(z[i] @ z[j]) / 0.3 for j in others])
@@ -86,9 +88,9 @@ def test_what_does_not_depend_on_the_environment_costs_nothing(form):
     points = F.normalize(torch.randn(10, 4, dtype=torch.float64), dim=-1)
     z, e = points.repeat(3, 1), torch.arange(3).repeat_interleave(10)  # each point once in each environment
     y = torch.arange(10).repeat(3)
-    apart = dependence(z, e, 0.5, form, within=y)
+    apart = dependence(z, e, 0.5, 34, form, within=y)
     assert float(apart.max()) < 1e-9
-    with_own = dependence(F.normalize(z + F.one_hot(e, 4) * 2.0, dim=-1), e, 0.5, form)
+    with_own = dependence(F.normalize(z + F.one_hot(e, 4) * 2.0, dim=-1), e, 0.5, 34, form)
     assert float(with_own.mean()) > 0.1
 
 
@@ -96,9 +98,9 @@ def test_what_does_not_depend_on_the_environment_costs_nothing(form):
 def test_particles_are_kept_apart(form):
     z = F.normalize(torch.randn(3, 8, 4), dim=-1)
     y, e = torch.arange(8) % 2, torch.arange(8) // 4
-    both = dependence(z, e, 0.2, form, within=y), supervised_contrast(z, y, 0.2)
+    both = dependence(z, e, 0.2, 34, form, within=y), supervised_contrast(z, y, 0.2)
     for k in range(3):
-        torch.testing.assert_close(both[0][k], dependence(z[k], e, 0.2, form, within=y))
+        torch.testing.assert_close(both[0][k], dependence(z[k], e, 0.2, 34, form, within=y))
         torch.testing.assert_close(both[1][k], supervised_contrast(z[k], y, 0.2))
 
 
@@ -106,9 +108,9 @@ def test_particles_are_kept_apart(form):
 def test_gradients_are_finite_also_where_a_cell_is_alone(form):
     z = F.normalize(torch.randn(6, 3), dim=-1).requires_grad_()
     y, e = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 2, 2, 1])
-    loss = dependence(z, e, 0.1, form, within=y).sum() - supervised_contrast(z, y, 0.1, False).sum()
+    loss = dependence(z, e, 0.1, 34, form, within=y).sum() - supervised_contrast(z, y, 0.1, False).sum()
     loss.backward()
     assert z.grad is not None and torch.isfinite(z.grad).all() and torch.isfinite(loss)
     assert torch.isneginf(log_partners(z, 0.1, itself=False).diagonal()).all()
     with pytest.raises(ValueError, match="invariance must be one of batch, count, ce"):
-        dependence(z, e, 0.1, "mean")
+        dependence(z, e, 0.1, 34, "mean")

@@ -82,6 +82,7 @@ def dependence(
     z: Tensor,
     environment: Tensor,
     tau: float,
+    kinds: int,
     form: str = "count",
     within: Tensor | None = None,
     itself: bool = True,
@@ -96,6 +97,8 @@ def dependence(
     z : Tensor [..., B, d]
     environment : int64 [B]
     tau : float
+    kinds : int
+        How many environments there are.
     form : {"batch", "count", "ce"}
         ``count``: the difference between the mean log probabilities of partners in the environment of the anchor and
         elsewhere, in size: ``|z_i (m_same - m_other)| / tau`` of the mean embeddings, so that means are matched.
@@ -117,7 +120,7 @@ def dependence(
     same = alike(environment, of_candidates) & allowed
     away = allowed & ~same
     if form == "ce":
-        return _divergence(scores_of(z, tau, candidates), keys, allowed)
+        return _divergence(scores_of(z, tau, candidates), keys, kinds, allowed)
     logs = log_partners(z, tau, itself, candidates)
     ours, theirs = (torch.where(mask, logs, 0.0).sum(-1) for mask in (same, away))
     if form == "batch":
@@ -127,11 +130,10 @@ def dependence(
     return torch.where((n_ours > 0) & (n_theirs > 0), apart, 0.0)
 
 
-def _divergence(scores: Tensor, environment: Tensor, allowed: Tensor) -> Tensor:
+def _divergence(scores: Tensor, environment: Tensor, kinds: int, allowed: Tensor) -> Tensor:
     """Kullback-Leibler divergence from the shares of environments among candidates to those among partners, [B]."""
     scores = scores.masked_fill(~allowed, -torch.inf)
-    kinds = torch.unique(environment)
-    inside = environment == kinds[:, None]  # [E, M]
+    inside = environment == torch.arange(kinds, device=environment.device)[:, None]  # [E, M]
     count = allowed.to(scores.dtype) @ inside.to(scores.dtype).T  # [B, E]
     share = count / count.sum(-1, keepdim=True).clamp(min=1)
     # of environments without a candidate nothing is asked, and nothing flows back

@@ -11,9 +11,11 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from fieldguide.catalog.declare import entry
+from fieldguide.catalog.parts.guides import MeanField
 from fieldguide.catalog.parts.images.contrastive import FORMS, dependence, supervised_contrast
 from fieldguide.catalog.parts.images.memory import Memory
 from fieldguide.catalog.parts.images.networks import ImageDecoder, ResidualEncoder, turned_and_flipped
+from fieldguide.catalog.parts.images.observation import ImageLaw
 from fieldguide.inference import ELBO, Balanced, Images, Program, Schema, Supervision
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Number, Scale, Size, Weight, checked
@@ -138,7 +140,6 @@ class SCBD(Program):
         one_of("invariance", invariance, FORMS)
         one_of("spurious", spurious, ("environment", "both"))
         one_of("decoder", decoder, ("none", "cut", "joint"))
-        one_of("likelihood", likelihood, ("normal", "bernoulli"))
         if n_label < 2:
             raise ValueError("there is one label: z_c has nothing to tell apart; give the field 'label' at least two")
         if n_environment < 2:
@@ -147,18 +148,18 @@ class SCBD(Program):
             raise ValueError("partners=1: an anchor needs another cell of its label, at least 2; 0 shuffles all cells")
         self.n_label, self.n_environment, self.alpha, self.invariance = n_label, n_environment, alpha, invariance
         self.within, self.spurious, self.tau, self.itself = within, spurious, tau, itself
-        self.decoding, self.likelihood, self.stochastic, self.augment = decoder, likelihood, stochastic, augment
+        self.decoding, self.stochastic, self.augment = decoder, stochastic, augment
         self.latent = "mean_c" if stochastic else "z_c"
         self.balanced = Balanced("label", partners) if partners else None
         self.encoder = nn.ModuleDict({s: ResidualEncoder(n_channels, tuple(widths), depth, stem) for s in SITES})
-        width, n_out = self.encoder["z_c"].width, n_latent * (2 if stochastic else 1)
+        width, last = self.encoder["z_c"].width, MeanField if stochastic else nn.Linear
         self.encoder_head = nn.ModuleDict(
-            {s: nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, n_out)) for s in SITES}
+            {s: nn.Sequential(nn.Linear(width, width), nn.GELU(), last(width, n_latent)) for s in SITES}
         )
         self.n_latent = n_latent
         if decoder != "none":
             self.decoder = nn.ModuleDict({s: ImageDecoder(n_latent, n_channels, image_size) for s in SITES})
-            self.log_noise = nn.Parameter(torch.zeros(())) if likelihood == "normal" else None
+            self.law = ImageLaw(n_channels, likelihood)
         self.memory = nn.ModuleDict({s: Memory(memory, n_latent) for s in SITES})
         self.register_buffer("strength", torch.tensor(1.0))
         self.register_buffer("spread", torch.tensor(1.0))
@@ -194,9 +195,8 @@ class SCBD(Program):
                 pyro.deterministic("r" + site[1:], features, event_dim=1)
                 head = self.encoder_head[site](features)
                 if self.stochastic:
-                    loc, scale = head.chunk(2, -1)
-                    pyro.sample("u" + site[1:], dist.Normal(loc, F.softplus(scale) + 1e-4).to_event(1))
-                    pyro.deterministic("mean" + site[1:], F.normalize(loc, dim=-1), event_dim=1)
+                    pyro.sample("u" + site[1:], head)
+                    pyro.deterministic("mean" + site[1:], F.normalize(head.mean, dim=-1), event_dim=1)
                 else:
                     pyro.sample(site, dist.Delta(F.normalize(head, dim=-1), event_dim=1))
 
@@ -223,10 +223,7 @@ class SCBD(Program):
         mean = sum(self.decoder[site](told[site]) for site in SITES)
         image = batch["image"]
         with pyro.poutine.scale(scale=1 / image[0].numel()):
-            if self.log_noise is None:
-                pyro.sample("image", dist.Bernoulli(logits=mean, validate_args=False).to_event(3), obs=image)
-            else:
-                pyro.sample("image", dist.Normal(mean, self.log_noise.exp()).to_event(3), obs=image)
+            pyro.sample("image", self.law(mean), obs=image)
 
     # ---- training ------------------------------------------------------------------------------------------
     def training_loss(self, step: Any, objective: Callable) -> Any:

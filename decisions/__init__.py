@@ -39,6 +39,10 @@ from fieldguide.decisions.policies.action_embedding import Embedding
 from fieldguide.decisions.policies.bandit_log import BanditLog
 from fieldguide.decisions.policies.evaluation import NoSupport, OptimisticValue, evaluate_policy
 from fieldguide.decisions.policies.reward_model import predict_rewards
+from fieldguide.decisions.representations.agreement import cluster_agreement, complex_recall
+from fieldguide.decisions.representations.alike import alike_pairs
+from fieldguide.decisions.representations.profiles import perturbation_profiles
+from fieldguide.decisions.representations.retrieval import retrieval
 
 __all__ = [
     "Allocation",
@@ -55,12 +59,15 @@ __all__ = [
     "UntrustworthyWeights",
     "WeakDesign",
     "additive_expression",
+    "alike_pairs",
     "allocate",
     "aurc",
     "average_precision",
     "calls",
     "causal_graph",
     "class_probabilities",
+    "cluster_agreement",
+    "complex_recall",
     "context_effects",
     "context_responses",
     "decide",
@@ -79,6 +86,7 @@ __all__ = [
     "noise_matrix",
     "impute_genes",
     "interventional_scores",
+    "perturbation_profiles",
     "perturbation_targets",
     "posterior_predictive_check",
     "predicted_expression",
@@ -86,6 +94,7 @@ __all__ = [
     "reject_option",
     "rejection_curve",
     "relabel",
+    "retrieval",
     "response_curve",
     "risk_coverage",
     "salient_genes",

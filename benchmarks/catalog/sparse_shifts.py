@@ -52,9 +52,9 @@ OFFICIAL = {
     },
 }
 EPOCHS = {"small": 300, "paper": 60}
-TRAINING = {"batch_size": 512, "learning_rate": 3e-3}
-"""Of every method: a quarter of the steps of the published minibatches of 128, at the same number of epochs."""
 CELLS = {"small": 100, "paper": 500}
+BATCHES = {"small": 512, "paper": 256}
+"""Cells in a minibatch, of every method; published 128. With 512 at 60 epochs of the larger data the MCC is .88."""
 
 
 def split(world: ShiftWorld) -> tuple[anndata.AnnData, anndata.AnnData]:
@@ -104,10 +104,12 @@ def in_axes(cells: anndata.AnnData, latent: np.ndarray, name: str) -> np.ndarray
 def trained(cells: anndata.AnnData, seed: int, epochs: int, **options) -> tuple[Fit, float]:
     """Return a fit and its CPU seconds."""
     start = time.process_time()
+    part = "paper" if cells.n_obs > 20_000 else "small"
     sizes = {"n_latent": 15, "max_epochs": epochs, "progress": False, "device": "cpu"}
+    sizes |= {"batch_size": BATCHES[part], "learning_rate": 3e-3}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitted = fit("svae", cells, seed=seed, **TRAINING | sizes | options)
+        fitted = fit("svae", cells, seed=seed, **sizes | options)
     return fitted, time.process_time() - start
 
 

@@ -28,6 +28,8 @@ from fieldguide.inference.training.processes import mean_over_processes
 
 TURN = 0.5
 """Share of the training after which the latents are turned to the axes of their blocks."""
+FINEST = 1e-7
+"""Least difference of doses, as shares of the largest."""
 SLOPE = 0.2
 """Of the leaky rectifiers: networks of them may be injective, as the theory asks of the decoder."""
 
@@ -256,10 +258,12 @@ class FCR(Program):
         return groups
 
     def conditions(self, batch: Batch) -> Tensor:
-        """Context, perturbations and doses in hundredths of each cell, int64 [B, 1 + 2 M]."""
+        """Context, perturbations and doses (two digits, in units of `FINEST`) of each cell, int64 [B, 1 + 2 M]."""
         parts = [batch["context"].unsqueeze(-1), batch["perturbation"]]
         if "dose" in batch:
-            parts.append((100 * batch["dose"]).round().long())
+            dose = batch["dose"].double()
+            digit = 10 ** (dose.clamp(min=10 * FINEST).log10().floor() - 1)
+            parts.append(((dose / digit).round() * digit / FINEST).round().long())
         return torch.cat(parts, -1)
 
     @torch.no_grad()
@@ -282,7 +286,7 @@ class FCR(Program):
         means, variances = _moments(axes, mean - origin, covariance)
         turn(self.encoder, self.decoder, axes.to(coupled.mean), origin.to(coupled.mean))
         width = (kinds.shape[1] - 1) // (2 if self.by_dose else 1)
-        dose = kinds[:, 1 + width :] / 100 if self.by_dose else np.ones((len(kinds), width))
+        dose = kinds[:, 1 + width :] * FINEST if self.by_dose else np.ones((len(kinds), width))
         begin = 0
         for site, size in self.sizes.items():
             ours = slice(begin, begin + size)

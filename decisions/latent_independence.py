@@ -10,7 +10,7 @@ import torch
 
 from fieldguide.decisions.cells import column
 from fieldguide.decisions.decision import Decision
-from fieldguide.decisions.messages import real_array, require_unmasked
+from fieldguide.decisions.messages import named, real_array, require_unmasked
 from fieldguide.inference import Fit, permutation_test
 from fieldguide.inference.checks.aligning import aligned, unnamed
 from fieldguide.inference.checks.arguments import checked_int, checked_seed
@@ -162,8 +162,13 @@ def _latents(source: Any, site: str | None, obs: Any) -> tuple[np.ndarray, pd.Da
             raise KeyError(f"no latent site '{chosen}'; there are {', '.join(source.latents)}")
         source = source.expect(lambda values: values[chosen], estimator="plugin")
     z = real_array("latents (a Posterior, a Fit or numbers)", source)
-    if z.ndim != 2 or not np.isfinite(z).all():
-        raise ValueError(f"latents must be finite numbers [cells, dimensions], not of shape {z.shape}")
+    if z.ndim != 2:
+        raise ValueError(f"latents must be numbers [cells, dimensions], not of shape {z.shape}")
+    missing = np.flatnonzero(~np.isfinite(z).all(1))
+    if missing.size:
+        raise ValueError(f"latents of row {missing[0]} are missing or not finite ({missing.size} such rows)")
+    if len(z) and not np.ptp(z, axis=0).any():
+        raise ValueError("latents are the same in all cells: they hold nothing")
     if obs is not None and not isinstance(obs, pd.DataFrame):
         raise TypeError(f"obs must be a DataFrame, one row a cell, not {type(obs).__name__}")
     if obs is not None and own is not None:
@@ -225,18 +230,23 @@ def _block(values: np.ndarray, groups: np.ndarray, kinds: list[str], name: str, 
     varied = values.std(0) > 0
     parts = [np.flatnonzero(groups == code) for code in range(len(kinds)) if np.sum(groups == code) >= least]
     if not varied.any() or not parts:
-        what = f"no category of given has {least} cells" if not parts else f"nuisance {name!r} is constant"
+        what = _too_few(kinds, least) if not parts else f"nuisance {name!r} is constant"
         raise ValueError(what)
     return _standardised(values[:, varied].astype(float)), parts
+
+
+def _too_few(kinds: list[str], least: int) -> str:
+    where = "no category of given has" if len(kinds) > 1 else "there are not"
+    return f"{where} {least} cells, which least={least} asks for"
 
 
 def _parts(series: pd.Series, groups: np.ndarray, kinds: list[str], name: str, folds: int, least: int):
     """Rows of each category in which the nuisance varies and there are cells enough."""
     if series.nunique() < 2:
-        raise ValueError(f"nuisance {name!r} is constant ({series.iloc[0]!r}): there is nothing to find")
+        raise ValueError(f"nuisance {name!r} is constant ({named(pd.Index(series), 0)}): there is nothing to find")
     large = [np.flatnonzero(groups == code) for code in range(len(kinds)) if np.sum(groups == code) >= least]
     if not large:
-        raise ValueError(f"no category of given has {least} cells")
+        raise ValueError(_too_few(kinds, least))
     varied = [rows for rows in large if series.iloc[rows].nunique() > 1]
     if not varied:
         raise ValueError(f"nuisance {name!r} is constant within every category of given: nothing of it is left")

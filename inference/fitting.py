@@ -19,7 +19,7 @@ from fieldguide.inference.fitted import Fit
 from fieldguide.inference.messages import caution
 from fieldguide.inference.objectives import Objective, resolve
 from fieldguide.inference.randomness import isolated, stream
-from fieldguide.inference.soundness import few_cells, require_sound, warn_of_absent
+from fieldguide.inference.soundness import few_cells, require_sound, warn_of_absent, warn_of_unread
 from fieldguide.inference.training.settings import Callback, Settings
 from fieldguide.inference.training.trainer import launch, train
 
@@ -160,7 +160,9 @@ def fit(
         result.constraints = checked_constraints(declared.constraints if constraints is None else constraints)
         if settings.checkpoint is not None:
             result.describe()  # what cannot be saved is told before the first epoch
-        require_sound(program, few_cells(dataset, train_rows, program), describe_objective(target) is not None)
+        few = few_cells(dataset, train_rows, program)
+        require_sound(program, few, describe_objective(target) is not None)
+        warn_of_unread(program, few, schema)
         train(result, settings, fabric, data)
     for remark in result.remarks():
         caution(remark)

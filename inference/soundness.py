@@ -13,6 +13,7 @@ import pyro
 import torch
 from pyro.distributions import Unit
 
+from fieldguide.inference.data.fields import SizeFactor
 from fieldguide.inference.data.minibatches import Dataset
 from fieldguide.inference.data.schema import FittedSchema
 from fieldguide.inference.messages import caution
@@ -64,6 +65,37 @@ def require_sound(program: Program, batch: Batch, observes: bool = True) -> None
                 f"site '{name}' is inside the plate '{program.plate}' in the {where}: put it under "
                 "`with self.cells(batch):` in both, or in neither"
             )
+
+
+def warn_of_unread(program: Program, batch: Batch, schema: FittedSchema | None) -> None:
+    """Warn of size factors that the model does not read, as where totals are latent or nothing is counted."""
+    fields = {} if schema is None else schema.schema.fields
+    named = [name for name, field in fields.items() if isinstance(field, SizeFactor) and name in batch]
+    for name in named:
+        watched = _Watched(batch)
+        with torch.no_grad(), _undisturbed(program):
+            guide = trace_program(program, "guide", watched, 1)
+            trace_program(program, "model", watched, 1, replay=guide)
+        if name not in watched.read:
+            caution(
+                f"field '{name}': {type(program).__name__} as it is set up does not read it; leave it out by "
+                f"fields={{'{name}': None}}"
+            )
+
+
+class _Watched(dict):
+    """A minibatch that notes which fields are read."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
 
 
 def _both(program: Program, batch: Batch) -> tuple[Any, Any]:

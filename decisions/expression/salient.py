@@ -92,6 +92,8 @@ def salient_genes(
     draws, cells, seed = checked_int("draws", draws, 20), checked_int("cells", cells, 2), checked_seed(seed)
     site = checked_text("site", site)
     label, column, inside, dataset = cells_of_group(fitted, group, data)
+    if site == fitted.program.latent:
+        raise ValueError(f"site {site!r} holds the latents that all groups share: name that of the salient ones, 's'")
     rows = np.flatnonzero(inside)
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(rows)[:cells])
@@ -139,7 +141,9 @@ def salient_genes(
         caution(said)
         notes.append(said)
     if not lfc.any():
-        notes.append(f"Group {label!r} has no salient latents in use: nothing is its own.")
+        said = f"group {label!r} has no salient latents in use: nothing is its own"
+        caution(said)
+        notes.append(said)
     settings = {
         "group": label,
         "reference": "without",
@@ -202,6 +206,10 @@ def cells_of_group(fitted: Fit, group: Any, data: Any) -> tuple[str, str, np.nda
     code = find_label("group", group, known, "group of the training data")
     label, dataset = label_text(known[code]), fitted.read(data)
     inside = dataset.stores[name].gather(np.arange(dataset.n_cells)).numpy() == code
+    if "counts" not in dataset.stores:
+        raise TypeError(
+            f"this fit of {fitted.name} is of {', '.join(dataset.stores)}: genes are told from a fit of counts"
+        )
     if inside.sum() < 2:
         raise ValueError(f"group {label!r} has {inside.sum()} cells in the data: at least two are needed")
     return label, str(fitted.schema.places[name]), inside, dataset

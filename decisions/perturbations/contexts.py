@@ -85,7 +85,7 @@ def context_effects(
     treated = ~screen.control[label]
     effect, error = effect[treated], error[treated]
     error[:, dead] = np.inf
-    probability, prior = shift_probabilities(effect, error, least, null)
+    probability, prior = shift_probabilities(effect, error, least, null, float(freedom))
     probability[:, dead] = 0.0
     rows, columns = np.divmod(np.arange(effect.size), effect.shape[1])
     names = [np.asarray(v, dtype=object) for v in (screen.contexts, _names(screen))]

@@ -20,11 +20,12 @@ DEAD = 1e-9
 
 @dataclass(frozen=True)
 class Shifts:
-    """Least-squares shifts [K, D] with their standard errors [K, D], and the standard deviation of cells [D]."""
+    """Least-squares shifts [K, D], their standard errors [K, D], the standard deviation of cells [D], its freedom."""
 
     estimate: np.ndarray
     error: np.ndarray
     deviation: np.ndarray
+    freedom: int
 
 
 def estimated_shifts(latents: np.ndarray, codes: np.ndarray, n_perturbations: int) -> Shifts:
@@ -64,7 +65,7 @@ def estimated_shifts(latents: np.ndarray, codes: np.ndarray, n_perturbations: in
         estimate[there] -= np.median(estimate[sure if sure.any() else there], 0)
     error[there] = np.sqrt(spread)[:, None] * deviation
     estimate[:, dead], error[:, dead], deviation[dead] = 0.0, np.inf, 1.0
-    return Shifts(estimate, error, deviation)
+    return Shifts(estimate, error, deviation, freedom)
 
 
 def dead_latents(deviation: np.ndarray, freedom: int) -> np.ndarray:
@@ -135,7 +136,7 @@ def _told_apart(products: np.ndarray) -> np.ndarray:
 
 
 def shift_probabilities(
-    estimate: np.ndarray, error: np.ndarray, least: float = 0.0, null: str = "empirical"
+    estimate: np.ndarray, error: np.ndarray, least: float = 0.0, null: str = "empirical", freedom: float = np.inf
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Return the posterior probability that a shift is one, and larger than ``least``, and the prior behind it.
 
@@ -152,6 +153,9 @@ def shift_probabilities(
         In the units of the estimates.
     null : {"empirical", "zero"}
         "zero": s_0 = 0, so that any shift counts that is larger than its error says.
+    freedom : float
+        Degrees of freedom of the errors. Where they are few, an error is larger than it looks, and most so for
+        estimates that are many errors from 0: errors are those of normal estimates of the same tail probability.
 
     Returns
     -------
@@ -166,13 +170,28 @@ def shift_probabilities(
     [0.0, 0.0, 1.0, 0.0, 0.03, 1.0]
     """
     known = np.isfinite(error)
-    value, variance = estimate[known], error[known] ** 2
+    value, variance = estimate[known], normal_errors(estimate[known], error[known], freedom) ** 2
     prior = _prior(value, variance, null == "empirical", least**2 or np.inf)
     probability = np.empty(estimate.shape)
     probability[known] = _inclusion(value, variance, *prior) * _beyond(value, variance, prior[1], least)
     probability[~known] = prior[0] * 2 * norm.sf(least, scale=np.sqrt(prior[1]))
     share, slab, spike = prior
     return probability, {"share": float(share), "size": float(np.sqrt(slab)), "null": float(np.sqrt(spike))}
+
+
+def normal_errors(estimate: np.ndarray, error: np.ndarray, freedom: float) -> np.ndarray:
+    """Return errors with which normal estimates have the tail probabilities of Student's t (Wallace 1959).
+
+    Examples
+    --------
+    >>> normal_errors(np.array([12.706, 1.984]), np.ones(2), 1).round(1).tolist()  # 2.5 % of a t beyond 12.706
+    [6.7, 1.7]
+    """
+    if not np.isfinite(freedom):
+        return error
+    t = np.maximum(np.abs(estimate) / error, 1e-6)
+    z = (8 * freedom + 1) / (8 * freedom + 3) * np.sqrt(freedom * np.log1p(t**2 / freedom))
+    return error * t / z
 
 
 def _prior(value: np.ndarray, variance: np.ndarray, empirical: bool, most: float) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,9 @@ def context_responses(
     Decision
         ``table``, one row a pair and gene: ``context``, ``perturbation``, ``gene``, ``control`` (observed level),
         ``response``, ``low`` and ``high`` (95 %), ``additive``, ``observed`` (NaN without cells). Responses to counts
-        are log2 fold changes of mean proportions, else differences of means. ``diagnostics``, one row a pair:
+        are log2 fold changes of mean proportions, else differences of means. Where the cells have no pair that training
+        had, with controls, nothing says by how much predictions miss: low and high are NaN. ``diagnostics``, one row a
+        pair:
         ``n_cells`` (in the data), ``extrapolated`` (whether training had no cell of a part of it in the context, no
         control there, or no dose as high), and R2 over the genes of the observed response: ``r2``, ``r2_additive``,
         ``r2_no_effect`` (of no response at all). ``plot`` draws the pairs.
@@ -89,11 +92,19 @@ def context_responses(
         )
     asked = _asked(screen, pairs)
     misfit, judges = _misfit(screen, min(cells, 50), seed)
+    if not judges:
+        caution(
+            "intervals are missing: among these cells is no pair that training had, with controls beside it, and "
+            "nothing says by how much predictions miss; pass such cells, too, as those that were trained on"
+        )
     rows, diagnostics = [], []
-    for number, (context, codes) in enumerate(asked):
+    for context, codes in asked:
+        number = crc32(repr((context, codes.tolist())).encode())  # wherever in the list a pair stands
         drawn = _responses(screen, context, codes, dose, (draws, cells), stream(seed, "pair", number))
         noise = np.random.default_rng(stream(seed, "pair", number, 1)).standard_normal(drawn.shape)
-        low, high = np.quantile(drawn + misfit * noise, INTERVAL, axis=0)
+        low, high = (
+            np.quantile(drawn + misfit * noise, INTERVAL, axis=0) if judges else np.full((2, drawn.shape[1]), np.nan)
+        )
         response, base = drawn.mean(0), screen.level(context, screen.control)
         observed, additive = screen.response(context, codes, dose), _additive(screen, context, codes, dose)
         pair = {"context": screen.contexts[context], "perturbation": screen.name(codes)}
@@ -138,6 +149,10 @@ def _asked(screen: Screen, pairs: Any) -> list[tuple[int, np.ndarray]]:
         if not has_control.all():
             without = ", ".join(repr(screen.contexts[c]) for c in np.flatnonzero(~has_control))
             caution(f"no control cell in the data of context {without}: no response there")
+        if not screen.treatments():
+            raise ValueError(
+                "the data have no treated cell: say which pairs are asked for, pairs=[(context, perturbation), ...]"
+            )
         return [(int(c), codes) for c in np.flatnonzero(has_control) for codes in screen.treatments()]
     if isinstance(pairs, pd.DataFrame):
         lacking = next((c for c in ("context", "perturbation") if c not in pairs), None)

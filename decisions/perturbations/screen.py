@@ -15,7 +15,7 @@ PSEUDO = 1e-5
 """Added to mean proportions before the logarithm."""
 BLOCK = 4096
 ALIKE = 1e-3
-"""By how much doses may differ that count as one, as shares of the largest."""
+"""By how much doses may differ that count as one, as a share of the larger."""
 
 
 @runtime_checkable
@@ -103,7 +103,7 @@ class Screen:
         wanted = set(codes[codes >= 0].tolist())
         same = np.array([set(kind[kind >= 0].tolist()) == wanted for kind in self.codes])
         given = np.where(self.codes >= 0, self.doses, dose)
-        return same & (np.abs(given - dose) <= ALIKE * max(dose, 1)).all(1) if wanted else same
+        return same & (np.abs(given - dose) <= ALIKE * np.maximum(given, dose)).all(1) if wanted else same
 
     def treatments(self) -> list[np.ndarray]:
         """Perturbations of the different treatments there are, without the control, as codes."""

@@ -85,7 +85,7 @@ def perturbation_targets(
         axes = _axes(rotate, shifts, n_cells)
         shifts = estimated_shifts(latents @ axes.T, codes, len(names))
     scaled, error = shifts.estimate / shifts.deviation, shifts.error / shifts.deviation
-    probability, prior = shift_probabilities(scaled, error, least, null)
+    probability, prior = shift_probabilities(scaled, error, least, null, shifts.freedom)
     dead = np.flatnonzero(~np.isfinite(error).any(0) & there.any())
     probability[:, dead] = 0.0
     rows, columns = np.divmod(np.arange(scaled.size), scaled.shape[1])

@@ -15,6 +15,10 @@ from fieldguide.inference.data.interventions import says_none
 from fieldguide.inference.data.perturbations import Perturbations
 from fieldguide.inference.data.reading import SchemaError, cell_name, column_of, require_complete
 from fieldguide.inference.data.storage import DenseStore
+from fieldguide.inference.messages import caution
+
+OTHER_UNIT = 30.0
+"""Times the largest dose of the training data that doses of new data may be."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ class Doses(Field):
         table = np.zeros((len(kinds), max([1, *map(len, kinds)])), dtype=np.float32)
         for row, doses in enumerate(kinds):
             table[row, : len(doses)] = [doses[part] / state["largest"].get(part, 1.0) for part in sorted(doses)]
+        if table.max(initial=0) > OTHER_UNIT:
+            caution(
+                f"field '{name}': doses of column {place!r} are up to {table.max():.3g} times the largest of the "
+                "training data: are they in its unit?"
+            )
         return DenseStore(table[which])
 
     def labelled(self, name: str, data, place, known: Iterable[str]) -> tuple[list[dict[str, float]], np.ndarray]:

@@ -28,6 +28,9 @@ from fieldguide.inference.data.reading import (
 from fieldguide.inference.data.storage import BackedStore, DenseStore, SparseStore, Store
 from fieldguide.inference.messages import caution
 
+UNEVEN, OTHER_SCALE = 1e4, 10.0
+"""Times the median that a size factor may be, and times what is expected that the counts of new data may be."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -58,6 +61,9 @@ class Field:
     def relate(self, name: str, data, place, others: dict[str, Any]) -> dict[str, Any]:
         """Return what has to be remembered besides, given where the other fields are."""
         return {}
+
+    def compare(self, name: str, data, place, others: dict[str, Any], state: dict[str, Any]) -> None:
+        """Warn where the values of the field do not go with those of the others, given where they are."""
 
     def as_given(self, given: "Field") -> "Field":
         """Return a field of the same kind that stands in the place of this one, as its user gave it."""
@@ -179,12 +185,33 @@ class SizeFactor(Positive):
     def relate(self, name, data, place, others):
         if "counts" not in others:
             return {}
-        counts = sum(float(block.sum()) for _, block in blocks_of(table_of("counts", data, others["counts"]).values))
-        return {"scale": counts / float(numbers(name, data, place).sum())}
+        return {"scale": _total(data, others["counts"]) / float(numbers(name, data, place).sum())}
+
+    def compare(self, name, data, place, others, state):
+        sizes = numbers(name, data, place)
+        largest = int(sizes.argmax())
+        if sizes[largest] > UNEVEN * np.median(sizes):
+            caution(
+                f"field '{name}': column {place!r} of cell {cell_name(data, largest)!r} is {sizes[largest]:g}, "
+                f"{sizes[largest] / np.median(sizes):.3g} times the median: is it right?"
+            )
+        if "counts" in others and "scale" in state:
+            off = _total(data, others["counts"]) / (float(sizes.sum()) * state["scale"])
+            if not 1 / OTHER_SCALE < off < OTHER_SCALE:
+                caution(
+                    f"field '{name}': these cells have {off:.3g} times the counts that column {place!r} lets expect: "
+                    "it is not on the scale of the training data"
+                )
 
     def read(self, name, data, place, state):
         sizes = super().read(name, data, place, state).values
         return DenseStore((sizes.double() * state.get("scale", 1.0)).to(sizes.dtype))
+
+
+def _total(data: Any, place: Any) -> float:
+    """All counts of all cells."""
+    blocks = blocks_of(table_of("counts", data, place).values)
+    return sum(float(block.sum(dtype=np.float64)) for _, block in blocks)
 
 
 @dataclass(frozen=True)

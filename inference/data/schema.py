@@ -132,10 +132,13 @@ class FittedSchema:
         """Return the checked values of every field for (new) data; raises SchemaError when they do not fit."""
         check_data(data)
         check_lengths(data, self.places)
-        return {
+        stores = {
             name: self.schema.fields[name].read(name, _for_field(name, data, self.places), place, self.states[name])
             for name, place in self.places.items()
         }
+        for name, place in self.places.items():
+            self.schema.fields[name].compare(name, data, place, self.places, self.states[name])
+        return stores
 
     def sizes(self) -> dict[str, Any]:
         """Return the constructor arguments that the data implies."""

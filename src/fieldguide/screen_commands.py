@@ -1,5 +1,6 @@
 """The commands ``fieldguide targets``, ``contexts`` and ``salient``: decisions on perturbed cells from a fit."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ def contexts(
         raise UsageError(f"--pairs takes CONTEXT=TREATMENT, such as A172=EGFR, not {' '.join(pairs)}")
     if wanted and effects:
         raise UsageError("--effects is about all pairs of the data: leave --pairs out")
+    if effects and (dose != 1 or draws != 100):
+        raise UsageError("--effects predicts nothing: leave --dose and --draws out")
+    if not effects and (min_effect != 0.5 or fdr != 0.05):
+        raise UsageError("--min-effect and --fdr are of --effects: add it, or leave them out")
     from fieldguide.decisions import context_effects, context_responses
 
     fitted, cells = read_fit(fit), read_h5ad(data)
@@ -147,7 +152,9 @@ def _check(outputs: list[Path | None], inputs: list[Path], plot: Path | None, ta
 
 
 def _show(decision: Any, top: int, output: Path | None, plot: Path | None, said: str) -> None:
-    """Print the first rows and the notes; write what was asked for."""
+    """Print the first rows and the notes; write what was asked for, whole or not at all."""
+    from fieldguide.inference.checks.files import write_bytes
+
     frame = decision.table.head(top)
     frame = frame if frame.index.name is None else frame.reset_index()
     show_table(frame.round(3), right=True)
@@ -158,5 +165,7 @@ def _show(decision: Any, top: int, output: Path | None, plot: Path | None, said:
         write_table(decision.table, output)
         print(f"all rows: {output}")
     if plot is not None:
-        decision.plot().savefig(plot)
+        picture = BytesIO()
+        decision.plot().savefig(picture, format=plot.suffix[1:].lower())
+        write_bytes(plot, picture.getvalue())
         print(f"figure: {plot}")

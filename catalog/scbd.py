@@ -15,7 +15,7 @@ from fieldguide.catalog.parts.guides import MeanField
 from fieldguide.catalog.parts.images.contrastive import FORMS, dependence, supervised_contrast
 from fieldguide.catalog.parts.images.memory import Memory
 from fieldguide.catalog.parts.images.networks import ImageDecoder, ResidualEncoder, turned_and_flipped
-from fieldguide.catalog.parts.images.observation import ImageLaw
+from fieldguide.catalog.parts.images.observation import LIKELIHOODS, ImageLaw
 from fieldguide.inference import ELBO, Balanced, Images, Program, Schema, Supervision
 from fieldguide.inference.checks.arguments import one_of
 from fieldguide.inference.checks.ranges import Number, Scale, Size, Weight, checked
@@ -140,6 +140,7 @@ class SCBD(Program):
         one_of("invariance", invariance, FORMS)
         one_of("spurious", spurious, ("environment", "both"))
         one_of("decoder", decoder, ("none", "cut", "joint"))
+        one_of("likelihood", likelihood, LIKELIHOODS)
         if n_label < 2:
             raise ValueError("there is one label: z_c has nothing to tell apart; give the field 'label' at least two")
         if n_environment < 2:
@@ -160,7 +161,7 @@ class SCBD(Program):
         if decoder != "none":
             self.decoder = nn.ModuleDict({s: ImageDecoder(n_latent, n_channels, image_size) for s in SITES})
             self.law = ImageLaw(n_channels, likelihood)
-        self.memory = nn.ModuleDict({s: Memory(memory, n_latent) for s in SITES})
+        self.memory: Any = nn.ModuleDict({s: Memory(memory, n_latent) for s in SITES})
         self.register_buffer("strength", torch.tensor(1.0))
         self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("contrast", torch.tensor(0.0))

@@ -126,6 +126,10 @@ COLUMNS: dict[tuple[str, str], list[Column]] = {
     ("fcr", "context"): CATEGORY,
     ("comparative", "group"): CATEGORY + ONE,
     ("comparative", "batch"): CATEGORY,
+    ("scbd", "label"): CATEGORY + ONE,
+    ("scbd", "environment"): CATEGORY + ONE,
+    ("image_ivae", "label"): CATEGORY,
+    ("image_ivae", "environment"): CATEGORY,
     ("nodags", "targets"): TARGETS,
     ("dcdfg", "targets"): TARGETS,
 }

@@ -15,7 +15,7 @@ from generated.kinds import output, source
 from generated.rows import Recipe, Row, recipes
 from generated.world import ENTRIES, World
 
-LATENT = ("ppca", "scvi", "hcv", "m1m2", "mvae", "gimvi", "svae", "comparative", "fcr")
+LATENT = ("ppca", "scvi", "hcv", "m1m2", "mvae", "gimvi", "svae", "comparative", "fcr", "scbd", "image_ivae")
 HEADER = 8
 """Bytes of the length of the header, with which a safetensors file begins."""
 

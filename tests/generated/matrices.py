@@ -306,7 +306,7 @@ def _nth_plain(place: int) -> Recipe:
 def matrices() -> list[Recipe]:
     """All of these, for each entry."""
     made: list[Recipe] = [_nth_plain(place) for place in range(len(plain(World(0))))]
-    for entry in ENTRIES:
+    for entry in [name for name, small in ENTRIES.items() if small.matrix]:
         for part in (stored, wrong_numbers, wrong_matrices, containers, new_data):
             made += part(entry)
     return made

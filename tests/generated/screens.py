@@ -128,7 +128,7 @@ SCREENS: list[Row] = [
             "fitted": _fits("comparative"),
             "group": label("A", "B"),
             "site": option("s"),
-            "delta": real((0.0, 0.5), at_least=0),
+            "delta": real((0.1, 0.5), above=0),
             "fdr": RATE,
             "draws": count(20, right=(20, 30)),
             "cells": count(2, right=(2, 9)),

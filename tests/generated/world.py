@@ -63,6 +63,8 @@ class Small:
     sizes: dict[str, Any] = field(default_factory=dict)
     ask: Callable[[inference.Fit], Any] = lambda fit: fit.latent()
     counts: bool = False
+    matrix: bool = True
+    """Whether it reads a matrix of cells and features."""
     layers: bool = True
     """Whether its matrix may be named by ``layers/raw``."""
 
@@ -168,10 +170,17 @@ def _slates(world: World) -> ad.AnnData:
     return data
 
 
+def _images(world: World) -> ad.AnnData:
+    data = _features(world)
+    data.obsm["image"] = world.rng.integers(0, 256, (world.n, 2, 8, 8)).astype(np.uint8)
+    return data
+
+
 def _nothing(fit: inference.Fit) -> list[Any]:
     return []
 
 
+PICTURED = {"label": "group", "environment": "batch"}
 SCREEN = inference.Perturbations(control="control")
 
 ENTRIES: dict[str, Small] = {
@@ -191,6 +200,8 @@ ENTRIES: dict[str, Small] = {
         {"n_hidden": 8, "n_latent_x": 1, "n_latent_tx": 2, "n_latent_t": 1},
         counts=True,
     ),
+    "scbd": Small(_images, PICTURED, {"n_latent": 4, "widths": (4, 8), "partners": 3}, matrix=False),
+    "image_ivae": Small(_images, PICTURED, {"n_latent": 3, "n_spurious": 2, "widths": (4, 8)}, matrix=False),
     "poxm": Small(_slates, sizes={"n_hidden": 8}, ask=_nothing),
     "incentives": Small(_features, sizes={"n_hidden": 8, "n_representation": 4, "n_head": 4}, ask=_nothing),
     "nodags": Small(_perturbed, ask=_nothing),

@@ -40,7 +40,19 @@ PERTURBED = {"x": X["x"].astype(np.float32), "targets": np.arange(40) % 4 - 1}
 """Cells of three genes, one of which was intervened on in most."""
 
 
-SMALL = {"comparative": {"n_hidden": 16, "n_latent": 3, "n_salient": 3}}
+PICTURED = {
+    "image": RANDOM.random((40, 2, 8, 8)).astype(np.float32),
+    "label": np.arange(40) % 3,
+    "environment": np.arange(40) % 2,
+}
+"""Images of three labels in two environments."""
+
+
+SMALL = {
+    "comparative": {"n_hidden": 16, "n_latent": 3, "n_salient": 3},
+    "scbd": {"widths": (4, 8), "n_latent": 4},
+    "image_ivae": {"widths": (4, 8), "n_latent": 4, "n_spurious": 2},
+}
 """Entries that are checked in a smaller size than their own, to take seconds."""
 
 
@@ -78,6 +90,7 @@ def test_every_entry_conforms(name, small_counts):
     data = small_counts if "counts" in fields else PARTLY if "labels" in fields else X
     data = LOGGED if "candidates" in fields else OFFERED if "level" in fields else data
     data = PERTURBED if "targets" in fields else data
+    data = PICTURED if "image" in fields else data
     report = check(name, data, **SMALL.get(name, {}))
     assert report["passed"].dropna().all()
     shared = name == "dcdfg"  # cells share the masks of edges, so there is no bound for one cell

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fieldguide.inference.checks.arguments import checked_int, one_of
+
 STEM = 4
 """Up to how many pixels an encoder halves images."""
 
@@ -59,6 +61,10 @@ class ResidualEncoder(nn.Module):
         self, n_channels: int, widths: tuple[int, ...] = (16, 32, 64), depth: int = 1, stem: str = "small"
     ) -> None:
         super().__init__()
+        one_of("stem", stem, ("small", "imagenet"))
+        widths = tuple(checked_int("widths", width, 1) for width in widths)
+        if not widths:
+            raise ValueError("widths names no stage: give the channels of each, such as (16, 32, 64)")
         self.width = widths[-1]
         kernel = 3 if stem == "small" else 7
         parts: list[nn.Module] = [

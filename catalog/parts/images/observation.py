@@ -7,6 +7,8 @@ from torch.distributions import Distribution
 
 from fieldguide.inference.checks.arguments import one_of
 
+LIKELIHOODS = ("normal", "bernoulli")
+
 
 class ImageLaw(nn.Module):
     """Distribution of images [C, S, S] given what a decoder says of them.
@@ -22,7 +24,7 @@ class ImageLaw(nn.Module):
 
     def __init__(self, n_channels: int, likelihood: str = "normal") -> None:
         super().__init__()
-        one_of("likelihood", likelihood, ("normal", "bernoulli"))
+        one_of("likelihood", likelihood, LIKELIHOODS)
         self.log_noise = nn.Parameter(torch.zeros(n_channels, 1, 1)) if likelihood == "normal" else None
 
     def forward(self, decoded: Tensor) -> Distribution:

@@ -47,7 +47,7 @@ PAIRS = Kind(
     lambda world: [("one", [("c1", "p1")]), ("a pair", [("c2", "p1+p2")]), ("lists", [["c1", "p2"], ["c2", "p1"]])],
     "pair|nope",
 )
-NULL, LEAST = option("empirical", "zero"), real((0.0, 0.5), at_least=0)
+NULL, LEAST = option("empirical", "zero"), real((0.1, 0.5), at_least=0)
 
 
 def _responses(world: World, **given: Any) -> Any:
@@ -102,7 +102,7 @@ SCREENS: list[Row] = [
         {
             "fitted": _fits("fcr"),
             "pairs": PAIRS,
-            "dose": real((0.5, 1.0), at_least=0),
+            "dose": Kind(real((1.0,), at_least=0).wrong, lambda world: [("the largest", 1.0)]),
             "draws": count(2, right=(2, 3)),
             "cells": count(1, right=(1, 9)),
             "seed": seed(),

@@ -185,7 +185,7 @@ def normal_errors(estimate: np.ndarray, error: np.ndarray, freedom: float) -> np
     Examples
     --------
     >>> normal_errors(np.array([12.706, 1.984]), np.ones(2), 1).round(1).tolist()  # 2.5 % of a t beyond 12.706
-    [6.7, 1.7]
+    [6.9, 1.9]
     """
     if not np.isfinite(freedom):
         return error

@@ -46,7 +46,7 @@ def cluster_agreement(profiles: Any, groups: Any) -> pd.Series:
     Examples
     --------
     >>> profiles = pd.DataFrame([[1, 0.1], [1, 0], [0, 1], [0.1, 1]], list("abcd"))
-    >>> cluster_agreement(profiles, pd.Series(list("xxyy"), list("abcd")))["ari"]
+    >>> float(cluster_agreement(profiles, pd.Series(list("xxyy"), list("abcd")))["ari"])
     1.0
     """
     values, names = checked_profiles(profiles)

@@ -49,8 +49,8 @@ def alike_pairs(profiles: Any, fdr: float = 0.05) -> Decision:
     >>> rng = np.random.default_rng(0)
     >>> profiles = pd.DataFrame(rng.normal(size=(40, 12)))
     >>> profiles.iloc[1] = profiles.iloc[0] + 0.1
-    >>> alike_pairs(profiles).table[["first", "second", "is_called"]].iloc[0].tolist()
-    ['0', '1', True]
+    >>> alike_pairs(profiles).table[["first", "second"]].iloc[0].tolist()
+    ['0', '1']
     """
     fdr = checked_real("fdr", fdr, at_least=0, below=1)
     values, names = checked_profiles(profiles)

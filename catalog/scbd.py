@@ -1,6 +1,6 @@
 """SCBD: an embedding of what a cell is, and another of where it was seen, by contrast alone (Makino et al. 2025)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
@@ -26,6 +26,7 @@ START, FULL = 0.3, 0.6
 """Shares of the training before alpha leaves 0, and from which on it is what it is: contrast has to come first."""
 RECENT = 0.1
 """Weight of a minibatch in the running means that remarks are made of."""
+SHOWN = 5
 COLLAPSED, UNLEARNT = 0.02, 0.97
 
 
@@ -108,6 +109,7 @@ class SCBD(Program):
     latent = "z_c"
     warmup = ()
     independent = False
+    together: Tensor
     strength: Tensor
     spread: Tensor
     contrast: Tensor
@@ -162,9 +164,16 @@ class SCBD(Program):
             self.decoder = nn.ModuleDict({s: ImageDecoder(n_latent, n_channels, image_size) for s in SITES})
             self.law = ImageLaw(n_channels, likelihood)
         self.memory: Any = nn.ModuleDict({s: Memory(memory, n_latent) for s in SITES})
+        self.register_buffer("together", torch.zeros(n_label, n_environment, dtype=torch.int64))
         self.register_buffer("strength", torch.tensor(1.0))
         self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("contrast", torch.tensor(0.0))
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Count the training cells of each label in each environment."""
+        for batch in batches:
+            places = batch["label"] * self.n_environment + batch["environment"]
+            self.together += torch.bincount(places, minlength=self.together.numel()).view_as(self.together)
 
     def model(self, batch: Batch) -> None:
         with self.cells(batch):
@@ -261,6 +270,24 @@ class SCBD(Program):
         return bool(self.alpha) and float(self.strength) < 1
 
     def remarks(self) -> list[str]:
+        return self.confounded() + self.collapsed()
+
+    def confounded(self) -> list[str]:
+        """What the design of the screen does not tell apart."""
+        said, cells = [], self.together.sum(1)
+        tied = ((self.together > 0).sum(1) == 1) & (cells > 1)
+        for which, what in (
+            (tied, "in one environment only: what is the label's and what the environment's cannot be told apart"),
+            (cells == 1, "on one cell each: it has no partner"),
+        ):
+            labels = torch.nonzero(which).ravel().tolist()
+            if labels:
+                names = ", ".join(f"{{label {k}}}" for k in labels[:SHOWN]) + (", ..." if len(labels) > SHOWN else "")
+                said.append(f"{len(labels)} of {len(cells)} labels are {what} ({names})")
+        return said
+
+    def collapsed(self) -> list[str]:
+        """Whether z_c says anything."""
         if float(self.spread) < COLLAPSED:
             return [
                 f"z_c has collapsed: all cells have nearly one embedding (spread {float(self.spread):.3f} of 1). Take "

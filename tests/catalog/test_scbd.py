@@ -216,6 +216,17 @@ def test_bad_input_is_named(change, message):
         fi.fit("scbd", data, **TINY, **QUICK)
 
 
+def test_labels_of_one_environment_and_of_one_cell_are_told():
+    data = tiny()
+    data.obs["environment"] = np.where(data.obs["label"] == "y0", "e0", data.obs["environment"])
+    data.obs.loc["cell1", "label"] = "rare"
+    with pytest.warns(UserWarning) as said:
+        fi.fit("scbd", data, validation=0.0, **TINY, **QUICK)
+    texts = [str(w.message) for w in said]
+    assert any("1 of 4 labels are in one environment only" in t and "'y0'" in t for t in texts)
+    assert any("1 of 4 labels are on one cell each" in t and "'rare'" in t for t in texts)
+
+
 def test_one_partner_is_none():
     with pytest.raises(ValueError, match="partners=1: an anchor needs another"):
         fi.fit("scbd", tiny(), partners=1, **TINY, **QUICK)

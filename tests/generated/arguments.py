@@ -111,6 +111,17 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "stochastic": flag(),
         "augment": flag(),
     },
+    "grape_vi": {
+        "n_latent": SIZE,
+        "n_style": SIZE,
+        "n_embedding": SIZE,
+        "depth": count(1, right=(1, 2)),
+        "stem": option("small", "imagenet"),
+        "alpha": WEIGHT,
+        "likelihood": option("normal", "bernoulli"),
+        "partners": count(0, right=(0, 2, 5)),
+        "augment": flag(),
+    },
     "image_ivae": {
         "n_latent": SIZE,
         "n_spurious": count(0, right=(0, 3)),

@@ -129,6 +129,8 @@ COLUMNS: dict[tuple[str, str], list[Column]] = {
     ("scbd", "label"): CATEGORY + ONE,
     ("scbd", "environment"): CATEGORY + ONE,
     ("image_ivae", "label"): CATEGORY,
+    ("grape_vi", "label"): CATEGORY,
+    ("grape_vi", "environment"): CATEGORY,
     ("image_ivae", "environment"): CATEGORY,
     ("nodags", "targets"): TARGETS,
     ("dcdfg", "targets"): TARGETS,

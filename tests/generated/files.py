@@ -15,7 +15,20 @@ from generated.kinds import output, source
 from generated.rows import Recipe, Row, recipes
 from generated.world import ENTRIES, World
 
-LATENT = ("ppca", "scvi", "hcv", "m1m2", "mvae", "gimvi", "svae", "comparative", "fcr", "scbd", "image_ivae")
+LATENT = (
+    "ppca",
+    "scvi",
+    "hcv",
+    "m1m2",
+    "mvae",
+    "gimvi",
+    "svae",
+    "comparative",
+    "fcr",
+    "scbd",
+    "image_ivae",
+    "grape_vi",
+)
 HEADER = 8
 """Bytes of the length of the header, with which a safetensors file begins."""
 

@@ -260,7 +260,10 @@ def _export(case: _Case) -> str | None:
         return "discrete guides are trained without capture"
     objective = ELBO() if case.reparameterised else ELBO(2, "score")
     with pyro.validation_enabled(False):
-        step = export_step(case.program.train(), objective, case.batch, case.dataset.n_cells)
+        try:
+            step = export_step(case.program.train(), objective, case.batch, case.dataset.n_cells)
+        except NotImplementedError as error:  # the program itself says that its step cannot be captured
+            return str(error)
         loss, _ = step(case.batch, {name: torch.ones(()) for name in SCALARS})
     case.program.eval()
     losses = list(loss.values()) if isinstance(loss, dict) else [loss]

@@ -23,7 +23,7 @@ SIZES = {
     **{"svae": {"n_genes": 4, "n_perturbation": 3}, "comparative": {"n_genes": 4, "n_group": 2, "n_background": 1}},
     "fcr": {"n_genes": 4, "n_context": 2, "n_perturbation": 3},
     **{"dcdfg": {"n_features": 4}, "poxm": {"n_features": 4, "n_actions": 3}, "scbd": {"n_label": 3}},
-    **{"image_ivae": {"n_label": 3}, "grape_vi": {"n_label": 3}},
+    **{"image_ivae": {"n_label": 3}, "grape_vi": {"n_label": 3}, "grape": {"n_label": 3}},
 }
 NO_NUMBERS = [True, "a", "3", float("nan"), float("inf"), [1], 1j]
 

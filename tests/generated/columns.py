@@ -129,6 +129,7 @@ COLUMNS: dict[tuple[str, str], list[Column]] = {
     ("scbd", "label"): CATEGORY + ONE,
     ("scbd", "environment"): CATEGORY + ONE,
     ("image_ivae", "label"): CATEGORY,
+    ("grape", "label"): CATEGORY + ONE,
     ("grape_vi", "label"): CATEGORY,
     ("grape_vi", "environment"): CATEGORY,
     ("image_ivae", "environment"): CATEGORY,

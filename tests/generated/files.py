@@ -28,6 +28,7 @@ LATENT = (
     "scbd",
     "image_ivae",
     "grape_vi",
+    "grape",
 )
 HEADER = 8
 """Bytes of the length of the header, with which a safetensors file begins."""

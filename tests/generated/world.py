@@ -203,6 +203,12 @@ ENTRIES: dict[str, Small] = {
     "scbd": Small(_images, PICTURED, {"n_latent": 4, "widths": (4, 8), "partners": 3}, matrix=False),
     "image_ivae": Small(_images, PICTURED, {"n_latent": 3, "n_spurious": 2, "widths": (4, 8)}, matrix=False),
     "grape_vi": Small(_images, PICTURED, {"n_latent": 3, "n_style": 2, "widths": (4, 8), "partners": 3}, matrix=False),
+    "grape": Small(
+        _images,
+        {"label": "group"},
+        {"n_row": 4, "n_noise": 2, "n_style": 3, "width": 3, "mapping_width": 5, "mapping_layers": 2},
+        matrix=False,
+    ),
     "poxm": Small(_slates, sizes={"n_hidden": 8}, ask=_nothing),
     "incentives": Small(_features, sizes={"n_hidden": 8, "n_representation": 4, "n_head": 4}, ask=_nothing),
     "nodags": Small(_perturbed, ask=_nothing),

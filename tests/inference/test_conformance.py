@@ -52,6 +52,7 @@ SMALL = {
     "comparative": {"n_hidden": 16, "n_latent": 3, "n_salient": 3},
     "scbd": {"widths": (4, 8), "n_latent": 4},
     "image_ivae": {"widths": (4, 8), "n_latent": 4, "n_spurious": 2},
+    "grape": {"n_row": 4, "n_style": 3, "width": 3, "mapping_width": 6},
     "grape_vi": {"widths": (4, 8), "n_latent": 4, "n_style": 2},
 }
 """Entries that are checked in a smaller size than their own, to take seconds."""

@@ -13,6 +13,7 @@ Published, 8,000 digits: ERM .998 and .204 (white); alpha 0 .994 to .996, .294 t
 
 import time
 import warnings
+from typing import Any
 
 import anndata
 import numpy as np
@@ -37,7 +38,8 @@ def digits(seed: int) -> tuple[anndata.AnnData, anndata.AnnData]:
     with np.load(folder("images/mnist_5k.npz")) as stored:
         images, labels = stored[stored.files[0]], stored[stored.files[1]]
     order = np.random.default_rng(seed).permutation(len(labels))
-    images = np.stack([zoom(x, PIXELS / x.shape[0], order=0) for x in images[order].reshape(-1, 28, 28)])
+    larger: Any = [zoom(x, PIXELS / x.shape[0], order=0) for x in images[order].reshape(-1, 28, 28)]
+    images = np.stack(larger)
     labels = labels[order].astype(int)
     return (
         coloured_digits(images[:4000], labels[:4000], seed),

@@ -11,6 +11,7 @@ features .511 to .541, contrastive embeddings .288 to .352, rows of a prototype 
 
 import time
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,8 @@ def screen(seed: int, epochs: int, wanted: list[str]) -> list[dict]:
     data, obs = world.data, world.data.obs
     order = np.random.RandomState(seed).permutation(data.n_obs)
     learnt, held = np.sort(order[: int(0.6 * len(order))]), np.sort(order[int(0.6 * len(order)) :])
-    train, images, rows = data[learnt].copy(), data.obsm["image"], []
+    train, rows = data[learnt].copy(), []
+    images: Any = data.obsm["image"]
 
     def judge(name: str, values: np.ndarray, seconds: float) -> None:
         rows.append(
@@ -96,8 +98,9 @@ def screen(seed: int, epochs: int, wanted: list[str]) -> list[dict]:
             warnings.simplefilter("ignore")
             return fit(entry, train, fields=PLACES, seed=seed, **options | given), start
 
+    traits: Any = data.obsm["traits"]
     pixels = images.reshape(len(images), -1)
-    judge("traits that made the images", data.obsm["traits"][held], 0.0)
+    judge("traits that made the images", traits[held], 0.0)
     judge("64 components of pixels", PCA(64, random_state=0).fit(pixels[learnt]).transform(pixels[held]), 0.0)
     if "supervised" in wanted:
         start = time.process_time()

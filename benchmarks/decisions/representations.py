@@ -11,6 +11,7 @@
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,10 +32,12 @@ def screened(seed: int) -> tuple[dict[str, pd.DataFrame], pd.Series]:
     held = np.sort(rng.permutation(world.data.n_obs)[int(0.6 * world.data.n_obs) :])
     obs = world.data.obs.iloc[held]
     place = {"well": "well", "guide": "guide", "control": "non-targeting", "obs": obs}
-    pixels = world.data.obsm["image"].reshape(world.data.n_obs, -1)
+    images: Any = world.data.obsm["image"]
+    pixels = images.reshape(world.data.n_obs, -1)
     learnt = np.setdiff1d(np.arange(len(pixels)), held)
     components = PCA(64, random_state=0).fit(pixels[learnt]).transform(pixels[held])
-    values = {"traits (ceiling)": world.data.obsm["traits"][held], "64 components of pixels": components}
+    traits: Any = world.data.obsm["traits"]
+    values = {"traits (ceiling)": traits[held], "64 components of pixels": components}
     values["random"] = rng.normal(size=(len(held), 64))
     return {name: perturbation_profiles(v, "gene", **place) for name, v in values.items()}, world.complexes
 

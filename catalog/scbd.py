@@ -179,7 +179,7 @@ class SCBD(Program):
         with self.cells(batch):
             z = {site: self.embedding(site) for site in SITES}
             y, e = batch["label"], batch["environment"]
-            s = e if self.spurious == "environment" else torch.where((y < 0) | (e < 0), -1, y * self.n_environment + e)
+            s = self.told_by_s(y, e)
             of_label = self.contrasted(z["z_c"], y, "z_c", y, e)
             pyro.deterministic("contrast_c", of_label, event_dim=0)
             pyro.factor("label_partners", of_label)
@@ -217,6 +217,12 @@ class SCBD(Program):
         flat = dist.Normal(self.spread.new_zeros(self.n_latent), 1.0)
         u = pyro.sample("u" + site[1:], flat.to_event(1))
         return pyro.deterministic(site, F.normalize(u, dim=-1), event_dim=1)
+
+    def told_by_s(self, label: Tensor, environment: Tensor) -> Tensor:
+        """Codes [B] of what z_s is to tell; -1 where they are not known."""
+        if self.spurious == "environment":
+            return environment
+        return torch.where((label < 0) | (environment < 0), -1, label * self.n_environment + environment)
 
     def candidates(self, site: str, z: Tensor, *codes: Tensor) -> tuple[Tensor, ...]:
         """Return who may be a partner: the minibatch and, in training, what is remembered."""
@@ -261,9 +267,8 @@ class SCBD(Program):
         number = len(y) + self.memory["z_c"].number() - (0 if self.itself else 1)
         self.contrast.lerp_(contrast / torch.tensor(float(max(number, 2)), device=contrast.device).log(), RECENT)
         if self.memory["z_c"].size:
-            s = e if self.spurious == "environment" else y * self.n_environment + e
             self.memory["z_c"].push(z_c, y, e)
-            self.memory["z_s"].push(step.draw("z_s"), s, e)
+            self.memory["z_s"].push(step.draw("z_s"), self.told_by_s(y, e), e)
 
     def unfinished(self) -> bool:
         """Whether the invariance has yet to come to its strength."""

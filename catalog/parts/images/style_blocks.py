@@ -38,12 +38,12 @@ class DownBlock(nn.Module):
         self.first_norm = nn.InstanceNorm2d(n_in, affine=True) if normalise else nn.Identity()
         self.second_norm = nn.InstanceNorm2d(n_in, affine=True) if normalise else nn.Identity()
         self.shorter = nn.Conv2d(n_in, n_out, 1, bias=False) if n_in != n_out else nn.Identity()
-        self.halve = halve
+        self.halves = halve
 
     def forward(self, x: Tensor) -> Tensor:
         direct = self.shorter(x)
         inner = self.first(F.leaky_relu(self.first_norm(x), SLOPE))
-        if self.halve:
+        if self.halves:
             direct, inner = F.avg_pool2d(direct, 2), F.avg_pool2d(inner, 2)
         inner = self.second(F.leaky_relu(self.second_norm(inner), SLOPE))
         return (direct + inner) / sqrt(2)
@@ -57,11 +57,11 @@ class UpBlock(nn.Module):
         self.first, self.second = nn.Conv2d(n_in, n_out, 3, 1, 1), nn.Conv2d(n_out, n_out, 3, 1, 1)
         self.first_norm, self.second_norm = AdaptiveNorm(n_style, n_in), AdaptiveNorm(n_style, n_out)
         self.shorter = nn.Conv2d(n_in, n_out, 1, bias=False) if n_in != n_out else nn.Identity()
-        self.double = double
+        self.doubles = double
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         direct, inner = x, F.leaky_relu(self.first_norm(x, style), SLOPE)
-        if self.double:
+        if self.doubles:
             direct, inner = (F.interpolate(part, scale_factor=2.0) for part in (direct, inner))
         inner = self.second(F.leaky_relu(self.second_norm(self.first(inner), style), SLOPE))
         return (self.shorter(direct) + inner) / sqrt(2)

@@ -69,6 +69,7 @@ def test_the_step_of_a_player_leaves_the_other_as_it_is(player, screen):
             assert torch.equal(value, before[name]) != own, name
 
 
+@pytest.mark.slow
 def test_it_conforms(screen):
     data = screen.copy()
     data.obs["label"] = data.obs["gene"]

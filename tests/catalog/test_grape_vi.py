@@ -19,6 +19,7 @@ def screen():
     return ops_sim(0, 2, 2, 0, 2, 12, 10, size=8).data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given", [{"augment": False}, {"alpha": 0.0, "partners": 0}, {"likelihood": "bernoulli"}], ids=str
 )

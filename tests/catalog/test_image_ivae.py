@@ -19,6 +19,7 @@ def screen():
     return ops_sim(0, 2, 2, 0, 2, 10, 8, size=8).data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [{}, {"sees_environment": True}, {"prior": "standard", "n_spurious": 0}, {"likelihood": "bernoulli"}],

@@ -100,6 +100,7 @@ def test_a_cut_decoder_trains_no_encoder_and_a_joint_one_does():
         assert reaches == (decoder == "joint") and weights.log_w.shape == (1, 24)
 
 
+@pytest.mark.slow
 def test_it_conforms_in_every_form():
     data = tiny()
     for given in (

@@ -56,7 +56,7 @@ def test_ties_have_found_nothing():
 @pytest.mark.parametrize("null", ["labels", "ranks"])
 def test_p_values_are_valid_where_labels_mean_nothing(null):
     small = []
-    for seed in range(150):
+    for seed in range(80):
         profiles, groups = drawn(seed, items=24, group=4)
         small += retrieval(profiles, groups, permutations=99, null=null, seed=seed).table["p_value"].tolist()
     share = np.mean(np.array(small) <= 0.1)

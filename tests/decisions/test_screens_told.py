@@ -56,14 +56,14 @@ def test_errors_of_few_degrees_of_freedom_have_the_tails_of_students_t(freedom):
 @pytest.mark.parametrize("cells", [14, 16, 40])
 def test_noise_has_no_targets_however_few_the_cells(cells):
     false = []
-    for seed in range(100):
+    for seed in range(50):
         rng = np.random.default_rng(seed)
         codes = np.r_[np.arange(12), np.full(cells - 12, -1)][:, None]
         shifts = estimated_shifts(rng.normal(size=(cells, 3)), codes, 12)
         scaled, error = shifts.estimate / shifts.deviation, shifts.error / shifts.deviation
         probability, _ = shift_probabilities(scaled, error, 0.5, "empirical", shifts.freedom)
         false.append(calls(probability.ravel(), 0.05).any())
-    assert np.mean(false) <= 0.12
+    assert np.mean(false) <= 0.14
 
 
 # ---- doses ------------------------------------------------------------------------------------------------------

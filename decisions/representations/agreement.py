@@ -20,6 +20,8 @@ from fieldguide.inference.checks.arguments import one_of
 
 PERCENTILES = tuple(range(80, 100))
 """At which pairs are called alike, as published for optical pooled screens."""
+EQUAL = 1e-9
+"""Rounding that a comparison of cosines with a percentile forgives."""
 
 
 def cluster_agreement(profiles: Any, groups: Any) -> pd.Series:
@@ -126,7 +128,7 @@ def complex_recall(profiles: Any, groups: Any, rule: str = "one_sided", among: s
     out = []
     for percentile, high, lowest in zip(PERCENTILES, highs, lows, strict=True):
         low = lowest if both else -np.inf
-        called = (pairs >= high) | (pairs <= low)
+        called = (pairs >= high - EQUAL) | (pairs <= low + EQUAL)
         hits = int((called & linked).sum())
         out.append(
             {

@@ -109,7 +109,7 @@ def test_recall_of_complexes_by_brute_force(rule, among):
         hit = called = linked = 0
         for a, b in combinations(range(len(of)), 2):
             value = unit[places[a]] @ unit[places[b]]
-            alike = value >= high or value <= low
+            alike = value >= high - 1e-9 or value <= low + 1e-9
             real = any(of[a] in v and of[b] in v for v in groups.values())
             hit, called, linked = hit + (alike and real), called + alike, linked + real
         row = answer.table.loc[q]
